@@ -1,0 +1,66 @@
+.DEFAULT_GOAL := help
+.PHONY: help install demo format lint types test slow docs bench check all report \
+	sam seem dinov2 openclip blip deit dino resnet152 efficientnet_lite0
+
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= sample
+OPTIONS ?=
+BACKBONES := sam seem dinov2 openclip blip deit dino resnet152
+
+help:     ## Show these targets
+	@grep -E '^[a-z]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo "sam seem dinov2 openclip blip deit dino resnet152 efficientnet_lite0"
+	@echo "            All that is done for one backbone: make dinov2 DATA=csv:labels.csv"
+
+# A stamp per set of extras; the environment is made anew only when what it needs has changed.
+.venv/.demo: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[demo]'
+	@touch $@
+
+.venv/.dev: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@ .venv/.demo
+
+install: .venv/.dev  ## Make .venv with all that development and tests need
+
+demo: .venv/.demo  ## Run the main job on a sample that ships with scikit-learn
+	$(BIN)/medprobe extract sample -m efficientnet_lite0 -o demo/features
+	$(BIN)/medprobe probe demo/features/sample/efficientnet_lite0.h5 -o demo/results
+	$(BIN)/medprobe report demo/results -o demo/report
+
+format: .venv/.dev  ## Rewrite the code and the generated docs in place
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/cog -r docs/cli.md
+
+lint: .venv/.dev  ## Check style and formatting, changing nothing
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/.dev  ## Check types
+	$(BIN)/mypy
+
+test: .venv/.dev  ## Run the fast tests
+	$(BIN)/pytest -m 'not slow and not gpu and not network'
+
+slow: .venv/.dev  ## Run the slow tests
+	$(BIN)/pytest -m slow
+
+docs: .venv/.dev  ## Check that the generated docs are up to date
+	$(BIN)/cog --check docs/cli.md
+
+bench: .venv/.dev  ## Print the benchmark tables
+	$(BIN)/python benchmarks/bench_sweep.py
+
+check: lint types docs test  ## Everything that CI runs; the tests last, so that theirs is the closing line
+
+$(BACKBONES) efficientnet_lite0: .venv/.demo
+	$(BIN)/medprobe extract $(DATA) -m $@ $(OPTIONS) --json | \
+		$(BIN)/python -c 'import json, sys; print(*(r["store"] for r in json.load(sys.stdin)))' | \
+		xargs $(BIN)/medprobe probe
+
+all: $(BACKBONES)  ## Every backbone of the study on DATA
+
+report: .venv/.demo  ## Write report/index.html of all results
+	$(BIN)/medprobe report results

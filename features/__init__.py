@@ -1,0 +1,1 @@
+"""Images in, one HDF5 store per (dataset, backbone) out."""

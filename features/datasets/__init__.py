@@ -1,0 +1,70 @@
+"""The table of sources. `open_dataset("folder:DIR")` gives a Manifest; nothing here reads a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from features.datasets.options import Options
+from features.errors import DatasetError
+from features.manifest import Manifest
+
+__all__ = ["SOURCES", "Options", "Source", "open_dataset"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of source: how it is written on the command line and which function reads it."""
+
+    name: str
+    usage: str
+    what: str
+    reader: str  # "module:function" taking (path, options), loaded when asked for
+    needs_path: bool = True
+
+    def read(self, path: Path, options: Options) -> Manifest:
+        """Return the manifest."""
+        module, function = self.reader.split(":")
+        reader: Callable[[Path, Options], Manifest] = getattr(import_module(module), function)
+        return reader(path, options)
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source(
+            name="sample",
+            usage="sample",
+            what="1,797 handwritten digits of scikit-learn, for trying the program; not medical",
+            reader="features.datasets.sample:read",
+            needs_path=False,
+        ),
+        Source(
+            name="folder",
+            usage="folder:DIR",
+            what="one sub-folder per class, or train/ val/ test/ above them",
+            reader="features.datasets.from_folder:read",
+        ),
+        Source(
+            name="csv",
+            usage="csv:FILE",
+            what="columns path, label (or label_*), and if you have them subject and split",
+            reader="features.datasets.from_csv:read",
+        ),
+    )
+}
+
+
+def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
+    """Read `name` or `name:path`. Raises DatasetError for an unknown name or a source that can't be read."""
+    name, _, path = dataset.partition(":")
+    source = SOURCES.get(name)
+    if source is None:
+        known = ", ".join(s.usage for s in SOURCES.values())
+        hint = f"; did you mean folder:{dataset}?" if Path(dataset).is_dir() else ""
+        raise DatasetError(f"unknown dataset {dataset!r}: want one of {known}{hint}")
+    if source.needs_path and not path:
+        raise DatasetError(f"dataset {name!r} needs a path: write {source.usage}")
+    return source.read(Path(path), options or Options())

@@ -1,0 +1,64 @@
+"""What will happen on this machine: device, precision, memory, hub, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from typing import Any
+
+import torch
+
+from features.datasets.sample import cache_folder
+from features.extract import resolve_device, resolve_precision
+
+HUB = "huggingface.co"
+
+
+def examine() -> dict[str, Any]:
+    """Return a dict of what was found, in the order to be read."""
+    device = resolve_device("auto")
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "precision": resolve_precision("auto", device),
+        "precision_why": _why(device),
+        "hub": f"{HUB} is {'reachable' if _reachable(HUB) else 'not reachable: give weights with --weights FILE'}",
+        "cache": str(cache_folder()),
+        "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
+    }
+
+
+def _why(device: str) -> str:
+    if device == "cuda":
+        return (
+            "the GPU multiplies bfloat16"
+            if torch.cuda.is_bf16_supported()
+            else "the GPU has no bfloat16"
+        )
+    if torch.cpu._is_amx_tile_supported():
+        return "the processor has AMX, which multiplies bfloat16 about 8 times faster than float32"
+    return "no GPU, and a processor without AMX"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+        return names[0]
+    except (OSError, IndexError):
+        import platform
+
+        return platform.processor() or platform.machine()
+
+
+def _reachable(host: str) -> bool:
+    try:
+        socket.create_connection((host, 443), timeout=3).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,43 @@
+"""The errors a user can meet, as one small tree; cli.py prints them as one or two lines.
+
+MedprobeError               the work can't go on; the message says what, found, wanted, next step
+├── DatasetError            a source of images or labels that can't be read as asked
+├── ImageError              one image that can't be decoded (recorded as bad, never fatal by default)
+├── BackboneError           an unknown backbone, or weights that don't fit it
+├── StoreError              a store that is missing, damaged or incomplete
+│   ├── StoreLockedError    another process is writing to it
+│   └── StaleStoreError     it was made from something else; the message names what differs
+└── ProbeError              labels, splits or options that no head can be fitted to
+"""
+
+
+class MedprobeError(Exception):
+    """The root: everything Medprobe raises on purpose."""
+
+
+class DatasetError(MedprobeError):
+    """A source of images or labels can't be read as asked."""
+
+
+class ImageError(MedprobeError):
+    """One image can't be decoded."""
+
+
+class BackboneError(MedprobeError):
+    """An unknown backbone, or weights that don't fit it."""
+
+
+class StoreError(MedprobeError):
+    """A store is missing, damaged or incomplete."""
+
+
+class StoreLockedError(StoreError):
+    """Another process is writing to the store."""
+
+
+class StaleStoreError(StoreError):
+    """The store was made from something else than what is asked for."""
+
+
+class ProbeError(MedprobeError):
+    """No head can be fitted to these labels, splits or options."""

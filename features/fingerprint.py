@@ -1,0 +1,61 @@
+"""The fingerprint: everything that can change a feature's value beyond its last bits, as one dict with a digest.
+
+A store is reused only where fingerprints are equal; where not, `differences` names what differs. Device, batch size
+and thread count move the last bits of a float and are kept as provenance beside it, not in it. Labels, subjects and
+splits change no feature and are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from features.backbones import Backbone
+from features.images import DECODE
+from features.manifest import Manifest, digest
+
+LIBRARIES = ("torch", "torchvision", "timm", "pillow")
+
+
+def fingerprint(
+    manifest: Manifest, backbone: Backbone, features: Sequence[str], precision: str
+) -> dict[str, Any]:
+    """Return the fingerprint of a store: nested dicts of JSON values."""
+    t = backbone.transform
+    return {
+        "backbone": {
+            "name": backbone.spec.name,
+            "architecture": backbone.spec.architecture,
+            "weights": backbone.weights,
+            "weights_digest": backbone.weights_digest,
+        },
+        "features": sorted(features),
+        "image": {
+            "size": t.size,
+            "resize": t.resize,
+            "interpolation": t.interpolation,
+            "decode": DECODE,
+        },
+        "normalize": {"mean": list(t.mean), "std": list(t.std)},
+        "precision": precision,
+        "manifest": {"images": len(manifest), "digest": manifest.digest()},
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return one line for every value that differs: `image.size: stored 224, asked 448`."""
+    out = []
+    for key in sorted(stored.keys() | asked.keys()):
+        a, b = stored.get(key), asked.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: stored {a}, asked {b}")
+    return out
+
+
+def digest_of(stored: Mapping[str, Any]) -> str:
+    """Return a fingerprint's short name."""
+    return digest(stored)

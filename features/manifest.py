@@ -1,0 +1,74 @@
+"""The manifest: the ordered table of images with labels, subjects and splits. Row i is image i of every store.
+
+Labels are numbers with names beside them. A multiclass label is a class index, or NO_LABEL. A multilabel row has one
+number per finding: PRESENT, ABSENT, UNCERTAIN (the -1 of CheXpert) or NOT_STATED (an empty cell).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPLITS = ("train", "val", "test")
+NO_LABEL = -1
+PRESENT, ABSENT, UNCERTAIN, NOT_STATED = 1, 0, -1, -2
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """N images. `path` is relative to `root`; `id` is unique; `subject` groups the images that must stay together."""
+
+    dataset: str
+    root: Path
+    id: NDArray[Any]  # (N,) str
+    path: NDArray[Any]  # (N,) str
+    subject: NDArray[Any]  # (N,) str
+    split: NDArray[Any]  # (N,) one of SPLITS
+    label: NDArray[np.int32]  # (N,) class index, or (N, L) states of findings
+    classes: tuple[str, ...]
+    split_from: str  # "given", or how it was drawn
+    metric: str | None = None  # what the data set is usually scored by
+    note: str = ""  # what a reader of its numbers must know
+
+    @property
+    def task(self) -> str:
+        """Return "multiclass" (one class per image) or "multilabel" (any number of findings)."""
+        return "multilabel" if self.label.ndim == 2 else "multiclass"
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.id)
+
+    def head(self, n: int) -> Manifest:
+        """Return the first n images."""
+        names = ("id", "path", "subject", "split", "label")
+        return replace(self, **{name: getattr(self, name)[:n] for name in names})
+
+    def digest(self) -> str:
+        """Return a hash of which images stand in which row; labels, subjects and splits are not in it."""
+        return digest(list(zip(self.id.tolist(), self.path.tolist(), strict=True)))
+
+    def split_digest(self) -> str:
+        """Return a hash of which image is in which split, whatever the order of the rows."""
+        return digest(sorted(zip(self.id.tolist(), self.split.tolist(), strict=True)))
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a JSON value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def natural_order(names: Sequence[str]) -> list[str]:
+    """Sort class names: as numbers where all are numbers (so that grade 10 follows 9), else as text."""
+    try:
+        return sorted(set(names), key=lambda name: (float(name), name))
+    except ValueError:
+        return sorted(set(names))

@@ -1,0 +1,70 @@
+"""Deal subjects into parts so that every part gets its share of every label: train/test splits and folds.
+
+The deal depends on the seed, the subjects' names and their labels, and not on the order of the rows. It is the greedy
+rule of scikit-learn's StratifiedGroupKFold (largest subjects first, each to the part that needs its labels most),
+for any number of labels per image (Sechidis et al. 2011, On the stratification of multi-label data).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def deal(
+    subject: NDArray[np.str_],
+    label: NDArray[np.integer],
+    shares: Sequence[float],
+    *,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Return each image's part, (N,), so that parts get their shares of every label and no subject is in two.
+
+    Parameters
+    ----------
+    subject : (N,) names.
+    label : (N,) class index, or (N, L) states of findings, of which only the positive ones are counted.
+    shares : the parts' shares, summing to 1; part k of the answer is number k.
+    """
+    names, member = np.unique(subject, return_inverse=True)
+    images = np.bincount(member)
+    counts = _label_counts(label, member, len(names))
+    counts = np.concatenate([counts, images[:, None]], axis=1)  # (S, labels + 1)
+    total = np.maximum(counts.sum(0), 1)
+    share = np.asarray(shares, dtype=np.float64)[:, None] / np.sum(shares)
+    need = np.repeat(
+        total[None], len(share), axis=0
+    )  # what a part still lacks, as if it were to get all
+
+    # Rare labels weigh more: a label's weight is the inverse of how often it occurs.
+    weight = 1 / total
+    size = (counts * weight).sum(1)
+    luck = np.array([_hash(seed, name) for name in names.tolist()])
+    part = np.empty(len(names), dtype=np.int64)
+    for s in np.lexsort((luck, -size)):
+        want = need @ (counts[s] * weight * weight)
+        best = np.flatnonzero(want >= want.max() - 1e-12)
+        part[s] = best[luck[s] % len(best)]
+        need[part[s]] -= counts[s] / share[part[s]]
+    return part[member]
+
+
+def _label_counts(
+    label: NDArray[np.integer], member: NDArray[np.integer], subjects: int
+) -> NDArray[np.float64]:
+    """Return how many images with each label each subject has, (S, labels)."""
+    if label.ndim == 1:
+        known = label >= 0
+        counts = np.zeros((subjects, int(label.max(initial=0)) + 1))
+        np.add.at(counts, (member[known], label[known]), 1)
+        return counts
+    counts = np.zeros((subjects, label.shape[1]))
+    np.add.at(counts, member, label == 1)
+    return counts
+
+
+def _hash(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:7], "big")

@@ -1,0 +1,251 @@
+"""Fit many penalised logistic-regression heads at once; predict with one; save and load it.
+
+Shapes: N images, D features, J strengths C, G row weightings (folds, subsets), L label columns, K classes.
+The objective is scikit-learn's LogisticRegression (l2, free intercept), divided by C times the sum of weights n:
+mean loss + l2/2 ||W||^2 with l2 = 1 / (C n). Three or more classes: softmax. Two, or several labels per image: one
+sigmoid per label column.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from features.errors import ProbeError
+from probe.objective import Basis, Objective
+from probe.path import Path as Strengths
+from probe.path import Progress
+
+SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
+
+
+@dataclass(frozen=True)
+class Head:
+    """One fitted classifier. coef (K, D) and intercept (K,), or (L, D) and (L,) for sigmoids; in the features' units."""
+
+    coef: Tensor
+    intercept: Tensor
+    classes: tuple[str, ...]
+    kind: str  # "softmax", "sigmoid" (one per class), or "binary" (one sigmoid for the second of two classes)
+    C: float
+
+    def predict_proba(self, X: Tensor) -> Tensor:
+        """Return class probabilities, (N, K), rows summing to 1; for several labels (N, L), each in [0, 1]."""
+        return _probabilities(X.to(self.coef) @ self.coef.T + self.intercept, self.kind)
+
+    def save(self, path: Path, **about: Any) -> None:
+        """Write path.safetensors and path.json; `about` joins the JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "coef": self.coef.contiguous().cpu(),
+            "intercept": self.intercept.contiguous().cpu(),
+        }
+        save_file(tensors, path.with_suffix(".safetensors"))
+        words = {
+            "format": "medprobe-head",
+            "version": 1,
+            "kind": self.kind,
+            "classes": self.classes,
+            "C": self.C,
+        }
+        text = json.dumps(words | about, indent=2, ensure_ascii=False)
+        path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[Head, dict[str, Any]]:
+        """Read what save wrote, from any of its two names; return the head and the JSON."""
+        try:
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            tensors = load_file(path.with_suffix(".safetensors"))
+            head = cls(
+                tensors["coef"],
+                tensors["intercept"],
+                tuple(about["classes"]),
+                about["kind"],
+                about["C"],
+            )
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ProbeError(
+                f"{path} is not a saved head ({error}); want heads.json with heads.safetensors beside it"
+            ) from None
+        return head, about
+
+
+@dataclass(frozen=True)
+class Heads:
+    """J x G fitted heads, each of L label columns with K outputs (L = 1 for softmax, K = 1 for sigmoids).
+
+    coef (J, G, L, K, D), intercept (J, G, L, K); converged, gap, value, passes (J, G, L). gap is the estimated
+    distance to the optimum, relative to max(value, 1e-3).
+    """
+
+    coef: Tensor
+    intercept: Tensor
+    C: Tensor
+    kind: str
+    converged: Tensor
+    gap: Tensor
+    value: Tensor
+    passes: Tensor
+
+    def probabilities(self, X: Tensor, group: int = 0) -> Tensor:
+        """Return what the J heads of one group say of X (N, D): (J, N, K), or (J, N, L) for several labels."""
+        coef = self.coef[:, group].flatten(1, 2)  # (J, L*K, D)
+        logits = (
+            torch.einsum("nd,jkd->jnk", X.to(coef), coef)
+            + self.intercept[:, group].flatten(1, 2)[:, None]
+        )
+        return _probabilities(logits, self.kind)
+
+    def head(self, classes: Sequence[str], j: int = 0, group: int = 0) -> Head:
+        """Return one classifier."""
+        coef, intercept = self.coef[j, group].flatten(0, 1), self.intercept[j, group].flatten()
+        return Head(coef, intercept, tuple(classes), self.kind, float(self.C[j]))
+
+
+def _probabilities(logits: Tensor, kind: str) -> Tensor:
+    if kind == "softmax":
+        return logits.softmax(-1)
+    p = logits.sigmoid()
+    return torch.cat([1 - p, p], -1) if kind == "binary" else p
+
+
+@torch.no_grad()
+def fit_heads(
+    X: Tensor,
+    y: Tensor,
+    *,
+    C: Tensor | Sequence[float],
+    n_classes: int | None = None,
+    weights: Tensor | None = None,
+    tol: float = 1e-6,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Heads:
+    """Fit a head for every strength C (J,) and every weighting of the rows (G, N).
+
+    Parameters
+    ----------
+    X : (N, D), finite; any scale and offset.
+    y : (N,) class index, or (N, L) of 1, 0 and NaN (left out of that label's loss).
+    n_classes : K for class indices, when not all are present in y.
+    weights : (G, N), a weight of 0 leaves the row out, 2 counts it twice; default one group of ones.
+    tol : the gap, (objective - optimum) / max(objective, 1e-3), under which a head is done. float32 does the work
+        and float64 finishes what float32 can't: heads it left unconverged, or all of them when tol < 1e-7.
+    progress : called with heads done, heads in all, and the passes of the batch at work.
+
+    Raises ProbeError where no head can be fitted.
+    """
+    rows = _Rows.of(X, device)
+    y = y.to(device)
+    K = 1 if y.ndim == 2 else n_classes or int(y.max()) + 1
+    kind = "sigmoid" if y.ndim == 2 else "binary" if K == 2 else "softmax"
+    if y.ndim == 1 and K < 2:
+        raise ProbeError("one class is left in the training rows; a head needs at least two")
+    columns = None if kind == "softmax" else y.reshape(len(y), -1).double()
+    w = torch.ones(1, len(y), device=device) if weights is None else weights.to(device)
+    order = torch.as_tensor(C, dtype=torch.float64, device=device)
+    strengths, back = torch.unique(order, return_inverse=True)  # ascending
+
+    # Head (j, g, l). Row weights are one column per group, or per group and label where labels are missing.
+    J, G, L = len(strengths), len(w), 1 if columns is None else columns.shape[1]
+    j, g, label = (
+        t.flatten().to(device)
+        for t in torch.meshgrid(torch.arange(J), torch.arange(G), torch.arange(L), indexing="ij")
+    )
+    known = (
+        w.double()[:, None] if columns is None else w.double()[:, None] * ~columns.T.isnan()
+    )  # (G, L, N)
+    total = known.sum(2)
+    if not (total > 0).all():
+        raise ProbeError(
+            "a fold or a label has no training row left: use fewer folds, or drop the label"
+        )
+    l2 = 1 / (strengths[j] * total[g, label] * rows.scale**2)
+
+    def objective(dtype: torch.dtype) -> Objective:
+        Z = rows.Z.to(dtype)
+        return Objective(
+            Z=Z,
+            y=y if columns is None else columns.nan_to_num(0).to(dtype),
+            weights=(known / total[..., None]).flatten(0, 1).T.to(dtype).contiguous(),
+            bases=[Basis.of(Z, one) for one in w],
+            l2=l2.to(dtype),
+            group=g * L + label,
+            basis=g,
+            column=None if columns is None else label,
+        )
+
+    theta = torch.zeros(J, G * L, 1 if columns is not None else K, rows.Z.shape[1], device=device)
+    path = Strengths(strengths.log10().tolist(), theta)
+    path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
+    if tol < SINGLE or not path.converged.all():
+        path.theta = path.theta.double()
+        path.solve(objective(torch.float64), tol=tol, progress=progress)
+    if loose := int((~path.converged).sum()):
+        warnings.warn(
+            f"{loose} of {path.converged.numel()} heads did not reach a relative gap of {tol:g}; "
+            f"the worst is at {float(path.gap.max()):.1e}",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    coef, intercept = rows.back(torch.unflatten(path.theta.double(), 1, (G, L))[back])
+    shaped = {
+        n: torch.unflatten(getattr(path, n), 1, (G, L))[back]
+        for n in ("converged", "gap", "value", "passes")
+    }
+    return Heads(coef=coef.float(), intercept=intercept.float(), C=order, kind=kind, **shaped)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows as the solver sees them: centred, scaled to unit mean square, a column of ones.
+
+    Where N < D they are turned into the at most N directions that they span; the optimum has no
+    part outside these, because its gradient there is l2 W.
+    """
+
+    Z: Tensor  # (N, r+1)
+    shift: Tensor  # (D,)
+    scale: float  # a power of two, so that scaling rounds nothing
+    turn: Tensor | None  # (D, r)
+
+    @classmethod
+    def of(cls, X: Tensor, device: torch.device | str) -> _Rows:
+        X = X.to(device)
+        if not X.isfinite().all():
+            raise ProbeError(
+                "the features hold NaN or infinity; run `medprobe verify` on the store"
+            )
+        shift = X.mean(0, dtype=torch.float64).to(X.dtype)
+        X = X - shift
+        size = float(X.square().mean(dtype=torch.float64).sqrt())
+        scale = 2.0 ** round(math.log2(size)) if size > 0 else 1.0
+        X = X / scale
+        turn = None
+        if X.shape[0] < X.shape[1]:
+            Y = X.double()
+            spectrum, U = torch.linalg.eigh(Y @ Y.T)
+            keep = spectrum > spectrum[-1] * 1e-13
+            turn = Y.T @ (U[:, keep] / spectrum[keep].sqrt())  # (D, r), orthonormal columns
+            X = Y @ turn
+        ones = X.new_ones(len(X), 1)
+        return cls(torch.cat([X, ones], 1), shift.double(), scale, turn)
+
+    def back(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return coef (..., D) and intercept (...) in the units of X, from theta (..., r+1)."""
+        coef = theta[..., :-1] / self.scale
+        if self.turn is not None:
+            coef = coef @ self.turn.T
+        return coef, theta[..., -1] - coef @ self.shift
