@@ -195,7 +195,7 @@ class FeatureStore:
             return np.asarray(data[rows], dtype=np.float32)
         # HDF5 picks scattered rows one by one; a whole read with a selection in memory is many times faster.
         whole: NDArray[np.float32] = np.asarray(data[:], dtype=np.float32)
-        return whole[rows]
+        return np.asarray(whole[rows])
 
     def verify(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Yield, for each feature, its committed rows that don't match their checksum."""

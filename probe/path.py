@@ -49,16 +49,16 @@ class Path:
         solved: list[int] = []
         for wave in waves(J):
             for j in wave:
-                start = [n for n in solved if bool(self.converged[n].all())]
-                if self.value[j].isnan().all() and start:
-                    self.theta[j] = self._interpolate(j, start)
+                nodes = [n for n in solved if bool(self.converged[n].all())]
+                if self.value[j].isnan().all() and nodes:
+                    self.theta[j] = self._interpolate(j, nodes)
             self.converged[wave] &= self.gap[wave] <= tol
             heads = torch.tensor(
                 [j * B + b for j in wave for b in range(B) if not self.converged[j, b]]
             )
-            size = batch_size(objective, self.theta.shape[2])
-            for start in range(0, len(heads), size):
-                batch = heads[start : start + size].to(self.theta.device)
+            step = batch_size(objective, self.theta.shape[2])
+            for start in range(0, len(heads), step):
+                batch = heads[start : start + step].to(self.theta.device)
                 self._solve(objective, batch, tol, progress)
             solved = sorted(solved + wave)
 

@@ -41,8 +41,8 @@ class Result:
     protocol: str
     metric: str
     value: float
-    ci_low: float | None
-    ci_high: float | None
+    ci_low: float
+    ci_high: float
     metrics: dict[str, dict[str, float | None]]
     C: float
     folds: dict[str, Any]

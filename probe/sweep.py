@@ -108,8 +108,8 @@ def probe(
     rng = np.random.default_rng(settings.seed)
     resampled = bootstrap_weights(subjects, settings.bootstrap, rng)
     scored = {m.name: _scored(m, y_test, p, resampled) for m in metrics.of_task(manifest.task)}
-    value = scored[metric.name]
-    if value["value"] is None:
+    value, low, high = (scored[metric.name][k] for k in ("value", "ci_low", "ci_high"))
+    if value is None or low is None or high is None:
         raise ProbeError(
             f"{path}: {metric.name} is not defined on this test split "
             f"({_unranked(manifest, y_test)}); choose another --metric or another split"
@@ -145,9 +145,9 @@ def probe(
         feature=feature,
         protocol=protocol.name,
         metric=metric.name,
-        value=value["value"],
-        ci_low=value["ci_low"],
-        ci_high=value["ci_high"],
+        value=value,
+        ci_low=low,
+        ci_high=high,
         metrics=scored,
         C=strengths[best],
         folds={

@@ -116,7 +116,9 @@ def load_any(name: str, weights: str | None) -> Backbone:
         )
     with torch.device("meta"):
         shape: Any = timm.create_model(name, num_classes=0)
-    config: Any = resolve_data_config(pretrained_cfg=shape.pretrained_cfg)
+    config: Any = resolve_data_config(  # type: ignore[no-untyped-call]
+        pretrained_cfg=shape.pretrained_cfg
+    )
     size = int(config["input_size"][-1])
     network = TimmNetwork(shape)
     feature, width = next(iter(network.features.items()))
