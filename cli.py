@@ -1,7 +1,8 @@
-"""The command line. A command parses, calls one function and prints; heavy imports happen inside commands.
+"""The command line.
 
-Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 the work found a fault,
-2 the call was wrong, 130 interrupted.
+A command parses, calls one function and prints; heavy imports happen inside commands. Results go to
+standard output, messages and progress to standard error. Exit codes: 0 done, 1 the work found a
+fault, 2 the call was wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Failure(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group whose errors are one or two lines, and whose commands stand in the order they are used in."""
+    """A group whose errors are one or two lines, and whose commands stand in order of use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands as they were added."""
@@ -58,7 +59,10 @@ class Commands(click.Group):
                 raise
             message = str(error)
             if not isinstance(error, (MedprobeError, OSError)):
-                message = f"{type(error).__name__}: {message} (a fault of the program; MEDPROBE_DEBUG=1 shows where)"
+                message = (
+                    f"{type(error).__name__}: {message} "
+                    "(a fault of the program; MEDPROBE_DEBUG=1 shows where)"
+                )
             raise Failure(message) from None
 
 
@@ -76,6 +80,12 @@ def cli() -> None:
 
 def main() -> None:
     """Run the program; SIGTERM stops it as Ctrl-C does."""
+    import warnings
+
+    def say(message: Warning | str, *_: Any, **__: Any) -> None:
+        click.echo(f"Warning: {message}", err=True)
+
+    warnings.showwarning = say
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli()
 
@@ -103,7 +113,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def bar(title: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show progress on standard error, nothing off a terminal; yields a function (done, of, remark)."""
+    """Show progress on standard error if on a terminal; yields a function (done, of, remark)."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -292,8 +302,8 @@ def doctor(json_: bool) -> None:
 def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> None:
     """Compute features of DATASET and store them, one HDF5 file per backbone.
 
-    A run that was stopped goes on where it was; a store that is complete is not computed again. DATASET is one of
-    `medprobe datasets`.
+    A run that was stopped goes on where it was; a store that is complete is not computed again.
+    DATASET is one of `medprobe datasets`.
 
     \b
     medprobe extract csv:labels.csv -m efficientnet_lite0
@@ -466,7 +476,8 @@ def probe(
 ) -> None:
     """Choose C on folds of the training images, refit, and test once.
 
-    All strengths and folds are solved together. Writes a line of results.jsonl, the predictions and the head.
+    All strengths and folds are solved together.
+    Writes a line of results.jsonl, the predictions and the head.
 
     \b
     medprobe probe features/sample/efficientnet_lite0.h5
@@ -493,7 +504,8 @@ def probe(
         if not json_:
             click.echo(
                 f"{result.dataset} x {result.backbone}: {result.metric} {result.value:.3f} "
-                f"[{result.ci_low:.3f}, {result.ci_high:.3f}] on {result.n_test} test images, C = {result.C:.3g}"
+                f"[{result.ci_low:.3f}, {result.ci_high:.3f}] on {result.n_test} test images, "
+                f"C = {result.C:.3g}"
             )
         if result.weights == "random":
             click.echo(
@@ -535,7 +547,8 @@ def predict(head: Path, store: Path, out: Path | None) -> None:
     The store must come from the backbone, with the weights, that the head was fitted on.
 
     \b
-    medprobe predict results/sample/efficientnet_lite0/*/heads.json features/sample/efficientnet_lite0.h5 -o said.csv
+    medprobe predict results/sample/efficientnet_lite0/*/heads.json \\
+        features/sample/efficientnet_lite0.h5 -o said.csv
     """
     from probe.predict import predict as run
 

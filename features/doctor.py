@@ -25,7 +25,11 @@ def examine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "precision": resolve_precision("auto", device),
         "precision_why": _why(device),
-        "hub": f"{HUB} is {'reachable' if _reachable(HUB) else 'not reachable: give weights with --weights FILE'}",
+        "hub": (
+            f"{HUB} is reachable"
+            if _reachable(HUB)
+            else f"{HUB} is not reachable: give weights with --weights FILE"
+        ),
         "cache": str(cache_folder()),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
     }

@@ -1,13 +1,13 @@
 """The errors a user can meet, as one small tree; cli.py prints them as one or two lines.
 
-MedprobeError               the work can't go on; the message says what, found, wanted, next step
-├── DatasetError            a source of images or labels that can't be read as asked
-├── ImageError              one image that can't be decoded (recorded as bad, never fatal by default)
-├── BackboneError           an unknown backbone, or weights that don't fit it
-├── StoreError              a store that is missing, damaged or incomplete
-│   ├── StoreLockedError    another process is writing to it
-│   └── StaleStoreError     it was made from something else; the message names what differs
-└── ProbeError              labels, splits or options that no head can be fitted to
+MedprobeError             the work can't go on; the message says what, found, wanted, next step
+├── DatasetError          a source of images or labels that can't be read as asked
+├── ImageError            one image that can't be decoded (recorded as bad, never fatal by default)
+├── BackboneError         an unknown backbone, or weights that don't fit it
+├── StoreError            a store that is missing, damaged or incomplete
+│   ├── StoreLockedError  another process is writing to it
+│   └── StaleStoreError   it was made from something else; the message names what differs
+└── ProbeError            labels, splits or options that no head can be fitted to
 """
 
 

@@ -1,7 +1,8 @@
-"""Manifest x backbones -> stores: one decode feeds every backbone; a run that was stopped goes on where it was.
+"""Manifest x backbones -> stores: one decode feeds every backbone.
 
-Rows go in fixed batches (row i is in batch i // batch_size), each committed whole. A resumed run computes the same
-batches as an undisturbed one, so the features are the same to the bit.
+A run that was stopped goes on where it was. Rows go in fixed batches (row i is in batch
+i // batch_size), each committed whole. A resumed run computes the same batches as an undisturbed
+one, so the features are the same to the bit.
 """
 
 from __future__ import annotations
@@ -71,14 +72,13 @@ def extract(
 ) -> list[Report]:
     """Fill out/<dataset>/<backbone>.h5 for every backbone and return what was done.
 
-    Raises StaleStoreError where a store was made from something else (nothing is changed), StoreLockedError where
-    another process writes to one, and with on_error="fail" ImageError at the first bad image.
+    Raises StaleStoreError where a store was made from something else (nothing is changed),
+    StoreLockedError where another process writes to one, and with on_error="fail"
+    ImageError at the first bad image.
     """
     settings = settings or Settings()
     with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", Image.DecompressionBombWarning
-        )  # images.decode has its own limit
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode has a limit
         jobs = []
         for backbone in backbones:
             path = store_path(out, manifest.dataset, backbone.spec.name)
@@ -96,9 +96,10 @@ def store_path(out: Path, dataset: str, backbone: str) -> Path:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """Return what "auto" means here: bfloat16 where the hardware multiplies it natively, else float32.
+    """Return what "auto" is here: bfloat16 where the hardware multiplies it natively, else float32.
 
-    That is a GPU with bfloat16, or a processor with AMX. The bfloat16 of AVX-512 alone is left to be asked for.
+    That is a GPU with bfloat16, or a processor with AMX. The bfloat16 of AVX-512
+    alone is left to be asked for.
     """
     if precision != "auto":
         return precision
@@ -115,7 +116,7 @@ def resolve_device(device: str) -> str:
 def _prepare(
     path: Path, manifest: Manifest, backbone: Backbone, settings: Settings
 ) -> FeatureStore:
-    """Return the store open for writing: a new one, or the old one where it was made from the same."""
+    """Return the store open for writing: a new one, or the old one if it was made from the same."""
     wanted = settings.features or (backbone.spec.default_feature,)
     backbone.check(wanted)
     precision = resolve_precision(settings.precision, settings.device)
@@ -145,9 +146,10 @@ def _prepare(
 
 
 def _check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
-    """See that no image has changed since it was read: by size and time, and where those differ by its bytes.
+    """See that no image has changed since it was read.
 
-    Bad images are tried again. A changed one is an error, or with overwrite="stale" computed anew.
+    It is compared by size and time, and where those differ by its bytes. Bad images are tried
+    again. A changed one is an error, or with overwrite="stale" computed anew.
     """
     done, source = store.done, store.source()
     changed = []
@@ -164,7 +166,8 @@ def _check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) 
     if changed and settings.overwrite == "never":
         names = ", ".join(manifest.path[changed[:SHOWN]])
         raise StaleStoreError(
-            f"{store.path}: {len(changed)} images have changed since their features were computed ({names}). "
+            f"{store.path}: {len(changed)} images have changed "
+            f"since their features were computed ({names}). "
             "Take --overwrite stale to compute those anew"
         )
     again = np.concatenate([np.array(changed, dtype=np.int64), np.flatnonzero(done == BAD)])
@@ -248,7 +251,8 @@ def _run(
     size = {job.store.batch_size for job in jobs}
     if len(size) > 1:
         raise StoreError(
-            f"the stores were begun with different batch sizes ({', '.join(map(str, sorted(size)))}): "
+            "the stores were begun with different batch sizes "
+            f"({', '.join(map(str, sorted(size)))}): "
             "finish them one by one, each with its own -m"
         )
     step = size.pop()
@@ -280,7 +284,7 @@ def _run(
 
 
 def _fill(job: _Job, transform: int, good: Sequence[_Loaded], reasons: dict[int, str]) -> None:
-    """Compute and commit a batch. All of it is computed, as in an undisturbed run, and what was pending is stored."""
+    """Compute a batch, all of it as in an undisturbed run, and commit what was pending."""
     features = job.compute(torch.stack([image.pixels[transform] for image in good])) if good else {}
     keep = np.array([bool(job.todo[image.row]) for image in good], dtype=bool)
     kept = [image for image, k in zip(good, keep, strict=True) if k]

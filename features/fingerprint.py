@@ -1,8 +1,9 @@
-"""The fingerprint: everything that can change a feature's value beyond its last bits, as one dict with a digest.
+"""The fingerprint: everything that can change a feature's value beyond its last bits.
 
-A store is reused only where fingerprints are equal; where not, `differences` names what differs. Device, batch size
-and thread count move the last bits of a float and are kept as provenance beside it, not in it. Labels, subjects and
-splits change no feature and are not in it.
+It is one dict with a digest. A store is reused only where fingerprints are equal; where
+not, `differences` names what differs. Device, batch size and thread count move the last
+bits of a float and are kept as provenance beside it, not in it. Labels, subjects and splits
+change no feature and are not in it.
 """
 
 from __future__ import annotations

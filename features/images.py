@@ -1,8 +1,8 @@
 """Bytes to pixels: decode, orient, bring to 8-bit RGB, resize and crop.
 
-What comes out for what: 16-bit grey is scaled by 257 (its full range, so that images of a set stay comparable);
-transparency lies over black; of an animation the first frame; EXIF orientation is applied; CMYK, palette and 1-bit
-become RGB.
+What comes out for what: 16-bit grey is scaled by 257 (its full range, so that images of a set stay
+comparable); transparency lies over black; of an animation the first frame; EXIF orientation is
+applied; CMYK, palette and 1-bit become RGB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 @dataclass(frozen=True)
 class Transform:
-    """What a backbone wants: the shorter side to `resize` pixels, a centre crop of `size`, then (x - mean) / std."""
+    """What a backbone wants: shorter side `resize` pixels, centre crop `size`, (x - mean) / std."""
 
     size: int
     resize: int
@@ -33,7 +33,7 @@ class Transform:
     std: tuple[float, float, float]
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the resized crop of an RGB image, (3, size, size) uint8; the numbers equal torchvision's."""
+        """Return the resized crop of an RGB image, (3, size, size) uint8; equals torchvision's."""
         width, height = image.size
         short = min(width, height)
         wide, high = (int(self.resize * side / short) for side in (width, height))
@@ -75,7 +75,7 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError("over 179 megapixels: refused as a decompression bomb") from None
     except ImageError:
         raise
-    # Pillow's decoders raise many kinds of error on damaged data, among them SyntaxError, ValueError and struct.error.
+    # Damaged data raises many kinds of error in Pillow, among them SyntaxError and struct.error.
     except Exception as error:
         raise ImageError(f"can't be decoded: {error}") from None
 

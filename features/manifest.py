@@ -1,7 +1,8 @@
-"""The manifest: the ordered table of images with labels, subjects and splits. Row i is image i of every store.
+"""The manifest: the ordered table of images with labels, subjects and splits.
 
-Labels are numbers with names beside them. A multiclass label is a class index, or NO_LABEL. A multilabel row has one
-number per finding: PRESENT, ABSENT, UNCERTAIN (the -1 of CheXpert) or NOT_STATED (an empty cell).
+Row i is image i of every store. Labels are numbers with names beside them. A multiclass label is a
+class index, or NO_LABEL. A multilabel row has one number per finding: PRESENT, ABSENT, UNCERTAIN
+(the -1 of CheXpert) or NOT_STATED (an empty cell).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PRESENT, ABSENT, UNCERTAIN, NOT_STATED = 1, 0, -1, -2
 
 @dataclass(frozen=True)
 class Manifest:
-    """N images. `path` is relative to `root`; `id` is unique; `subject` groups the images that must stay together."""
+    """N images. `path` is relative to `root`, `id` unique; images of a `subject` stay together."""
 
     dataset: str
     root: Path
@@ -52,7 +53,7 @@ class Manifest:
         return replace(self, **{name: getattr(self, name)[:n] for name in names})
 
     def digest(self) -> str:
-        """Return a hash of which images stand in which row; labels, subjects and splits are not in it."""
+        """Return a hash of which image stands in which row, without labels, subjects and splits."""
         return digest(list(zip(self.id.tolist(), self.path.tolist(), strict=True)))
 
     def split_digest(self) -> str:
@@ -67,7 +68,7 @@ def digest(value: Any) -> str:
 
 
 def natural_order(names: Sequence[str]) -> list[str]:
-    """Sort class names: as numbers where all are numbers (so that grade 10 follows 9), else as text."""
+    """Sort class names: as numbers where all are numbers (grade 10 follows 9), else as text."""
     try:
         return sorted(set(names), key=lambda name: (float(name), name))
     except ValueError:

@@ -1,8 +1,9 @@
-"""Deal subjects into parts so that every part gets its share of every label: train/test splits and folds.
+"""Deal subjects into parts so that every part gets its share of every label.
 
-The deal depends on the seed, the subjects' names and their labels, and not on the order of the rows. It is the greedy
-rule of scikit-learn's StratifiedGroupKFold (largest subjects first, each to the part that needs its labels most),
-for any number of labels per image (Sechidis et al. 2011, On the stratification of multi-label data).
+The parts are train/test splits and folds. The deal depends on the seed, the subjects' names and
+their labels, and not on the order of the rows. It is the greedy rule of scikit-learn's
+StratifiedGroupKFold (largest subjects first, each to the part that needs its labels most), for any
+number of labels per image (Sechidis et al. 2011, On the stratification of multi-label data).
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ def deal(
     *,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Return each image's part, (N,), so that parts get their shares of every label and no subject is in two.
+    """Return each image's part, (N,): each part its share of every label, no subject in two.
 
     Parameters
     ----------
     subject : (N,) names.
-    label : (N,) class index, or (N, L) states of findings, of which only the positive ones are counted.
+    label : (N,) class index, or (N, L) states of findings, of which only positive ones count.
     shares : the parts' shares, summing to 1; part k of the answer is number k.
     """
     names, member = np.unique(subject, return_inverse=True)

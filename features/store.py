@@ -1,10 +1,12 @@
-"""FeatureStore: one HDF5 file of features per (dataset, backbone). docs/format.md specifies it without code.
+"""FeatureStore: one HDF5 file of features per (dataset, backbone).
 
-Why it survives a crash at any moment. All of HDF5's own structure is written once, into a draft file that is renamed
-into place when complete; every dataset that is filled later is contiguous and allocated then. Filling writes raw bytes
-at fixed places and changes no structure, so there is no moment at which the file can't be opened. A batch is committed
-in two steps, each forced to disk: its rows and checksums, then its marks in /done. A crash between the two loses that
-batch only.
+docs/format.md specifies it without code.
+
+Why it survives a crash at any moment. All of HDF5's own structure is written once, into a draft
+file that is renamed into place when complete; every dataset that is filled later is contiguous and
+allocated then. Filling writes raw bytes at fixed places and changes no structure, so there is no
+moment at which the file can't be opened. A batch is committed in two steps, each forced to disk:
+its rows and checksums, then its marks in /done. A crash between the two loses that batch only.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class FeatureStore:
         """Close the file."""
         self.file.close()
 
-    # --- making and opening -------------------------------------------------------------------------------------
+    # --- making and opening -----------------------------------------------------------------------
 
     @classmethod
     def create(
@@ -101,11 +103,11 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path, *, write: bool = False) -> FeatureStore:
-        """Open a store. Raises StoreError for a file that isn't there, or isn't a store of this version."""
+        """Open a store; StoreError for a file that isn't there or isn't a store of this version."""
         if not path.is_file():
             raise StoreError(f"there is no store {path}: make it with `medprobe extract`")
         try:
-            # HDF5's own locks fail on some network file systems and block readers of a store in the making.
+            # HDF5's locks fail on some network disks and block readers of a store in the making.
             file = h5py.File(path, "r+" if write else "r", locking=False)
         except OSError as error:
             raise StoreError(f"{path} can't be opened as HDF5: {error}") from None
@@ -117,7 +119,7 @@ class FeatureStore:
             )
         return cls(path, file)
 
-    # --- what is in it ------------------------------------------------------------------------------------------
+    # --- what is in it ----------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -137,7 +139,7 @@ class FeatureStore:
 
     @property
     def batch_size(self) -> int:
-        """Rows per batch: the unit of commit, kept so that a resumed run computes the same batches."""
+        """Rows per batch: the unit of commit, kept so that a resumed run has the same batches."""
         return int(self.file.attrs["batch_size"])
 
     @property
@@ -175,7 +177,7 @@ class FeatureStore:
         )
 
     def source(self) -> dict[str, NDArray[Any]]:
-        """Return hash (hex SHA-256 of the bytes), size and mtime_ns of every image as it was read, each (N,)."""
+        """Return hash (hex SHA-256), size and mtime_ns of every image as it was read, each (N,)."""
         found = {name: self.file[f"manifest/{name}"][:] for name in SOURCE}
         return found | {"hash": found["hash"].astype(np.str_)}
 
@@ -193,7 +195,7 @@ class FeatureStore:
         data = self.file[f"features/{feature}"]
         if isinstance(rows, slice):
             return np.asarray(data[rows], dtype=np.float32)
-        # HDF5 picks scattered rows one by one; a whole read with a selection in memory is many times faster.
+        # HDF5 picks scattered rows one by one; a whole read, then a selection, is far faster.
         whole: NDArray[np.float32] = np.asarray(data[:], dtype=np.float32)
         return np.asarray(whole[rows])
 
@@ -209,7 +211,7 @@ class FeatureStore:
                 wrong += [i for i in inside if _checksum(block[i - start]) != sums[i]]
             yield feature, np.array(wrong, dtype=np.int64)
 
-    # --- filling ------------------------------------------------------------------------------------------------
+    # --- filling ----------------------------------------------------------------------------------
 
     def commit(
         self,
@@ -218,16 +220,18 @@ class FeatureStore:
         source: Mapping[str, Sequence[Any]],
         bad: Mapping[int, str],
     ) -> None:
-        """Write a batch: features (n, D) of the good rows with their source's hash, size and mtime, and the bad rows.
+        """Write a batch: features (n, D) and sources of its good rows, and reasons of its bad ones.
 
-        When it returns, the batch survives a power cut. Raises StoreError for features that are not finite.
+        A source is an image's hash, size and mtime. When it returns, the batch survives a power
+        cut. Raises StoreError for features that are not finite.
         """
         for name, values in features.items():
             finite = np.isfinite(values).all(1)
             if not finite.all():
                 i = int(rows[np.flatnonzero(~finite)[0]])
                 raise StoreError(
-                    f"{self.path}: feature {name} of row {i} is not finite; nothing of this batch was stored. "
+                    f"{self.path}: feature {name} of row {i} is not finite; "
+                    "nothing of this batch was stored. "
                     "Try --precision float32, or look at the weights"
                 )
         for name, values in features.items():
@@ -251,7 +255,7 @@ class FeatureStore:
         self._flush()
 
     def relabel(self, manifest: Manifest) -> None:
-        """Replace labels, subjects and splits, in a copy that then takes the store's place; features stay as they are."""
+        """Replace labels, subjects and splits only, in a copy that takes the store's place."""
         draft = self.path.with_suffix(".draft")
         with h5py.File(draft, "w", locking=False) as file:
             for name, value in self.file.attrs.items():
@@ -274,7 +278,7 @@ class FeatureStore:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Hold the right to write to a store; a second writer gets a StoreLockedError that says who holds it.
+    """Hold the right to write to a store; a second writer's StoreLockedError says who holds it.
 
     The lock is the operating system's and ends with the process, however it ends.
     """
@@ -291,7 +295,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         holder.write_text(
             f"process {os.getpid()} on {socket.gethostname()} "
-            f"since {datetime.now(UTC).isoformat(timespec='seconds')} ({' '.join(sys.argv)[:200]})\n"
+            f"since {datetime.now(UTC).isoformat(timespec='seconds')} "
+            f"({' '.join(sys.argv)[:200]})\n"
         )
         yield
     finally:

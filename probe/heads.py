@@ -1,9 +1,9 @@
 """Fit many penalised logistic-regression heads at once; predict with one; save and load it.
 
-Shapes: N images, D features, J strengths C, G row weightings (folds, subsets), L label columns, K classes.
-The objective is scikit-learn's LogisticRegression (l2, free intercept), divided by C times the sum of weights n:
-mean loss + l2/2 ||W||^2 with l2 = 1 / (C n). Three or more classes: softmax. Two, or several labels per image: one
-sigmoid per label column.
+Shapes: N images, D features, J strengths C, G row weightings (folds, subsets), L label columns,
+K classes. The objective is scikit-learn's LogisticRegression (l2, free intercept), divided by C
+times the sum of weights n: mean loss + l2/2 ||W||^2 with l2 = 1 / (C n). Three or more classes:
+softmax. Two, or several labels per image: one sigmoid per label column.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
 
 @dataclass(frozen=True)
 class Head:
-    """One fitted classifier. coef (K, D) and intercept (K,), or (L, D) and (L,) for sigmoids; in the features' units."""
+    """One fitted classifier.
+
+    coef (K, D) and intercept (K,), or (L, D) and (L,) for sigmoids; in the features' units.
+    """
 
     coef: Tensor
     intercept: Tensor
     classes: tuple[str, ...]
-    kind: str  # "softmax", "sigmoid" (one per class), or "binary" (one sigmoid for the second of two classes)
+    kind: str  # "softmax", "sigmoid" (one per class), or "binary" (one, of the second class)
     C: float
 
     def predict_proba(self, X: Tensor) -> Tensor:
-        """Return class probabilities, (N, K), rows summing to 1; for several labels (N, L), each in [0, 1]."""
+        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), each in [0, 1]."""
         return _probabilities(X.to(self.coef) @ self.coef.T + self.intercept, self.kind)
 
     def save(self, path: Path, **about: Any) -> None:
@@ -77,17 +80,18 @@ class Head:
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ProbeError(
-                f"{path} is not a saved head ({error}); want heads.json with heads.safetensors beside it"
+                f"{path} is not a saved head ({error}); "
+                "want heads.json with heads.safetensors beside it"
             ) from None
         return head, about
 
 
 @dataclass(frozen=True)
 class Heads:
-    """J x G fitted heads, each of L label columns with K outputs (L = 1 for softmax, K = 1 for sigmoids).
+    """J x G fitted heads of L label columns with K outputs (softmax: L = 1, sigmoids: K = 1).
 
-    coef (J, G, L, K, D), intercept (J, G, L, K); converged, gap, value, passes (J, G, L). gap is the estimated
-    distance to the optimum, relative to max(value, 1e-3).
+    coef (J, G, L, K, D), intercept (J, G, L, K); converged, gap, value, passes (J, G, L). gap is
+    the estimated distance to the optimum, relative to max(value, 1e-3).
     """
 
     coef: Tensor
@@ -100,7 +104,7 @@ class Heads:
     passes: Tensor
 
     def probabilities(self, X: Tensor, group: int = 0) -> Tensor:
-        """Return what the J heads of one group say of X (N, D): (J, N, K), or (J, N, L) for several labels."""
+        """Return a group's probabilities for X (N, D): (J, N, K), or of L labels (J, N, L)."""
         coef = self.coef[:, group].flatten(1, 2)  # (J, L*K, D)
         logits = (
             torch.einsum("nd,jkd->jnk", X.to(coef), coef)
@@ -140,9 +144,10 @@ def fit_heads(
     X : (N, D), finite; any scale and offset.
     y : (N,) class index, or (N, L) of 1, 0 and NaN (left out of that label's loss).
     n_classes : K for class indices, when not all are present in y.
-    weights : (G, N), a weight of 0 leaves the row out, 2 counts it twice; default one group of ones.
-    tol : the gap, (objective - optimum) / max(objective, 1e-3), under which a head is done. float32 does the work
-        and float64 finishes what float32 can't: heads it left unconverged, or all of them when tol < 1e-7.
+    weights : (G, N); 0 leaves the row out, 2 counts it twice; default one group of ones.
+    tol : the gap, (objective - optimum) / max(objective, 1e-3), under which a head is done.
+        float32 does the work and float64 finishes what float32 can't: heads it left unconverged,
+        or all of them when tol < 1e-7.
     progress : called with heads done, heads in all, and the passes of the batch at work.
 
     Raises ProbeError where no head can be fitted.
@@ -158,7 +163,7 @@ def fit_heads(
     order = torch.as_tensor(C, dtype=torch.float64, device=device)
     strengths, back = torch.unique(order, return_inverse=True)  # ascending
 
-    # Head (j, g, l). Row weights are one column per group, or per group and label where labels are missing.
+    # Head (j, g, l). Row weights: a column per group, or per group and label if labels are missing.
     J, G, L = len(strengths), len(w), 1 if columns is None else columns.shape[1]
     j, g, label = (
         t.flatten().to(device)
@@ -201,11 +206,12 @@ def fit_heads(
             stacklevel=2,
         )
     coef, intercept = rows.back(torch.unflatten(path.theta.double(), 1, (G, L))[back])
+    kept = torch.float64 if tol < SINGLE else torch.float32
     shaped = {
         n: torch.unflatten(getattr(path, n), 1, (G, L))[back]
         for n in ("converged", "gap", "value", "passes")
     }
-    return Heads(coef=coef.float(), intercept=intercept.float(), C=order, kind=kind, **shaped)
+    return Heads(coef=coef.to(kept), intercept=intercept.to(kept), C=order, kind=kind, **shaped)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Arrays to floats: the scores of a head, each under many weightings of the images at once.
 
-Shapes: N images, K classes, L findings, B weightings. y is (N,) class index or (N, L) of 1, 0 and NaN (not scored);
-p is (N, K) or (N, L); weights (B, N). Every score is scikit-learn's with that sample_weight. A class or finding that
-has no positive, or no negative, image can't be ranked: it is left out of the mean, and the score is NaN where none
-is left. It is never scored 0.5.
+Shapes: N images, K classes, L findings, B weightings. y is (N,) class index or (N, L) of 1, 0 and
+NaN (not scored); p is (N, K) or (N, L); weights (B, N). Every score is scikit-learn's with that
+sample_weight. A class or finding that has no positive, or no negative, image can't be ranked: it is
+left out of the mean, and the score is NaN where none is left. It is never scored 0.5.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK = 1 << 24  # numbers of a block of weightings x images: 128 MB
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: its function (y, p, weights) -> (B,), whether more is better, and what the figure is called."""
+    """A score: function (y, p, weights) -> (B,), whether more is better, and what it is called."""
 
     name: str
     title: str
@@ -119,7 +119,7 @@ def _per_output(
 
 
 def _tied(truth: Array, score: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the positive and negative weight at each distinct score, from the highest down: two (B, T)."""
+    """Return the positive and negative weight at each distinct score, highest first: two (B, T)."""
     order = np.argsort(-score, kind="stable")
     start = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
     w = weights[:, order]

@@ -1,13 +1,18 @@
-"""The penalised loss of many heads at once: value, gradient and curvature, as products over blocks of rows.
+"""The penalised loss of many heads at once: value, gradient and curvature.
+
+All are products over blocks of rows.
 
 Shapes: N rows, D columns, H heads, K outputs of a head, G columns of row weights.
-Z (N, D) centred features with a last column of ones, so that the intercept is a coordinate like any other;
-theta (H, K, D). With softmax a head has K classes; with sigmoid K = 1 and a head is one column of labels.
+Z (N, D) centred features with a last column of ones, so that the intercept is a
+coordinate like any other; theta (H, K, D). With softmax a head has K classes; with
+sigmoid K = 1 and a head is one column of labels.
 
-    f_h(theta) = sum_i w_i * loss(y_i, theta z_i) + l2_h / 2 * ||theta without its last column||^2,  sum_i w_i = 1
+    f_h(theta) = sum_i w_i * loss(y_i, theta z_i) + l2_h / 2 * ||theta without its last column||^2,
+    sum_i w_i = 1
 
-Everything is computed relative to the true class, so that a loss of 1e-9 keeps its digits in float32: with margins
-m_k = logit_k - logit_y the loss is log(1 + sum_{k != y} exp m_k), never a difference of large numbers.
+Everything is computed relative to the true class, so that a loss of 1e-9 keeps its digits in
+float32: with margins m_k = logit_k - logit_y the loss is log(1 + sum_{k != y} exp m_k), never
+a difference of large numbers.
 """
 
 from __future__ import annotations
@@ -23,9 +28,10 @@ BLOCK = 1 << 21  # elements of a block's logits: 8 MB in float32, about a core's
 
 @dataclass(frozen=True)
 class Basis:
-    """Coordinates in which the Gram matrix of one set of row weights is diagonal: `B' Gram B = diag(spectrum)`.
+    """Coordinates in which the Gram matrix of one set of row weights is diagonal.
 
-    B (D, D) keeps the penalty's metric (its feature part is orthogonal), spectrum (D,).
+    `B' Gram B = diag(spectrum)`. B (D, D) keeps the penalty's metric (its feature part is
+    orthogonal), spectrum (D,).
     """
 
     B: Tensor
@@ -33,7 +39,7 @@ class Basis:
 
     @classmethod
     def of(cls, Z: Tensor, w: Tensor) -> Basis:
-        """Diagonalise the features' covariance under the row weights w (N,), about their weighted mean."""
+        """Diagonalise the features' covariance about their mean, both weighted by w (N,)."""
         D = Z.shape[1]
         gram = torch.zeros(D, D, dtype=torch.float64, device=Z.device)
         for start in range(0, len(Z), 16384):
@@ -53,7 +59,7 @@ class Basis:
 
 @dataclass(frozen=True)
 class Point:
-    """f and its first two derivatives at a theta: value (H,) float64, gradient (H, K, D), curvature per block."""
+    """f at a theta: value (H,) float64, gradient (H, K, D), and the curvature of each block."""
 
     value: Tensor
     gradient: Tensor
@@ -76,8 +82,10 @@ class Point:
 class Objective:
     """H penalised losses over the same rows.
 
-    y: (N,) class index for softmax, or (N, L) of 0 and 1 for sigmoid, whose columns heads pick by `column` (H,).
-    weights: (N, G), each column summing to 1; heads pick by `group` (H,), and by `basis` (H,) from the bases.
+    y: (N,) class index for softmax, or (N, L) of 0 and 1 for sigmoid, whose columns heads pick
+        by `column` (H,).
+    weights: (N, G), each column summing to 1; heads pick by `group` (H,), and from the bases
+        by `basis` (H,).
     """
 
     Z: Tensor
@@ -131,7 +139,7 @@ class Objective:
         return Point(value, gradient, curvature)
 
     def _loss(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss (n, H), its derivative by the logits (n, H, K), and the curvature (n, H, K)."""
+        """Return loss (n, H), its derivative by the logits (n, H, K), and curvature (n, H, K)."""
         if self.column is not None:
             sign = 1 - 2 * self.y[rows][:, self.column].to(logits.dtype)  # -1 where the label is 1
             m = sign[..., None] * logits
@@ -169,13 +177,14 @@ class Objective:
         return out
 
     def preconditioner(self, point: Point) -> Preconditioner:
-        """Return the inverse of M ⊗ Gram + l2, with M (K, K) each head's mean curvature in class space.
+        """Return the inverse of M ⊗ Gram + l2, M (K, K) each head's mean curvature in class space.
 
-        The Hessian is sum_i w_i (diag(p_i) - p_i p_i') ⊗ z_i z_i'. Replacing the first factor by its mean M
-        leaves a Kronecker product (as in K-FAC, Martens & Grosse 2015, arXiv:1503.05671), which is diagonal
-        once M and Gram are. Measured at N = 16,000, D = 768, K = 8: 73 passes where a diagonal scaling by
-        p (1 - p) needs over 1,000 (C = 100). Moving all classes together changes no softmax, and at the optimum
-        the classes of a feature sum to zero: that direction, which has no curvature but l2's, is left out.
+        The Hessian is sum_i w_i (diag(p_i) - p_i p_i') ⊗ z_i z_i'. Replacing the first factor by
+        its mean M leaves a Kronecker product (as in K-FAC, Martens & Grosse 2015,
+        arXiv:1503.05671), which is diagonal once M and Gram are. Measured at N = 16,000, D = 768,
+        K = 8: 73 passes where a diagonal scaling by p (1 - p) needs over 1,000 (C = 100). Moving
+        all classes together changes no softmax, and at the optimum the classes of a feature sum to
+        zero: that direction, which has no curvature but l2's, is left out.
         """
         H, K = point.gradient.shape[:2]
         M = torch.zeros(H, K, K, dtype=torch.float64, device=self.Z.device)
@@ -231,7 +240,7 @@ class Preconditioner:
 
 
 def _contrasts(K: int) -> Tensor:
-    """Return an orthonormal basis of the vectors that sum to zero, (K, K-1): the Helmert contrasts."""
+    """Return an orthonormal basis of the vectors summing to zero, (K, K-1): Helmert contrasts."""
     U = torch.triu(torch.ones(K, K - 1, dtype=torch.float64))
     U[torch.arange(1, K), torch.arange(K - 1)] = -torch.arange(1, K, dtype=torch.float64)
     return U / U.square().sum(0).sqrt()

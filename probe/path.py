@@ -1,8 +1,9 @@
 """Solve a whole path of strengths C: coarse to fine, each wave started from its solved neighbours.
 
-Shapes: J strengths in ascending order, B heads for each (folds, labels), K outputs, D columns; head (j, b) is number
-j * B + b of the objective. The optimum is a smooth function of log C, so cubic interpolation between solved strengths
-leaves little to do: for the 45 of dinov2-logreg two thirds of the heads start so.
+Shapes: J strengths in ascending order, B heads for each (folds, labels), K outputs, D columns;
+head (j, b) is number j * B + b of the objective. The optimum is a smooth function of log C, so
+cubic interpolation between solved strengths leaves little to do: for the 45 of dinov2-logreg
+two thirds of the heads start so.
 """
 
 from __future__ import annotations
@@ -79,14 +80,13 @@ class Path:
         self.passes.view(-1)[heads] += found.passes
 
     def _interpolate(self, j: int, nodes: list[int]) -> Tensor:
-        """Return theta[j] as its solved neighbours suggest: Lagrange through up to four, in log C."""
+        """Return theta[j] as solved neighbours suggest: Lagrange through up to four, in log C."""
         x = self.log_c
         below = [n for n in nodes if n < j][-2:]
         above = [n for n in nodes if n > j][:2]
         if not below or not above or x[above[0]] - x[below[-1]] > DECADE:
-            return self.theta[
-                below[-1] if below else above[0]
-            ]  # the weaker neighbour has the smaller weights
+            # Too far to interpolate: the neighbour below, which has the smaller weights.
+            return self.theta[below[-1] if below else above[0]]
         near = below + above
         near = [n for n in near if abs(x[n] - x[j]) <= 2 * DECADE]
         out = torch.zeros_like(self.theta[j])
@@ -100,7 +100,7 @@ class Path:
 
 
 def waves(n: int) -> list[list[int]]:
-    """Order a path's indices coarse to fine: every 4th and the last, then those half-way, then the rest."""
+    """Order a path's indices coarse to fine: every 4th and the last, those half-way, the rest."""
     first = sorted({*range(0, n, 4), n - 1})
     second = [i for i in range(2, n, 4) if i not in first]
     return [w for w in (first, second, sorted({*range(n)} - {*first, *second})) if w]

@@ -17,7 +17,7 @@ from probe.heads import Head
 def predict(head_path: Path, store_path: Path) -> str:
     """Return a CSV table: id, predicted (of a multiclass head), and a probability per class.
 
-    Raises ProbeError where the store was made by another backbone, or with other weights, than the head.
+    Raises ProbeError where the store was made by another backbone or other weights than the head.
     """
     head, about = Head.load(head_path)
     with FeatureStore.open(store_path) as store:

@@ -26,7 +26,8 @@ PROTOCOLS = {
             name="dinov2-logreg",
             C=tuple(float(c) for c in 10 ** np.linspace(-6, 5, 45)),
             folds=5,
-            source="facebookresearch/dinov2, dinov2/eval/log_regression.py: no scaling, these 45 values of C; "
+            source="facebookresearch/dinov2, dinov2/eval/log_regression.py: no scaling, "
+            "these 45 values of C; "
             "there a random 10 % of train chooses, here stratified folds by subject",
         ),
         Protocol(

@@ -2,12 +2,14 @@
 
 A results folder holds
 
-    results.jsonl                               one line per result, appended, never rewritten
-    <dataset>/<backbone>/<run>/predictions.csv  id, subject, label, predicted, one probability per class
-    <dataset>/<backbone>/<run>/heads.safetensors, heads.json    the fitted head
+    results.jsonl                      one line per result, appended, never rewritten
+    <dataset>/<backbone>/<run>/
+        predictions.csv                id, subject, label, predicted, one probability per class
+        heads.safetensors, heads.json  the fitted head
 
-Paths in a row are relative to the folder, so the folder can be moved. In predictions.csv of a multi-label task,
-`label` and `predicted` become one column per finding: `label:<finding>` (1, 0 or empty), and `p:<finding>`.
+Paths in a row are relative to the folder, so the folder can be moved. In predictions.csv of a
+multi-label task, `label` and `predicted` become one column per finding: `label:<finding>`
+(1, 0 or empty), and `p:<finding>`.
 """
 
 import csv
@@ -27,9 +29,9 @@ from features.errors import ProbeError
 class Result:
     """A test score of one head on one store.
 
-    `value` with `ci_low`, `ci_high` (95 %) is the score by `metric`; `metrics` has these three, under these names, of
-    every metric of the task, null where it is not defined.
-    `folds` is what C was chosen by: {"kind", "C" (J,), "scores" (J, folds), "converged" (J, folds), "gap" (J, folds)}.
+    `value` with `ci_low`, `ci_high` (95 %) is the score by `metric`; `metrics` has these three,
+    under these names, of every metric of the task, null where it is not defined.
+    `folds` is what C was chosen by: {"kind", "C" (J,), "scores", "converged", "gap" (J, folds)}.
     """
 
     dataset: str
@@ -77,7 +79,7 @@ def append(folder: Path, result: Result) -> None:
 
 
 def load(source: Path) -> list[Result]:
-    """Read the results of a folder or a .jsonl file; of two rows for the same cell the later one stands.
+    """Read the results of a folder or a .jsonl file; of two rows for a cell the later one stands.
 
     A cell is (dataset, backbone, weights, scenario, head, feature, protocol, metric, seed).
     """
@@ -135,7 +137,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what write_predictions wrote. Raises ProbeError for a file that isn't there or isn't that."""
+    """Read what write_predictions wrote; ProbeError for a file that isn't there or isn't that."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file))
@@ -156,5 +158,6 @@ def read_predictions(path: Path) -> Predictions:
         )
     except (OSError, ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
         raise ProbeError(
-            f"{path} holds no predictions ({type(error).__name__}: {error}): run `medprobe probe` again"
+            f"{path} holds no predictions ({type(error).__name__}: {error}): "
+            "run `medprobe probe` again"
         ) from None

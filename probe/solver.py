@@ -1,12 +1,13 @@
-"""Minimise many convex objectives at once by Newton's method, each step solved by conjugate gradients.
+"""Minimise many convex objectives at once by Newton's method.
 
-The solver knows only an objective: something that gives value, gradient and curvature at a point, Hessian products,
-a preconditioner, and a selection of its heads. Heads share every matrix product; each has its own step length and its
-own stopping, and leaves the batch when it is done.
+Each step is solved by conjugate gradients. The solver knows only an objective: something that gives
+value, gradient and curvature at a point, Hessian products, a preconditioner, and a selection of its
+heads. Heads share every matrix product; each has its own step length and its own stopping, and
+leaves the batch when it is done.
 
-Where it stops: half the Newton decrement, g' H^-1 g / 2, is to second order the gap f - min f. Conjugate gradients give
-it as the decrease q of the quadratic model, so a head is done when q <= tol * max(f, 1e-3); the step is still taken,
-which leaves a gap well below q.
+Where it stops: half the Newton decrement, g' H^-1 g / 2, is to second order the gap f - min f.
+Conjugate gradients give it as the decrease q of the quadratic model, so a head is done when
+q <= tol * max(f, 1e-3); the step is still taken, which leaves a gap well below q.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FLOOR = 1e-3  # a gap is measured against max(objective, FLOOR)
 
 @dataclass(frozen=True)
 class Solution:
-    """theta (H, K, D); per head: value, gap (relative, estimated before the last step), converged, passes."""
+    """theta (H, K, D); per head value, gap (relative, before the last step), converged, passes."""
 
     theta: Tensor
     value: Tensor
@@ -44,7 +45,8 @@ def minimise(
 ) -> Solution:
     """Minimise every head from theta (H, K, D) on.
 
-    progress(passes, heads left) is called once per Newton step; a pass is one product with the rows and one back.
+    progress(passes, heads left) is called once per Newton step; a pass is one product
+    with the rows and one back.
     """
     H = len(theta)
     done = Solution(
@@ -78,10 +80,12 @@ def minimise(
 def newton_step(
     objective: Objective, here: Point, *, eta: float = 0.3, max_iterations: int = 250
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve H s = -g by preconditioned conjugate gradients; return s (H, K, D), the model's decrease, products used.
+    """Solve H s = -g by preconditioned conjugate gradients.
 
-    A head stops when its k-th iteration adds less than eta / k of the decrease so far (Nash & Sofer 1990, Assessing
-    a search direction within a truncated-Newton method).
+    Returns s (H, K, D), the model's decrease (H,), and the products used (H,).
+
+    A head stops when its k-th iteration adds less than eta / k of the decrease so far (Nash & Sofer
+    1990, Assessing a search direction within a truncated-Newton method).
     """
     precondition = objective.preconditioner(here)
     step = torch.zeros_like(here.gradient)
@@ -138,10 +142,12 @@ class _Search:
 def line_search(
     objective: Objective, theta: Tensor, here: Point, step: Tensor, *, halvings: int = 30
 ) -> tuple[Tensor, Point, Tensor, Tensor]:
-    """Halve each head's step until f falls as Armijo's rule asks; return theta, its Point, who moved, tries (H,).
+    """Halve each head's step until f falls as Armijo's rule asks.
 
-    A rise within the rounding of f counts as level. A head that no length helps stays where it was, and is said
-    not to have moved.
+    Returns theta, its Point, who moved (H,), and the tries (H,).
+
+    A rise within the rounding of f counts as level. A head that no length helps stays where it was,
+    and is said not to have moved.
     """
     slope = _dot(here.gradient, step)
     rounding = 4 * torch.finfo(theta.dtype).eps * here.value.abs()

@@ -13,14 +13,14 @@ from features.splits import deal
 
 @dataclass(frozen=True)
 class Folds:
-    """What C is chosen by. held_out (F, n): for each fold, which of the n training rows are held out to score it."""
+    """What C is chosen by. held_out (F, n): which of the n training rows each fold is scored on."""
 
     kind: str
     held_out: NDArray[np.bool_]
 
 
 def folds(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -> Folds:
-    """Return the folds over some rows: the given val split where there is one, else k, stratified, by subject."""
+    """Return folds over some rows: the given val split if any, else k, stratified, by subject."""
     val = manifest.split[rows] == "val"
     if val.any():
         return Folds("the val split", val[None])

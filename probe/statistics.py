@@ -15,7 +15,7 @@ LEVEL = 0.95
 def bootstrap_weights(
     subject: NDArray[Any], n: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return how often each image is drawn in n resamples of the subjects with replacement, (n, N)."""
+    """Return how often each image is drawn in n bootstrap resamples of the subjects, (n, N)."""
     _, member = np.unique(subject, return_inverse=True)
     subjects = int(member.max()) + 1
     counts = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=n)  # (n, S)
@@ -25,9 +25,10 @@ def bootstrap_weights(
 def interval(
     metric: Metric, y: NDArray[Any], p: NDArray[Any], weights: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap's 95 % interval of a metric (Efron & Tibshirani 1993, section 13.3).
+    """Return the percentile bootstrap's 95 % interval of a metric.
 
-    Resamples in which the metric is not defined (no positive image drawn) are left out.
+    Efron & Tibshirani 1993, section 13.3. Resamples in which the metric is not defined (no
+    positive image drawn) are left out.
     """
     scores = evaluate(metric, y, p, weights)
     scores = scores[np.isfinite(scores)]

@@ -1,6 +1,7 @@
-"""One store in, one result out: choose C on folds of the training rows, refit on all of them, test once.
+"""One store in, one result out.
 
-All heads are fitted together: the refit on every training row is group 0, fold f is group f + 1.
+Choose C on folds of the training rows, refit on all of them, test once. All heads are fitted
+together: the refit on every training row is group 0, fold f is group f + 1.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Data:
-    """What of a store is probed: rows (n,) of the manifest, X (n, D), y (n,) or (n, L), and where they belong."""
+    """What of a store is probed: manifest rows (n,), X (n, D), y (n,) or (n, L), and train (n,)."""
 
     rows: NDArray[np.int64]
     X: torch.Tensor
@@ -63,9 +64,10 @@ def probe(
     versions: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> results.Result:
-    """Probe a store, write heads, predictions and a line of results.jsonl into `out`, and return the result.
+    """Probe a store and return the result.
 
-    Raises StoreError for a store that can't be read, ProbeError for labels or options no head can be fitted to.
+    Writes heads, predictions and a line of results.jsonl into `out`. Raises StoreError for a store
+    that can't be read, ProbeError for labels or options no head can be fitted to.
     """
     settings = settings or Settings()
     started = time.perf_counter()
@@ -181,11 +183,12 @@ def probe(
 
 
 def load(store: FeatureStore, manifest: Manifest, feature: str, uncertain: str) -> Data:
-    """Read what can be probed: committed rows with a label. Raises ProbeError where a split is left empty."""
+    """Read what can be probed: committed rows with a label. ProbeError if a split is left empty."""
     done = store.done
     if (done == PENDING).any():
         raise ProbeError(
-            f"{store.path} is not complete: {int((done == PENDING).sum())} of {len(done)} images are still to be done; "
+            f"{store.path} is not complete: "
+            f"{int((done == PENDING).sum())} of {len(done)} images are still to be done; "
             "run the same `medprobe extract` again"
         )
     rows = np.flatnonzero((done == DONE) & _labelled(manifest.label))
@@ -194,7 +197,8 @@ def load(store: FeatureStore, manifest: Manifest, feature: str, uncertain: str) 
     train = manifest.split[rows] != "test"
     if not train.any() or train.all():
         raise ProbeError(
-            f"{store.path}: no usable image is left in the {'test' if train.all() else 'train'} split"
+            f"{store.path}: no usable image is left "
+            f"in the {'test' if train.all() else 'train'} split"
         )
     return Data(rows, X, y, train, int((done == BAD).sum()))
 
@@ -237,7 +241,7 @@ def _fold_scores(
 
 
 def _choose(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
-    """Return the strength with the best mean score; of equals the smallest C, the strongest penalty."""
+    """Return the strength with the best mean; of equals the smallest C, the strongest penalty."""
     defined = ~np.isnan(scores)
     if not defined.any():
         raise ProbeError(

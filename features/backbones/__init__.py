@@ -1,4 +1,7 @@
-"""The table of backbones. `load_backbone("efficientnet_lite0")` gives one; looking at the table imports no model."""
+"""The table of backbones.
+
+`load_backbone("efficientnet_lite0")` gives one; looking at the table imports no model.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,8 @@ BACKBONES = {
 def load_backbone(name: str, weights: str | None = None) -> Backbone:
     """Load a backbone by its short name, or any model of timm as `timm:NAME`.
 
-    weights: None for the published ones, "random" for a dry run, or a file. Raises BackboneError for an unknown name
-    (with the closest ones) and for weights that don't fit.
+    weights: None for the published ones, "random" for a dry run, or a file. Raises BackboneError
+    for an unknown name (with the closest ones) and for weights that don't fit.
     """
     library, _, rest = name.partition(":")
     if library == "timm" and rest:

@@ -1,4 +1,7 @@
-"""What a backbone is: a row of facts (Spec), and once loaded a function from pixels to features (Backbone)."""
+"""What a backbone is.
+
+A row of facts (Spec), and once loaded a function from pixels to features (Backbone).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ from features.images import Transform
 class Spec:
     """The facts about a backbone, known without loading it.
 
-    params counts the trunk without any classifier. tokens is the number of positions at input_size, layers the number
-    of blocks. A feature is named LAYER/POOL; feature_dim is the width of default_feature.
+    params counts the trunk without any classifier. tokens is the number of positions at
+    input_size, layers the number of blocks. A feature is named LAYER/POOL; feature_dim is
+    the width of default_feature.
     """
 
     name: str
@@ -42,7 +46,7 @@ class Spec:
 
 
 class Network(Protocol):
-    """What a loader returns beside the module: which features there are, and how to compute them."""
+    """What a loader returns beside the module: which features there are and how to compute them."""
 
     features: dict[str, int]  # LAYER/POOL -> width
 
@@ -66,7 +70,8 @@ class Backbone:
         for name in features:
             if name not in self.network.features:
                 raise BackboneError(
-                    f"{self.spec.name} has no feature {name!r}: want {', '.join(self.network.features)}"
+                    f"{self.spec.name} has no feature {name!r}: "
+                    f"want {', '.join(self.network.features)}"
                 )
 
 
@@ -82,7 +87,7 @@ def transform_of(spec: Spec) -> Transform:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's tensors with their names: the same weights give it from any file."""
+    """Return the SHA-256 of a module's tensors and their names, the same from any file."""
     found = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

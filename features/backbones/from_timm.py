@@ -24,7 +24,7 @@ RANDOM_SEED = 0  # `--weights random` is the same network every time
 
 
 class TimmNetwork:
-    """The last feature map of a timm model, pooled: final/mean, and final/cls where it has a class token."""
+    """The last feature map of a timm model, pooled: final/mean, final/cls with a class token."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -49,7 +49,7 @@ class TimmNetwork:
 
 
 def load_efficientnet_lite0(spec: Spec, weights: str | None) -> Backbone:
-    """Load the embedded backbone; its published weights lie in the package of the extra `medprobe[demo]`."""
+    """Load the embedded backbone; its published weights come with the extra `medprobe[demo]`."""
     return _load(spec, "tf_efficientnet_lite0", weights, _efficientnet_lite0_weights, _lite0_names)
 
 
@@ -145,14 +145,13 @@ def load_any(name: str, weights: str | None) -> Backbone:
 
 
 def _hub_weights(name: str) -> dict[str, Tensor]:
-    """Return published weights from timm's hub; cached there. Offline, the error says which file to get."""
+    """Return the hub's published weights, cached; offline, the error says which file to get."""
     import timm
 
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
-    except (
-        Exception
-    ) as error:  # the hub's client raises its own errors, urllib's, requests' and OSError
+    # The hub's client raises its own errors, those of the library it fetches with, and OSError.
+    except Exception as error:
         config = timm.get_pretrained_cfg(name)
         place = (
             f"huggingface.co/{config.hf_hub_id}"
@@ -173,7 +172,7 @@ def _load(
     published: Callable[[], dict[str, Tensor]],
     rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
 ) -> Backbone:
-    """Build the trunk and fill it: weights None is published, "random" seeded noise, else a file."""
+    """Build the trunk and fill it: weights None is published, "random" seeded noise, or a file."""
     import timm
 
     with torch.random.fork_rng():

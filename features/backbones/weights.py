@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from features.errors import BackboneError
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors or PyTorch file; a wrapping dict is opened.
 
-    Raises BackboneError for a file that isn't there, isn't weights, or needs code to be run to be read.
+    Raises BackboneError for a file that isn't there, isn't weights, or can't be read without code.
     """
     if not file.is_file():
         raise BackboneError(f"weights {file}: there is no such file")
@@ -28,10 +27,14 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise BackboneError(
-            f"weights {file} hold more than tensors and are refused, because reading them would run code: {reason}"
+            f"weights {file} hold more than tensors and are refused, "
+            f"because reading them would run code: {reason}"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise BackboneError(f"weights {file} can't be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # on damaged data torch raises KeyError, EOFError, RuntimeError ...
+        reason = str(error).partition("\n")[0]
+        raise BackboneError(
+            f"weights {file} can't be read ({type(error).__name__}: {reason})"
+        ) from None
     for wrapper in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
@@ -41,7 +44,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load a state dict; a missing, unexpected or misshapen tensor is a BackboneError that names it."""
+    """Load a state dict; a missing, unexpected or misshapen tensor is a BackboneError naming it."""
     wanted = module.state_dict()
     missing = sorted(wanted.keys() - state.keys())
     extra = sorted(state.keys() - wanted.keys())

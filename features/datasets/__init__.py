@@ -1,4 +1,7 @@
-"""The table of sources. `open_dataset("folder:DIR")` gives a Manifest; nothing here reads a pixel."""
+"""The table of sources.
+
+`open_dataset("folder:DIR")` gives a Manifest; nothing here reads a pixel.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ SOURCES = {
 
 
 def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
-    """Read `name` or `name:path`. Raises DatasetError for an unknown name or a source that can't be read."""
+    """Read `name` or `name:path`.
+
+    Raises DatasetError for an unknown name or a source that can't be read.
+    """
     name, _, path = dataset.partition(":")
     source = SOURCES.get(name)
     if source is None:

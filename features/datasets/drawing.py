@@ -1,4 +1,7 @@
-"""From a list of images with labels to a Manifest: checks, class order, and a split where none is given."""
+"""From a list of images with labels to a Manifest.
+
+Checks, class order, and a split where none is given.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +52,17 @@ def build(
 ) -> Manifest:
     """Check the table and return the Manifest. `where` names the source in errors.
 
-    Without splits a test part of `options.test_share` is dealt by subject, stratified, from `options.seed`.
-    Raises DatasetError for no images, an image listed twice, a label that can't be split, or no test split.
+    Without splits a test part of `options.test_share` is dealt by subject, stratified, from
+    `options.seed`. Raises DatasetError for no images, an image listed twice, a label that can't
+    be split, or no test split.
     """
     if not len(paths):
         raise DatasetError(f"{where} holds no images")
     twice = [path for path, n in Counter(paths).items() if n > 1]
     if twice:
         raise DatasetError(
-            f"{where} lists {len(twice)} images more than once, the first is {twice[0]}: want one row per image "
-            "(several labels of one image go into one cell, see --label-sep)"
+            f"{where} lists {len(twice)} images more than once, the first is {twice[0]}: "
+            "want one row per image (several labels of one image go into one cell, see --label-sep)"
         )
     if label.ndim == 1 and len(classes) < 2:
         raise DatasetError(
@@ -101,7 +105,8 @@ def _given_split(splits: Sequence[str], path: NDArray[np.str_], where: str) -> N
     if None in names:
         i = names.index(None)
         raise DatasetError(
-            f"{where}: {path[i]} has split {splits[i]!r}: want train, val or test in every row, or in none"
+            f"{where}: {path[i]} has split {splits[i]!r}: "
+            "want train, val or test in every row, or in none"
         )
     return np.array(names, dtype=np.str_)
 
@@ -119,7 +124,8 @@ def _drawn_split(
             rows = np.flatnonzero(label == k)
             if len(rows) == 1:
                 raise DatasetError(
-                    f"{where}: class {name!r} has one image ({path[rows[0]]}), which can't be in train and test: "
+                    f"{where}: class {name!r} has one image ({path[rows[0]]}), "
+                    "which can't be in train and test: "
                     "drop it, merge it with another class, or give a split"
                 )
     elif not (label == PRESENT).any():

@@ -1,8 +1,8 @@
 """`csv:FILE`: a table with one row per image.
 
-Columns: path (relative to the table), label or label_* ; subject and split if there are any. One label column makes a
-multiclass task, or with `--label-sep` a multilabel one. Several columns label_<finding> make a multilabel task, with
-1, 0, -1 (uncertain) or nothing in each cell.
+Columns: path (relative to the table), label or label_* ; subject and split if there are any. One
+label column makes a multiclass task, or with `--label-sep` a multilabel one. Several columns
+label_<finding> make a multilabel task, with 1, 0, -1 (uncertain) or nothing in each cell.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ STATES |= {f"{k}.0": v for k, v in STATES.items() if k}
 
 
 def read(file: Path, options: Options) -> Manifest:
-    """Return the manifest of a table. Raises DatasetError for unknown columns, empty cells, wrong labels."""
+    """Return the manifest of a table.
+
+    Raises DatasetError for unknown columns, empty cells, wrong labels.
+    """
     if not file.is_file():
         raise DatasetError(f"csv:{file}: there is no such file")
     where = f"csv:{file}"
@@ -38,7 +41,8 @@ def read(file: Path, options: Options) -> Manifest:
     def column(name: str, option: str) -> list[str]:
         if name not in header:
             raise DatasetError(
-                f"{where} has no column {name!r}: found {', '.join(header)}; name the right one with {option}"
+                f"{where} has no column {name!r}: found {', '.join(header)}; "
+                f"name the right one with {option}"
             )
         return [(row[name] or "").strip() for row in rows]
 
@@ -84,7 +88,8 @@ def _states(columns: dict[str, list[str]], where: str) -> tuple[NDArray[np.int32
         for number, cell in enumerate(cells, 2):
             if cell not in STATES:
                 raise DatasetError(
-                    f"{where}, line {number}: {name} is {cell!r}: want 1, 0, -1 (uncertain) or nothing"
+                    f"{where}, line {number}: {name} is {cell!r}: "
+                    "want 1, 0, -1 (uncertain) or nothing"
                 )
     states = [[STATES[cell] for cell in cells] for cells in columns.values()]
     return np.array(states, dtype=np.int32).T, tuple(

@@ -1,4 +1,7 @@
-"""`folder:DIR`: one sub-folder per class, or train/ val/ test/ above them. Sub-folders of a class are read too."""
+"""`folder:DIR`: one sub-folder per class, or train/ val/ test/ above them.
+
+Sub-folders of a class are read too.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def read(folder: Path, options: Options, *, dataset: str = "", note: str = "") -
 
 
 def _images(root: Path, folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder, relative to root, in the same order on every machine."""
+    """Yield the image files below a folder, relative to root, in one order on every machine."""
     for where, below, files in os.walk(folder):
         below.sort()
         for name in sorted(files):

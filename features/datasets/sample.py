@@ -1,4 +1,7 @@
-"""`sample`: scikit-learn's handwritten digits as image files, to try the program on. Not medical."""
+"""`sample`: scikit-learn's handwritten digits as image files, to try the program on.
+
+Not medical.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ NOTE = (
     "not medical: 1,797 handwritten digits of 8x8 pixels from scikit-learn (Alpaydin & Kaynak 1998)"
 )
 
-MARGIN = 1  # pixels of background around the 8x8 digit, which fills its frame: a centre crop would cut it
+MARGIN = 1  # pixels of background: the 8x8 digit fills its frame, and a centre crop would cut it
 
 
 def cache_folder() -> Path:
-    """Return where Medprobe keeps what it makes once: $MEDPROBE_CACHE, or medprobe in the user's cache."""
+    """Return where what is made once is kept: $MEDPROBE_CACHE, or medprobe in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("MEDPROBE_CACHE") or Path(base, "medprobe"))
 

@@ -1,0 +1,108 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from features.manifest import Manifest
+from features.store import FeatureStore
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("MEDPROBE_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Keep the tests out of the user's cache."""
+    os.environ["MEDPROBE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real medical images."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"real medical images are not at {SHARED / 'data'}; set MEDPROBE_SHARED")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    """The embedded backbone with its published weights."""
+    from features.backbones import load_backbone
+
+    return load_backbone("efficientnet_lite0")
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """40 images in two classes under tmp_path/images, of odd sizes and in four formats."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    for i in range(40):
+        name = ("cat", "dog")[i % 2]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        shape = (int(rng.integers(30, 300)), int(rng.integers(30, 300)), 3)
+        pixels = rng.integers(0, 128, shape, dtype=np.uint8) + np.uint8(100 * (i % 2))
+        suffix = ("png", "jpg", "bmp", "webp")[i % 4]
+        Image.fromarray(pixels).save(folder / name / f"{i:02d}.{suffix}")
+    return folder
+
+
+def make_manifest(y, *, split=None, subject=None, classes=None, dataset="made"):
+    """A manifest of images that need not exist."""
+    n = len(y)
+    y = np.asarray(y, dtype=np.int32)
+    ids = np.array([f"{i:05d}.png" for i in range(n)])
+    K = y.shape[1] if y.ndim == 2 else int(y.max()) + 1
+    return Manifest(
+        dataset=dataset,
+        root=Path("/nowhere"),
+        id=ids,
+        path=ids,
+        subject=ids if subject is None else np.asarray(subject),
+        split=np.where(np.arange(n) % 4 == 0, "test", "train")
+        if split is None
+        else np.asarray(split),
+        label=y,
+        classes=tuple(classes or (f"class {k}" for k in range(K))),
+        split_from="given",
+    )
+
+
+FINGERPRINT = {
+    "backbone": {
+        "name": "made",
+        "architecture": "made",
+        "weights": "published",
+        "weights_digest": "0",
+    },
+    "manifest": {"images": 0},
+}
+
+
+def make_store(path, X, manifest, *, bad=None, batch=64, fingerprint=FINGERPRINT):
+    """A complete store of given features; bad maps row to reason."""
+    X = np.asarray(X, dtype=np.float32)
+    FeatureStore.create(
+        path,
+        manifest,
+        {"final/mean": X.shape[1]},
+        fingerprint=fingerprint,
+        default_feature="final/mean",
+        batch_size=batch,
+    )
+    bad = bad or {}
+    with FeatureStore.open(path, write=True) as store:
+        for start in range(0, len(X), batch):
+            rows = np.arange(start, min(start + batch, len(X)))
+            good = np.array([i for i in rows if i not in bad], dtype=np.int64)
+            source = {
+                "hash": ["0" * 64] * len(good),
+                "size": [1] * len(good),
+                "mtime_ns": [1] * len(good),
+            }
+            store.commit(
+                good, {"final/mean": X[good]}, source, {i: bad[i] for i in rows if i in bad}
+            )
+    return path

@@ -1,0 +1,112 @@
+"""The table of backbones is true, and weights are read without running anything."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from features.backbones import BACKBONES, load_backbone
+from features.backbones.base import count_params
+from features.errors import BackboneError
+
+
+def test_the_table_says_what_loading_finds(backbone):
+    spec = BACKBONES["efficientnet_lite0"]
+    assert count_params(backbone.module) == spec.params
+    assert backbone.network.features[spec.default_feature] == spec.feature_dim
+    assert len(backbone.module.blocks) == spec.layers
+    grid = backbone.module.forward_features(torch.zeros(1, 3, spec.input_size, spec.input_size))
+    assert grid.shape[2] * grid.shape[3] == spec.tokens
+    config = backbone.module.pretrained_cfg
+    assert (spec.interpolation, spec.mean, spec.std) == (
+        config["interpolation"],
+        config["mean"],
+        config["std"],
+    )
+    assert spec.resize == round(spec.input_size / config["crop_pct"])
+
+
+def test_the_same_weights_have_the_same_digest_from_any_file(tmp_path, backbone):
+    state = backbone.module.state_dict()
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    save_file(state, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        loaded = load_backbone("efficientnet_lite0", str(tmp_path / name))
+        assert loaded.weights == "file"
+        assert loaded.weights_digest == backbone.weights_digest
+    random = load_backbone("efficientnet_lite0", "random")
+    assert random.weights == "random"
+    assert random.weights_digest == load_backbone("efficientnet_lite0", "random").weights_digest
+    assert random.weights_digest != backbone.weights_digest
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path, backbone):
+    state = dict(backbone.module.state_dict())
+    del state["bn2.weight"]
+    state["extra"] = torch.zeros(1)
+    state["bn1.bias"] = torch.zeros(3)
+    torch.save(state, tmp_path / "w.pth")
+    words = (
+        r"1 missing, the first bn2.weight; 1 unexpected, the first extra; "
+        r"1 misshapen, the first bn1.bias is \(3,\)"
+    )
+    with pytest.raises(BackboneError, match=words):
+        load_backbone("efficientnet_lite0", str(tmp_path / "w.pth"))
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("was-executed",)
+
+
+def test_a_pickle_that_is_more_than_tensors_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Payload()}, "w.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Payload(), protocol=2))
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello")
+    for name in ("w.pth", "raw.pth"):
+        with pytest.raises(
+            BackboneError, match="refused, because reading them would run code|can't be read"
+        ):
+            load_backbone("efficientnet_lite0", name)
+    for name in ("text.pth", "text.safetensors", "none.pth"):
+        with pytest.raises(BackboneError):
+            load_backbone("efficientnet_lite0", name)
+    assert not (tmp_path / "was-executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("efficientnet_lite", "did you mean efficientnet_lite0"),
+        ("xyz", "want efficientnet_lite0, or any model of timm as timm:NAME"),
+        ("timm:resnet1888", "the closest are timm:resnet18"),
+        ("timm:resnet18.nosuch", "want a tag of a1_in1k"),
+    ],
+)
+def test_an_unknown_name_answers_with_the_closest(name, words):
+    with pytest.raises(BackboneError, match=words):
+        load_backbone(name, "random")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "resnet18",
+        "swin_tiny_patch4_window7_224",
+        "vit_small_patch14_reg4_dinov2",
+    ],
+)
+def test_any_timm_model_pools_as_timm_does(name):
+    loaded = load_backbone(f"timm:{name}", "random")
+    size = loaded.spec.input_size if "dinov2" not in name else 518
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = loaded.network(x, list(loaded.network.features))
+        pooled = loaded.module.forward_head(loaded.module.forward_features(x), pre_logits=True)
+    assert loaded.spec.default_feature in found
+    torch.testing.assert_close(found[loaded.spec.default_feature], pooled, rtol=1e-4, atol=1e-5)

