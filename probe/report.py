@@ -167,11 +167,8 @@ def _panel(key: str, folder: Path, raw: Result) -> Panel:
     )
     try:
         predictions = read_predictions(folder / raw.predictions)
-        if not len(predictions.ids):
-            raise ValueError("it has no rows")
-    except (OSError, ValueError, LookupError, StopIteration) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        return replace(panel, missing=printable(f"{raw.predictions} can't be read: {reason}"))
+    except ProbeError as error:
+        return replace(panel, missing=printable(str(error)))
     predictions = replace(predictions, classes=[printable(name) for name in predictions.classes])
     if predictions.labels.ndim == 1:
         return replace(panel, confusion=_confusion(predictions, f"{key}m"))

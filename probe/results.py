@@ -141,6 +141,8 @@ def read_predictions(path: Path) -> Predictions:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file))
+        if not rows:
+            raise ValueError("no rows")
         first = header.index(next(name for name in header if name.startswith("p:")))
         classes = [name.removeprefix("p:") for name in header[first:]]
         labels: NDArray[Any]
@@ -157,7 +159,9 @@ def read_predictions(path: Path) -> Predictions:
             classes=classes,
         )
     except (OSError, ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        )
         raise ProbeError(
-            f"{path} holds no predictions ({type(error).__name__}: {error}): "
-            "run `medprobe probe` again"
+            f"{path} holds no predictions ({reason}): run `medprobe probe` again"
         ) from None

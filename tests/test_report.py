@@ -331,7 +331,7 @@ def test_what_is_missing_is_said_and_a_new_report_leaves_no_old_figures(tmp_path
 
     add(tmp_path / "b", missing=True, folds={}, ci_low=0.6)
     page = Page(write_report([tmp_path / "b"], out))
-    assert "0.csv can't be read: No such file or directory" in said(page.root)
+    assert "0.csv holds no predictions (No such file or directory)" in said(page.root)
     assert "no scores of folds are recorded" in said(page.root)
     assert [path.name for path in (out / "figures").iterdir()] == ["mine.svg"]
 
