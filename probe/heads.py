@@ -23,9 +23,10 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from features.errors import ProbeError
-from probe.objective import Basis, Objective
+from probe.objective import Objective
 from probe.path import Path as Strengths
 from probe.path import Progress
+from probe.preconditioner import Basis
 
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
 

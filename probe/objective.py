@@ -23,38 +23,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from probe.preconditioner import Basis, Preconditioner
+
 BLOCK = 1 << 21  # elements of a block's logits: 8 MB in float32, about a core's cache
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Coordinates in which the Gram matrix of one set of row weights is diagonal.
-
-    `B' Gram B = diag(spectrum)`. B (D, D) keeps the penalty's metric (its feature part is
-    orthogonal), spectrum (D,).
-    """
-
-    B: Tensor
-    spectrum: Tensor
-
-    @classmethod
-    def of(cls, Z: Tensor, w: Tensor) -> Basis:
-        """Diagonalise the features' covariance about their mean, both weighted by w (N,)."""
-        D = Z.shape[1]
-        gram = torch.zeros(D, D, dtype=torch.float64, device=Z.device)
-        for start in range(0, len(Z), 16384):
-            rows = slice(start, start + 16384)
-            Y = Z[rows].double()
-            gram += (Y * w[rows].double()[:, None]).T @ Y
-        gram /= gram[-1, -1].clone()
-        mean = gram[-1, :-1]  # of the features, because the last column is ones
-        spectrum, V = torch.linalg.eigh(gram[:-1, :-1] - torch.outer(mean, mean))
-        B = torch.zeros_like(gram)
-        B[:-1, :-1] = V
-        B[-1, :-1] = -mean @ V  # moving along a feature holds the mean logit still
-        B[-1, -1] = 1
-        spectrum = torch.cat([spectrum.clamp_min(0), spectrum.new_ones(1)])
-        return cls(B.to(Z.dtype), spectrum.to(Z.dtype))
+TINY = 1e-20  # a probability below this counts as none
+HARD = 12  # products in a Newton step after which a better preconditioner is looked for
+RARE = 0.1  # a class direction is rare where this share of the rows holds its curvature
+MEMORY = 1 << 30  # bytes for the inverses of rare directions
 
 
 @dataclass(frozen=True)
@@ -143,7 +118,7 @@ class Objective:
         if self.column is not None:
             sign = 1 - 2 * self.y[rows][:, self.column].to(logits.dtype)  # -1 where the label is 1
             m = sign[..., None] * logits
-            p = torch.sigmoid(m)
+            p = _floored(torch.sigmoid(m))
             return (
                 torch.nn.functional.softplus(m[..., 0], threshold=40),
                 sign[..., None] * p,
@@ -152,7 +127,7 @@ class Objective:
         true = self._true(rows, logits)
         m = logits - logits.gather(2, true)
         top = m.amax(2, keepdim=True)  # >= 0, and 0 where the true class wins
-        e = torch.exp(m - top).scatter_(2, true, 0)
+        e = _floored(torch.exp(m - top)).scatter_(2, true, 0)
         others = e.sum(2, keepdim=True)
         loss = top + torch.log1p(others + torch.expm1(-top))
         total = others + torch.exp(-top)
@@ -176,16 +151,14 @@ class Objective:
             out += self.pull(rows, A)
         return out
 
-    def preconditioner(self, point: Point) -> Preconditioner:
-        """Return the inverse of M ⊗ Gram + l2, M (K, K) each head's mean curvature in class space.
+    def preconditioner(self, point: Point, effort: Tensor) -> Preconditioner:
+        """Return an approximate inverse of the Hessian, better where `effort` (H,) asks for it.
 
-        The Hessian is sum_i w_i (diag(p_i) - p_i p_i') ⊗ z_i z_i'. Replacing the first factor by
-        its mean M leaves a Kronecker product (as in K-FAC, Martens & Grosse 2015,
-        arXiv:1503.05671), which is diagonal once M and Gram are. Measured at N = 16,000, D = 768,
-        K = 8: 73 passes where a diagonal scaling by p (1 - p) needs over 1,000 (C = 100). Moving
-        all classes together changes no softmax, and at the optimum the classes of a feature sum to
-        zero: that direction, which has no curvature but l2's, is left out.
+        effort is how many products the hardest Newton step took. Where more than HARD, and where
+        they cost more than building it, the class directions whose curvature sits in a few rows (a
+        rare or separable class) get the inverse of their own weighted Gram matrix.
         """
+        N, D = self.Z.shape
         H, K = point.gradient.shape[:2]
         M = torch.zeros(H, K, K, dtype=torch.float64, device=self.Z.device)
         for rows, curved in point.blocks():
@@ -194,53 +167,47 @@ class Objective:
                 M -= torch.einsum("nhk,nhl->hkl", wp, curved)
             else:
                 M += wp.sum(0)[..., None]
-        U = torch.ones(1, 1, dtype=torch.float64, device=M.device)
-        if self.column is None:
-            M.diagonal(dim1=1, dim2=2).zero_()
-            M.diagonal(dim1=1, dim2=2).sub_(M.sum(2))  # rows of diag(p) - p p' sum to zero
-            U = _contrasts(K).to(M.device)
-        m, Q = torch.linalg.eigh(U.T @ M @ U)  # (H, K-1), (H, K-1, K-1)
-        m, Q = m.clamp_min(0), U @ Q
-        dtype = point.gradient.dtype
-        spectrum = torch.stack([b.spectrum for b in self.bases]).double()[self.basis]  # (H, D)
-        scale = m[:, :, None] * spectrum[:, None, :]
-        scale[..., :-1] += self.l2.double()[:, None, None]
-        scale = torch.where(scale > 0, 1 / scale, 0).to(dtype)
-        return Preconditioner(self.bases, self.basis, Q.to(dtype), scale)
+        kronecker = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
+        hard = (effort > HARD).nonzero()[:, 0]
+        if not len(hard):
+            return kronecker
+        v = self._curvature_along(point.select(hard), hard, kronecker.Q[hard])  # (N, H', K-1)
+        rows_of = 1 / self.weights.square().sum(0)[self.group[hard]]  # (H',) effective rows
+        share = v.sum(0).square() / v.square().sum(0).clamp_min(1e-38) / rows_of[:, None]
+        rare = share < RARE
+        build = rare.sum(1) * (4.0 * D**3 + 2 * RARE * N * D**2)  # float64 counts twice
+        spent = effort[hard] * (4.0 * N * D * K + 4 * D**2 * K)
+        rare &= (build < spent)[:, None]
+        which = rare.nonzero()[: MEMORY // (self.Z.element_size() * D * D)]
+        inverses = [self._inverse(v[:, i, q], int(hard[i])) for i, q in which.tolist()]
+        return kronecker.with_inverses(hard[which[:, 0]], which[:, 1], inverses)
+
+    def _curvature_along(self, point: Point, heads: Tensor, Q: Tensor) -> Tensor:
+        """Return each row's weighted curvature along class directions Q (H, K, q), (N, H, q)."""
+        out = []
+        for rows, p in point.blocks():
+            if self.column is None:
+                along = torch.einsum("nhk,hkq->nhq", p, Q.square())
+                along = along - torch.einsum("nhk,hkq->nhq", p, Q).square()
+            else:
+                along = p
+            out.append(along.clamp_min(0) * self.weights[rows][:, self.group[heads]][..., None])
+        return torch.cat(out)
+
+    def _inverse(self, v: Tensor, head: int) -> Tensor:
+        """Return (Z' diag(v) Z + l2)^-1, (D, D); the rows with the last percent of v as one."""
+        v, rows = v.sort(descending=True)
+        n = int((v.cumsum(0) < 0.99 * v.sum()).sum()) + 1
+        Z = self.Z[rows[:n]].double() * v[:n, None].double().sqrt()
+        gram = Z.T @ Z + v[n:].sum().double() * self.bases[int(self.basis[head])].gram
+        gram.diagonal()[:-1] += self.l2[head].double()
+        return torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(self.Z.dtype)
 
 
-@dataclass(frozen=True)
-class Preconditioner:
-    """An approximate inverse Hessian: rotate features (B) and classes (Q), divide, rotate back."""
+def _floored(p: Tensor) -> Tensor:
+    """Return p with what is below TINY as zero.
 
-    bases: list[Basis]
-    basis: Tensor  # (H,) an index into bases
-    Q: Tensor  # (H, K, K-1)
-    scale: Tensor  # (H, K-1, D)
-
-    def __call__(self, G: Tensor) -> Tensor:
-        """Apply to G (H, K, D)."""
-        T = torch.einsum("hkq,hkd->hqd", self.Q, self._rotate(G, transpose=False)) * self.scale
-        return self._rotate(torch.einsum("hkq,hqd->hkd", self.Q, T), transpose=True)
-
-    def select(self, heads: Tensor) -> Preconditioner:
-        """Keep the heads of an index (H',)."""
-        return Preconditioner(self.bases, self.basis[heads], self.Q[heads], self.scale[heads])
-
-    def _rotate(self, G: Tensor, *, transpose: bool) -> Tensor:
-        if len(self.bases) == 1:
-            B = self.bases[0].B
-            return G @ (B.T if transpose else B)
-        out = torch.empty_like(G)
-        for g, one in enumerate(self.bases):
-            heads = (self.basis == g).nonzero()[:, 0]
-            if len(heads):
-                out[heads] = G[heads] @ (one.B.T if transpose else one.B)
-        return out
-
-
-def _contrasts(K: int) -> Tensor:
-    """Return an orthonormal basis of the vectors summing to zero, (K, K-1): Helmert contrasts."""
-    U = torch.triu(torch.ones(K, K - 1, dtype=torch.float64))
-    U[torch.arange(1, K), torch.arange(K - 1)] = -torch.arange(1, K, dtype=torch.float64)
-    return U / U.square().sum(0).sqrt()
+    Products of such probabilities leave float32's normal range, where processors are slow: the
+    passes of separable heads took 40 times as long.
+    """
+    return torch.nn.functional.threshold(p, TINY, 0)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probe.objective import Objective, Point, Preconditioner
+from probe.objective import Objective, Point
+from probe.preconditioner import Preconditioner
 
 FLOOR = 1e-3  # a gap is measured against max(objective, FLOOR)
 
@@ -59,8 +60,9 @@ def minimise(
     active = torch.arange(H, device=theta.device)
     here = objective(theta)
     done.value[:] = here.value
+    effort = torch.zeros_like(done.passes)
     for _ in range(max_newton):
-        step, decrease, used = newton_step(objective, here)
+        step, decrease, used = newton_step(objective, here, effort)
         gap = decrease / here.value.clamp_min(FLOOR)
         theta, there, moved, tried = line_search(objective, theta, here, step)
         finished = gap <= tol
@@ -72,13 +74,19 @@ def minimise(
             progress(int(done.passes.max()), len(keep))
         if not len(keep):
             break
-        active, theta = active[keep], theta[keep]
+        # The hardest step so far: a good preconditioner makes steps easy, and must stay.
+        active, theta, effort = active[keep], theta[keep], torch.maximum(effort, used)[keep]
         objective, here = objective.select(keep), there.select(keep)
     return done
 
 
 def newton_step(
-    objective: Objective, here: Point, *, eta: float = 0.3, max_iterations: int = 250
+    objective: Objective,
+    here: Point,
+    effort: Tensor,
+    *,
+    eta: float = 0.3,
+    max_iterations: int = 250,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve H s = -g by preconditioned conjugate gradients.
 
@@ -87,7 +95,7 @@ def newton_step(
     A head stops when its k-th iteration adds less than eta / k of the decrease so far (Nash & Sofer
     1990, Assessing a search direction within a truncated-Newton method).
     """
-    precondition = objective.preconditioner(here)
+    precondition = objective.preconditioner(here, effort)
     step = torch.zeros_like(here.gradient)
     decrease = torch.zeros_like(here.value)
     used = torch.zeros_like(here.value, dtype=torch.long)

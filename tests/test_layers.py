@@ -18,6 +18,7 @@ ORDER = [
     "features.images",
     "features.backbones.base",
     "features.backbones.weights",
+    "features.backbones.seem",
     "features.backbones.from_timm",
     "features.backbones",
     "features.fingerprint",
@@ -28,6 +29,7 @@ ORDER = [
     "probe.splits",
     "probe.metrics",
     "probe.statistics",
+    "probe.preconditioner",
     "probe.objective",
     "probe.solver",
     "probe.path",
@@ -54,7 +56,7 @@ HOMES = {
     "open_clip": set(),
     "rich": {"cli"},
     "safetensors": {"features.backbones.weights", "probe.heads"},
-    "timm": {"features.backbones.from_timm"},
+    "timm": {"features.backbones.from_timm", "features.backbones.seem"},
     "transformers": set(),
 }
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probe.objective import Basis, Objective
+from probe.objective import Objective
+from probe.preconditioner import Basis
 
 N, D, K = 30, 4, 3
 
