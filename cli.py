@@ -24,6 +24,7 @@ from features.errors import MedprobeError
 
 if TYPE_CHECKING:
     from features.datasets import Options
+    from features.manifest import Manifest
     from features.store import FeatureStore
 
 FILE = click.Path(path_type=Path)
@@ -194,7 +195,7 @@ def options_of(given: dict[str, Any]) -> Options:
 def backbones(json_: bool) -> None:
     """List the backbones: parameters, input, source, licence, data.
 
-    Any other model of timm works as timm:NAME.
+    Any other model works as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME.
 
     \b
     medprobe backbones
@@ -264,11 +265,21 @@ def doctor(json_: bool) -> None:
 )
 @click.option("--weights", metavar="FILE|random", help="Weights other than the published ones.")
 @click.option(
-    "--feature",
-    "features",
-    multiple=True,
-    metavar="LAYER/POOL",
-    help="Instead of the default feature.",
+    "--layers",
+    default="last",
+    show_default=True,
+    metavar="last|all|LIST",
+    help="Such as 3,7,final.",
+)
+@click.option("--pool", "pools", metavar="LIST", help="Of cls, mean, proj; default the backbone's.")
+@click.option("--tokens", is_flag=True, help="Also the last layer's positions, as float16.")
+@click.option("--image-size", type=int, metavar="N", help="Side in pixels; default the backbone's.")
+@click.option(
+    "--normalize",
+    default="model",
+    show_default=True,
+    metavar="model|dataset|MEAN/STD",
+    help="MEAN and STD are one number, or three with commas.",
 )
 @click.option(
     "--precision",
@@ -319,7 +330,9 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     if given["weights"] and given["weights"] != "random" and len(names) > 1:
         raise click.UsageError("--weights FILE goes with one backbone; give one -m")
     settings = Settings(
-        features=given["features"],
+        layers=given["layers"],
+        pools=tuple(given["pools"].split(",")) if given["pools"] else (),
+        tokens=given["tokens"],
         precision=given["precision"],
         batch_size=given["batch_size"],
         workers=given["workers"],
@@ -327,7 +340,11 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         on_error=given["on_error"],
         overwrite=given["overwrite"],
     )
-    loaded = [load_backbone(name, given["weights"]) for name in dict.fromkeys(names)]
+    loaded = [
+        load_backbone(name, given["weights"], given["image_size"]) for name in dict.fromkeys(names)
+    ]
+    if statistics := parse_normalize(given["normalize"], manifest):
+        loaded = [backbone.normalised_by(*statistics) for backbone in loaded]
     with bar(f"{manifest.dataset} x {', '.join(names)}", "images") as show:
         reports = run(
             manifest, loaded, out=given["out"], settings=settings, progress=images_per_second(show)
@@ -342,6 +359,31 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         if len(r.bad) > 5:
             click.echo(f"  and {len(r.bad) - 5} more: medprobe inspect {r.store}", err=True)
     return None
+
+
+def parse_normalize(
+    text: str, manifest: Manifest
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and std of --normalize, or None for the backbone's own."""
+    if text == "model":
+        return None
+    if text == "dataset":
+        if manifest.normalize is None:
+            raise click.BadParameter(
+                f"{manifest.dataset} has no published mean and std: give them as MEAN/STD",
+                param_hint="--normalize",
+            )
+        return manifest.normalize
+    try:
+        mean, std = (tuple(float(v) for v in part.split(",")) for part in text.split("/"))
+        if {len(mean), len(std)} <= {1, 3} and all(s > 0 for s in std):
+            return mean, std
+    except ValueError:
+        pass
+    raise click.BadParameter(
+        f"{text!r}: want model, dataset, or MEAN/STD such as .5/.25 or .4,.3,.2/.3,.2,.1",
+        param_hint="--normalize",
+    )
 
 
 def images_per_second(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
@@ -396,7 +438,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "images": len(manifest),
         "done": int((done == 1).sum()),
         "pending": int((done == 0).sum()),
-        "features": store.features,
+        "features": {k: list(v) for k, v in store.features.items()},
         "default_feature": store.default_feature,
         "task": manifest.task,
         "classes": list(manifest.classes),

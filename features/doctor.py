@@ -38,7 +38,7 @@ def examine() -> dict[str, Any]:
 def _why(device: str) -> str:
     if device == "cuda":
         return (
-            "the GPU multiplies bfloat16"
+            "the GPU multiplies bfloat16; backbones that it harms take float16"
             if torch.cuda.is_bf16_supported()
             else "the GPU has no bfloat16"
         )

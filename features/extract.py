@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,9 @@ SHOWN = 5  # how many of a list an error names
 class Settings:
     """How to extract. Batch size in images, workers in threads; None chooses by the machine."""
 
-    features: tuple[str, ...] = ()  # LAYER/POOL; none is each backbone's default feature
+    layers: str = "last"  # or "all", or a list: "3,7,final"
+    pools: tuple[str, ...] = ()  # none is each backbone's default
+    tokens: bool = False
     precision: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
@@ -95,17 +98,17 @@ def store_path(out: Path, dataset: str, backbone: str) -> Path:
     return out / dataset / f"{name}.h5"
 
 
-def resolve_precision(precision: str, device: str) -> str:
-    """Return what "auto" is here: bfloat16 where the hardware multiplies it natively, else float32.
+def resolve_precision(precision: str, device: str, *, bfloat16: bool = True) -> str:
+    """Return what "auto" means here: bfloat16 where the hardware multiplies it natively.
 
-    That is a GPU with bfloat16, or a processor with AMX. The bfloat16 of AVX-512
-    alone is left to be asked for.
+    That is a GPU with bfloat16, or a processor with AMX; the bfloat16 of AVX-512 alone is left to
+    be asked for. A backbone that bfloat16 harms gets float16 on a GPU. Else float32.
     """
     if precision != "auto":
         return precision
     if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+        return "bfloat16" if bfloat16 and torch.cuda.is_bf16_supported() else "float16"
+    return "bfloat16" if bfloat16 and torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def resolve_device(device: str) -> str:
@@ -117,12 +120,15 @@ def _prepare(
     path: Path, manifest: Manifest, backbone: Backbone, settings: Settings
 ) -> FeatureStore:
     """Return the store open for writing: a new one, or the old one if it was made from the same."""
-    wanted = settings.features or (backbone.spec.default_feature,)
-    backbone.check(wanted)
-    precision = resolve_precision(settings.precision, settings.device)
+    wanted = backbone.select(settings.layers, settings.pools, settings.tokens)
+    precision = resolve_precision(
+        settings.precision, settings.device, bfloat16=backbone.spec.bfloat16
+    )
     asked = fingerprint(manifest, backbone, wanted, precision)
     if path.is_file() and settings.overwrite != "always":
         store = FeatureStore.open(path, write=True)
+        if set(wanted) <= store.features.keys():
+            asked["features"] = sorted(store.features)  # what is there beside them does no harm
         differ = differences(store.fingerprint, asked)
         if not differ:
             _check_sources(store, manifest, settings)
@@ -139,7 +145,9 @@ def _prepare(
         manifest,
         {name: backbone.network.features[name] for name in wanted},
         fingerprint=asked,
-        default_feature=backbone.spec.default_feature if not settings.features else wanted[0],
+        default_feature=default
+        if (default := backbone.spec.default_feature) in wanted
+        else wanted[0],
         batch_size=settings.batch_size or (256 if settings.device.startswith("cuda") else 16),
     )
     return FeatureStore.open(path, write=True)
@@ -190,7 +198,7 @@ class _Job:
     def __init__(self, store: FeatureStore, backbone: Backbone, settings: Settings) -> None:
         self.store, self.backbone = store, backbone
         self.device = settings.device
-        self.dtype = PRECISIONS[resolve_precision(settings.precision, settings.device)]
+        self.dtype = PRECISIONS[store.fingerprint["precision"]]
         self.wanted = list(store.features)
         self.todo = store.done == PENDING
         self.reused = int((~self.todo).sum())
@@ -200,13 +208,16 @@ class _Job:
             backbone.module.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def compute(self, pixels: Tensor) -> dict[str, NDArray[np.float32]]:
+    def compute(self, pixels: Tensor) -> dict[str, NDArray[np.floating[Any]]]:
         """Return the wanted features of pixels (B, 3, H, W) uint8."""
         pixels = pixels.to(self.device, non_blocking=True)
         images = self.backbone.transform.normalise(pixels, self.dtype)
         images = images.contiguous(memory_format=torch.channels_last)
         found = self.backbone.network(images, self.wanted)
-        return {name: value.float().cpu().numpy() for name, value in found.items()}
+        return {
+            name: (value.float() if value.ndim == 2 else value.half()).cpu().numpy()
+            for name, value in found.items()
+        }
 
     def report(self, manifest: Manifest) -> Report:
         """Say what was done."""

@@ -35,6 +35,7 @@ class Manifest:
     label: NDArray[np.int32]  # (N,) class index, or (N, L) states of findings
     classes: tuple[str, ...]
     split_from: str  # "given", or how it was drawn
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # published mean, std
     metric: str | None = None  # what the data set is usually scored by
     note: str = ""  # what a reader of its numbers must know
 

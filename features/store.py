@@ -34,6 +34,7 @@ from features.manifest import Manifest, digest
 FORMAT, VERSION = "medprobe-features", 1
 PENDING, DONE, BAD = 0, 1, 2
 REASON_BYTES = 240
+VERIFY_BYTES = 64 << 20  # read at once
 TEXT = h5py.string_dtype()
 SOURCE = {"hash": "S64", "size": "i8", "mtime_ns": "i8"}
 
@@ -60,18 +61,18 @@ class FeatureStore:
         cls,
         path: Path,
         manifest: Manifest,
-        features: Mapping[str, int],
+        features: Mapping[str, tuple[int, ...]],
         *,
         fingerprint: Mapping[str, Any],
         default_feature: str,
         batch_size: int,
     ) -> None:
-        """Write an empty store with room for every row; features maps LAYER/POOL to its width.
+        """Write an empty store with room for every row; features maps LAYER/POOL to its shape.
 
         Raises StoreError where the disk has no room for it.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        need = sum(features.values()) * 4 * len(manifest)
+        need = sum(_row_bytes(shape) for shape in features.values()) * len(manifest)
         free = disk_usage(path.parent).free
         if need > free:
             raise StoreError(
@@ -92,8 +93,8 @@ class FeatureStore:
             n = len(manifest)
             for name, kind in SOURCE.items():
                 _reserve(file, f"manifest/{name}", (n,), kind)
-            for name, width in features.items():
-                _reserve(file, f"features/{name}", (n, width), "<f4")
+            for name, shape in features.items():
+                _reserve(file, f"features/{name}", (n, *shape), _dtype(shape))
                 _reserve(file, f"checksums/{name}", (n,), "<u4")
             _reserve(file, "done", (n,), "u1")
             _reserve(file, "reason", (n,), f"S{REASON_BYTES}")
@@ -143,11 +144,11 @@ class FeatureStore:
         return int(self.file.attrs["batch_size"])
 
     @property
-    def features(self) -> dict[str, int]:
-        """LAYER/POOL -> width."""
-        found: dict[str, int] = {}
+    def features(self) -> dict[str, tuple[int, ...]]:
+        """LAYER/POOL -> shape of a row: (D,), or (T, D) for tokens."""
+        found: dict[str, tuple[int, ...]] = {}
         for layer, pools in self.file["features"].items():
-            found |= {f"{layer}/{pool}": int(pools[pool].shape[1]) for pool in pools}
+            found |= {f"{layer}/{pool}": tuple(pools[pool].shape[1:]) for pool in pools}
         return found
 
     @property
@@ -183,8 +184,10 @@ class FeatureStore:
 
     def read(
         self, feature: str, rows: NDArray[np.integer] | slice = slice(None)
-    ) -> NDArray[np.float32]:
-        """Return rows of a feature, (n, D) float32; only committed rows mean anything.
+    ) -> NDArray[np.floating[Any]]:
+        """Return rows of a feature, (n, D) float32, or (n, T, D) float16 for tokens.
+
+        Only committed rows mean anything.
 
         Raises StoreError for a feature that the store hasn't got.
         """
@@ -194,10 +197,11 @@ class FeatureStore:
             )
         data = self.file[f"features/{feature}"]
         if isinstance(rows, slice):
-            return np.asarray(data[rows], dtype=np.float32)
+            return np.asarray(data[rows])
+        if data.ndim > 2:  # tokens are too many to be read whole
+            return np.stack([data[int(i)] for i in rows]) if len(rows) else data[:0]
         # HDF5 picks scattered rows one by one; a whole read, then a selection, is far faster.
-        whole: NDArray[np.float32] = np.asarray(data[:], dtype=np.float32)
-        return np.asarray(whole[rows])
+        return np.asarray(data[:][rows])
 
     def verify(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Yield, for each feature, its committed rows that don't match their checksum."""
@@ -205,9 +209,10 @@ class FeatureStore:
         for feature in self.features:
             data, sums = self.file[f"features/{feature}"], self.file[f"checksums/{feature}"][:]
             wrong = []
-            for start in range(0, len(sums), 4096):
-                block = data[start : start + 4096]
-                inside = done[(done >= start) & (done < start + 4096)]
+            step = max(1, VERIFY_BYTES // _row_bytes(data.shape[1:]))
+            for start in range(0, len(sums), step):
+                block = data[start : start + step]
+                inside = done[(done >= start) & (done < start + step)]
                 wrong += [i for i in inside if _checksum(block[i - start]) != sums[i]]
             yield feature, np.array(wrong, dtype=np.int64)
 
@@ -216,7 +221,7 @@ class FeatureStore:
     def commit(
         self,
         rows: NDArray[np.integer],
-        features: Mapping[str, NDArray[np.float32]],
+        features: Mapping[str, NDArray[np.floating[Any]]],
         source: Mapping[str, Sequence[Any]],
         bad: Mapping[int, str],
     ) -> None:
@@ -225,8 +230,9 @@ class FeatureStore:
         A source is an image's hash, size and mtime. When it returns, the batch survives a power
         cut. Raises StoreError for features that are not finite.
         """
+        features = {name: v.astype(_dtype(v.shape[1:])) for name, v in features.items()}
         for name, values in features.items():
-            finite = np.isfinite(values).all(1)
+            finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if not finite.all():
                 i = int(rows[np.flatnonzero(~finite)[0]])
                 raise StoreError(
@@ -331,9 +337,18 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> 
     file.create_dataset(name, shape=shape, dtype=dtype, dcpl=plan)
 
 
-def _checksum(row: NDArray[np.float32]) -> int:
+def _dtype(shape: tuple[int, ...]) -> str:
+    """Return what a row is stored as: a vector in float32, tokens in float16."""
+    return "<f4" if len(shape) == 1 else "<f2"
+
+
+def _row_bytes(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape)) * np.dtype(_dtype(shape)).itemsize
+
+
+def _checksum(row: NDArray[np.floating[Any]]) -> int:
     """Return the CRC-32 of a row's bytes as they lie in the file (little-endian)."""
-    return zlib.crc32(np.ascontiguousarray(row, dtype="<f4").tobytes())
+    return zlib.crc32(np.ascontiguousarray(row, dtype=_dtype(row.shape)).tobytes())
 
 
 def _sync(path: Path) -> None:

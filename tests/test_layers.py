@@ -20,6 +20,8 @@ ORDER = [
     "features.backbones.weights",
     "features.backbones.seem",
     "features.backbones.from_timm",
+    "features.backbones.from_open_clip",
+    "features.backbones.from_transformers",
     "features.backbones",
     "features.fingerprint",
     "features.store",
@@ -53,11 +55,11 @@ HOMES = {
     "h5py": {"features.store"},
     "jinja2": {"probe.report"},
     "matplotlib": {"probe.drawing", "probe.figures"},
-    "open_clip": set(),
+    "open_clip": {"features.backbones.from_open_clip"},
     "rich": {"cli"},
     "safetensors": {"features.backbones.weights", "probe.heads"},
     "timm": {"features.backbones.from_timm", "features.backbones.seem"},
-    "transformers": set(),
+    "transformers": {"features.backbones.from_transformers"},
 }
 
 

@@ -47,7 +47,7 @@ def test_filling_changes_no_byte_of_the_file_s_structure(tmp_path):
     FeatureStore.create(
         tmp_path / "empty.h5",
         manifest,
-        {"final/mean": 7},
+        {"final/mean": (7,)},
         fingerprint=FINGERPRINT,
         default_feature="final/mean",
         batch_size=64,
@@ -148,7 +148,7 @@ def test_a_store_too_large_for_the_disk_is_refused_at_once(tmp_path):
         FeatureStore.create(
             tmp_path / "s.h5",
             make_manifest(Y),
-            {"final/mean": 10**13},
+            {"final/mean": (10**13,)},
             fingerprint=FINGERPRINT,
             default_feature="final/mean",
             batch_size=64,

