@@ -56,8 +56,8 @@ bench: .venv/.dev  ## Print the benchmark tables
 check: lint types docs test  ## Everything that CI runs; the tests last, so that theirs is the closing line
 
 $(BACKBONES) efficientnet_lite0: .venv/.demo
-	$(BIN)/medprobe extract $(DATA) -m $@ $(OPTIONS) --json | \
-		$(BIN)/python -c 'import json, sys; print(*(r["store"] for r in json.load(sys.stdin)))' | \
+	@made=$$($(BIN)/medprobe extract $(DATA) -m $@ $(OPTIONS) --json) && \
+		echo "$$made" | $(BIN)/python -c 'import json, sys; print(*(r["store"] for r in json.load(sys.stdin)))' | \
 		xargs $(BIN)/medprobe probe
 
 all: $(BACKBONES)  ## Every backbone of the study on DATA
