@@ -16,7 +16,7 @@ from features.backbones import Backbone
 from features.images import DECODE
 from features.manifest import Manifest, digest
 
-LIBRARIES = ("torch", "torchvision", "timm", "pillow")
+LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "pillow")
 
 
 def fingerprint(

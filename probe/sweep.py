@@ -191,6 +191,10 @@ def load(store: FeatureStore, manifest: Manifest, feature: str, uncertain: str) 
             f"{int((done == PENDING).sum())} of {len(done)} images are still to be done; "
             "run the same `medprobe extract` again"
         )
+    if len(store.features.get(feature, (0,))) > 1:
+        raise ProbeError(
+            f"{feature} is a matrix per image: a linear head takes a vector, see --feature"
+        )
     rows = np.flatnonzero((done == DONE) & _labelled(manifest.label))
     X = torch.from_numpy(store.read(feature, rows))
     y = _targets(manifest.label[rows], uncertain)

@@ -87,7 +87,7 @@ def make_store(path, X, manifest, *, bad=None, batch=64, fingerprint=FINGERPRINT
     FeatureStore.create(
         path,
         manifest,
-        {"final/mean": (X.shape[1],)},
+        {"final/mean": X.shape[1:]},
         fingerprint=fingerprint,
         default_feature="final/mean",
         batch_size=batch,

@@ -168,6 +168,12 @@ def test_what_can_t_be_probed_says_why(tmp_path, settings, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_tokens_are_not_probed_by_a_linear_head(tmp_path):
+    path = make_store(tmp_path / "made" / "b.h5", X.reshape(N, 3, 4), make_manifest(Y))
+    with pytest.raises(ProbeError, match="final/mean is a matrix per image"):
+        probe(path, out=tmp_path / "out")
+
+
 def test_a_store_that_is_not_complete_is_not_probed(tmp_path):
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y))
     with FeatureStore.open(path, write=True) as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,6 +290,7 @@ def _hub_weights(name: str) -> dict[str, Tensor]:
 
     config = timm.get_pretrained_cfg(name)
     place = config.hf_hub_id if config and config.hf_hub_id else None
+    logging.disable(logging.WARNING)  # the hub's client logs every retry; the error says it once
     try:
         if place is None:
             raise BackboneError("timm names no hub for it")
@@ -299,3 +301,5 @@ def _hub_weights(name: str) -> dict[str, Tensor]:
             f"timm:{name}: the published weights can't be fetched ({type(error).__name__}). "
             f"Get the file from huggingface.co/{place} and give it with --weights FILE"
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
