@@ -14,7 +14,7 @@ from typing import Any
 
 from features.backbones import Backbone
 from features.images import DECODE
-from features.manifest import Manifest, digest
+from features.manifest import Manifest
 
 LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "pillow")
 
@@ -55,8 +55,3 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
         elif a != b:
             out.append(f"{prefix}{key}: stored {a}, asked {b}")
     return out
-
-
-def digest_of(stored: Mapping[str, Any]) -> str:
-    """Return a fingerprint's short name."""
-    return digest(stored)

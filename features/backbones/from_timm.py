@@ -66,7 +66,7 @@ def _build(recipe: Recipe, spec: Spec, size: int) -> Any:
     options: dict[str, Any] = {"num_classes": 0}
     if spec.name == "sam":
         options |= {"img_size": spec.native_size}
-    elif spec.tokens and spec.patch > 1 and recipe.sizes and spec.name != "seem":
+    elif recipe.sizes and spec.patch > 1:
         options |= {"img_size": size}
     with torch.random.fork_rng():
         torch.manual_seed(RANDOM_SEED)
