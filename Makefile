@@ -51,6 +51,7 @@ docs: .venv/.dev  ## Check that the generated docs are up to date
 	$(BIN)/cog --check docs/cli.md docs/backbones.md
 
 bench: .venv/.dev  ## Print the benchmark tables
+	$(BIN)/python benchmarks/bench_extract.py
 	$(BIN)/python benchmarks/bench_sweep.py
 
 check: lint types docs test  ## Everything that CI runs; the tests last, so that theirs is the closing line

@@ -23,8 +23,10 @@ import click
 from features.errors import MedprobeError
 
 if TYPE_CHECKING:
+    from features.backbones import Backbone
     from features.datasets import Options
     from features.manifest import Manifest
+    from features.plan import Settings
     from features.store import FeatureStore
 
 FILE = click.Path(path_type=Path)
@@ -35,6 +37,12 @@ class Failure(click.ClickException):
     """An error of Medprobe as click prints it."""
 
     exit_code = 2
+
+
+class Damaged(Failure):
+    """A fault that the work found."""
+
+    exit_code = 1
 
 
 class Commands(click.Group):
@@ -288,9 +296,26 @@ def doctor(json_: bool) -> None:
     show_default=True,
     help="Of the forward pass; features are stored as float32.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per batch, and per commit.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Decoding threads; default one per core."
+    "--views",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Also so many augmented views of each image.",
+)
+@click.option("--view-seed", type=click.IntRange(min=0), default=0, help="Draws the views.")
+@click.option(
+    "--exact-decode", "exact", is_flag=True, help="Decode large images in full, and slower."
+)
+@click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    help="Images per batch, and per commit.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes that decode; default as needed."
 )
 @device_option
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
@@ -308,6 +333,7 @@ def doctor(json_: bool) -> None:
     show_default=True,
     help="What to do with a store made from something else.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be done, how large, how long.")
 @source_options
 @json_option
 def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> None:
@@ -321,44 +347,116 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     """
     from features.backbones import load_backbone
     from features.datasets import open_dataset
-    from features.extract import Settings, resolve_device
+    from features.devices import resolve_device
     from features.extract import extract as run
+    from features.plan import Settings
 
     manifest = open_dataset(dataset, options_of(given))
     if given["limit"]:
         manifest = manifest.head(given["limit"])
     if given["weights"] and given["weights"] != "random" and len(names) > 1:
         raise click.UsageError("--weights FILE goes with one backbone; give one -m")
+    same = ("layers", "tokens", "views", "view_seed", "exact", "precision", "workers")
     settings = Settings(
-        layers=given["layers"],
+        **{name: given[name] for name in (*same, "on_error", "overwrite")},
         pools=tuple(given["pools"].split(",")) if given["pools"] else (),
-        tokens=given["tokens"],
-        precision=given["precision"],
-        batch_size=given["batch_size"],
-        workers=given["workers"],
+        batch_size=parse_batch_size(given["batch_size"]),
         device=resolve_device(given["device"]),
-        on_error=given["on_error"],
-        overwrite=given["overwrite"],
     )
     loaded = [
         load_backbone(name, given["weights"], given["image_size"]) for name in dict.fromkeys(names)
     ]
     if statistics := parse_normalize(given["normalize"], manifest):
         loaded = [backbone.normalised_by(*statistics) for backbone in loaded]
-    with bar(f"{manifest.dataset} x {', '.join(names)}", "images") as show:
+    if given["dry_run"]:
+        return say_estimate(manifest, loaded, given["out"], settings, json_=json_)
+    with bar(f"{manifest.dataset} x {', '.join(names)}", "images") as show, stopping() as stop:
         reports = run(
-            manifest, loaded, out=given["out"], settings=settings, progress=images_per_second(show)
+            manifest,
+            loaded,
+            out=given["out"],
+            settings=settings,
+            progress=images_per_second(show),
+            stop=stop,
         )
     if json_:
         return as_json([asdict(r) for r in reports])
     for r in reports:
         done = f"{r.computed} images computed" if r.computed else "nothing to compute"
         click.echo(f"{r.store}: {done}, {r.reused} already there, {len(r.bad)} bad")
+        if r.added:
+            click.echo(f"  added {', '.join(r.added)}", err=True)
         for path, reason in list(r.bad.items())[:5]:
             click.echo(f"  bad: {path}: {reason}", err=True)
         if len(r.bad) > 5:
             click.echo(f"  and {len(r.bad) - 5} more: medprobe inspect {r.store}", err=True)
     return None
+
+
+def say_estimate(
+    manifest: Manifest, backbones: list[Backbone], out: Path, settings: Settings, *, json_: bool
+) -> None:
+    """Print what --dry-run found."""
+    from features.estimate import estimate
+
+    found, decoding = estimate(manifest, backbones, out=out, settings=settings)
+    if json_:
+        return as_json({"stores": [asdict(e) for e in found], "decode_seconds": decoding})
+    as_table(
+        [
+            ("store", "precision", "to do", "on disk", "passes"),
+            *(
+                (
+                    e.store,
+                    e.precision,
+                    f"{e.to_do} of {e.images} images",
+                    f"{e.bytes_needed / 1e6:,.1f} MB",
+                    duration(e.seconds),
+                )
+                for e in found
+            ),
+        ]
+    )
+    alone, together = sum(e.seconds for e in found), "beside" if settings.device != "cpu" else "and"
+    return click.echo(
+        f"expected: {duration(alone)} of forward passes {together} {duration(decoding)} of decoding"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: 42 s, 12 min, 3 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def parse_batch_size(text: str) -> int | None:
+    """Return the number of --batch-size, or None for auto."""
+    if text == "auto":
+        return None
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise click.BadParameter(f"{text!r}: want a number, or auto", param_hint="--batch-size")
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a wish, the second into a stop; yields "stop?"."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            signal.default_int_handler(number, frame)
+        asked.append(number)
+        click.echo("Stopping after this batch; once more stops at once.", err=True)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parse_normalize(
@@ -462,13 +560,19 @@ def verify(store: Path, json_: bool) -> None:
     \b
     medprobe verify features/sample/efficientnet_lite0.h5
     """
+    from features.errors import StoreError
     from features.store import FeatureStore
 
-    with FeatureStore.open(store) as opened:
-        wrong = {feature: rows.tolist() for feature, rows in opened.verify()}
-        done = int((opened.done == 1).sum())
+    try:
+        with FeatureStore.open(store) as opened:
+            wrong = {feature: rows.tolist() for feature, rows in opened.verify()}
+            done, pending = (int((opened.done == mark).sum()) for mark in (1, 0))
+    except StoreError as error:
+        if not store.is_file():
+            raise
+        raise Damaged(str(error)) from None
     if json_:
-        as_json({"store": str(store), "rows": done, "damaged": wrong})
+        as_json({"store": str(store), "rows": done, "pending": pending, "damaged": wrong})
     for feature, rows in wrong.items():
         if rows and not json_:
             click.echo(f"{store}: {feature}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
@@ -476,7 +580,9 @@ def verify(store: Path, json_: bool) -> None:
         click.echo("Compute them anew with `medprobe extract ... --overwrite always`.", err=True)
         click.get_current_context().exit(1)
     if not json_:
-        click.echo(f"{store}: {done} rows of {len(wrong)} features are as they were written")
+        left = f"; {pending} are still to be done" if pending else ""
+        features = len(wrong) - 1  # the source is checked too
+        click.echo(f"{store}: {done} rows of {features} features are as they were written{left}")
 
 
 @cli.command()
@@ -524,7 +630,7 @@ def probe(
     \b
     medprobe probe features/sample/efficientnet_lite0.h5
     """
-    from features.extract import resolve_device
+    from features.devices import resolve_device
     from probe.sweep import Settings
     from probe.sweep import probe as run
 

@@ -8,11 +8,13 @@ import datetime
 import os
 import time
 
+import numpy as np
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from features.backbones import BACKBONES, load_backbone
+from features.images import Decoded
 
 REDUCED = (torch.bfloat16, torch.float16)
 
@@ -23,7 +25,8 @@ def images(transform):
         whole = Image.fromarray(picture)
         for i in range(8):
             crops.append(whole.crop((40 * i, 20 * i, 40 * i + 300, 20 * i + 280)))
-    return torch.stack([transform.prepare(crop) for crop in crops])
+    pixels = [transform.prepare(Decoded(crop, crop.size), exact=True) for crop in crops]
+    return torch.from_numpy(np.stack(pixels))
 
 
 def main():
@@ -35,9 +38,8 @@ def main():
         cells = []
         for dtype in (torch.float32, *REDUCED):
             backbone = load_backbone(name, weights)
-            backbone.module.to(dtype).to(memory_format=torch.channels_last)
-            pixels = backbone.transform.normalise(images(backbone.transform), dtype)
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            backbone.place("cpu", dtype)
+            pixels = backbone.normalise(images(backbone.transform), dtype)
             feature = backbone.spec.default_feature
             with torch.inference_mode():
                 backbone.network(pixels[:2], [feature])

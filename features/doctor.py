@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from features.datasets.sample import cache_folder
-from features.extract import resolve_device, resolve_precision
+from features.devices import multiplies_bfloat16, resolve_device, resolve_precision
 
 HUB = "huggingface.co"
 
@@ -39,12 +39,12 @@ def _why(device: str) -> str:
     if device == "cuda":
         return (
             "the GPU multiplies bfloat16; backbones that it harms take float16"
-            if torch.cuda.is_bf16_supported()
+            if multiplies_bfloat16(device)
             else "the GPU has no bfloat16"
         )
-    if torch.cpu._is_amx_tile_supported():
-        return "the processor has AMX, which multiplies bfloat16 about 8 times faster than float32"
-    return "no GPU, and a processor without AMX"
+    if multiplies_bfloat16(device):
+        return "the processor multiplies bfloat16; backbones that it harms take float32"
+    return "no GPU, and a processor without AMX or AVX-512 BF16"
 
 
 def _cpu_name() -> str:

@@ -1,53 +1,37 @@
 """Manifest x backbones -> stores: one decode feeds every backbone.
 
-A run that was stopped goes on where it was. Rows go in fixed batches (row i is in batch
-i // batch_size), each committed whole. A resumed run computes the same batches as an undisturbed
-one, so the features are the same to the bit.
+Images are decoded in processes of their own (workers.py) a few batches ahead of the passes, and
+batches are committed behind them (jobs.py), so that a run takes what the forward passes take. A
+run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
-import warnings
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from features.backbones import Backbone
-from features.errors import ImageError, StaleStoreError, StoreError
-from features.fingerprint import differences, fingerprint
-from features.images import Transform, decode, read_bytes
+from features.errors import ImageError, StoreError
+from features.jobs import Chunk, Commits, Job
+from features.lock import writing
 from features.manifest import Manifest
-from features.store import BAD, DONE, PENDING, FeatureStore, writing
+from features.plan import Plan, Settings, begin, plan
+from features.store import DONE
+from features.workers import Loaded, Recipe, Workers
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHOWN = 5  # how many of a list an error names
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to extract. Batch size in images, workers in threads; None chooses by the machine."""
-
-    layers: str = "last"  # or "all", or a list: "3,7,final"
-    pools: tuple[str, ...] = ()  # none is each backbone's default
-    tokens: bool = False
-    precision: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-    device: str = "cpu"
-    on_error: str = "skip"  # or "fail"
-    overwrite: str = "never"  # or "stale", "always"
+LARGEST_CHUNK = 2048  # images decoded as one, where backbones have different batch sizes
+AHEAD = 2  # chunks decoded ahead of the one that is computed
 
 
 @dataclass(frozen=True)
@@ -60,6 +44,7 @@ class Report:
     computed: int
     reused: int
     bad: dict[str, str]  # path -> reason
+    added: tuple[str, ...] = ()  # features that joined those there
 
 
 Progress = Callable[[int, int, int], None]  # images done, images in all, bad ones among them
@@ -72,268 +57,193 @@ def extract(
     out: Path,
     settings: Settings | None = None,
     progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Report]:
     """Fill out/<dataset>/<backbone>.h5 for every backbone and return what was done.
 
-    Raises StaleStoreError where a store was made from something else (nothing is changed),
-    StoreLockedError where another process writes to one, and with on_error="fail"
-    ImageError at the first bad image.
+    stop is asked between batches; once it says so, what was computed is committed and
+    KeyboardInterrupt raised. Raises StaleStoreError where a store was made from something else
+    (nothing is changed), StoreLockedError where another process writes to one, StoreError where the
+    disk is full, and with on_error="fail" ImageError at the first bad image.
     """
     settings = settings or Settings()
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode has a limit
-        jobs = []
+    with ExitStack() as stack:
+        begun: list[tuple[Plan, list[Job]]] = []
         for backbone in backbones:
-            path = store_path(out, manifest.dataset, backbone.spec.name)
-            stack.enter_context(writing(path))
-            store = stack.enter_context(_prepare(path, manifest, backbone, settings))
-            jobs.append(_Job(store, backbone, settings))
-        _run(manifest, jobs, settings, progress)
-        return [job.report(manifest) for job in jobs]
+            planned = plan(manifest, backbone, out, settings)
+            stack.enter_context(writing(planned.path))
+            stores = begin(planned, manifest, settings)
+            jobs = [Job(stack.enter_context(s), planned.backbone, settings.device) for s in stores]
+            begun.append((planned, jobs))
+        _run(manifest, [job for _, jobs in begun for job in jobs], settings, progress, stop)
+        return [_finish(manifest, planned, jobs) for planned, jobs in begun]
 
 
-def store_path(out: Path, dataset: str, backbone: str) -> Path:
-    """Return where a store lies; characters that a file name can't have become dashes."""
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in backbone)
-    return out / dataset / f"{name}.h5"
-
-
-def resolve_precision(precision: str, device: str, *, bfloat16: bool = True) -> str:
-    """Return what "auto" means here: bfloat16 where the hardware multiplies it natively.
-
-    That is a GPU with bfloat16, or a processor with AMX; the bfloat16 of AVX-512 alone is left to
-    be asked for. A backbone that bfloat16 harms gets float16 on a GPU. Else float32.
-    """
-    if precision != "auto":
-        return precision
-    if device.startswith("cuda"):
-        return "bfloat16" if bfloat16 and torch.cuda.is_bf16_supported() else "float16"
-    return "bfloat16" if bfloat16 and torch.cpu._is_amx_tile_supported() else "float32"
-
-
-def resolve_device(device: str) -> str:
-    """Return what "auto" means here."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def _prepare(
-    path: Path, manifest: Manifest, backbone: Backbone, settings: Settings
-) -> FeatureStore:
-    """Return the store open for writing: a new one, or the old one if it was made from the same."""
-    wanted = backbone.select(settings.layers, settings.pools, settings.tokens)
-    precision = resolve_precision(
-        settings.precision, settings.device, bfloat16=backbone.spec.bfloat16
-    )
-    asked = fingerprint(manifest, backbone, wanted, precision)
-    if path.is_file() and settings.overwrite != "always":
-        store = FeatureStore.open(path, write=True)
-        if set(wanted) <= store.features.keys():
-            asked["features"] = sorted(store.features)  # what is there beside them does no harm
-        differ = differences(store.fingerprint, asked)
-        if not differ:
-            _check_sources(store, manifest, settings)
-            _update_labels(store, manifest)
-            return store
-        store.file.close()
-        if settings.overwrite == "never":
-            raise StaleStoreError(
-                f"{path} was made from something else: {'; '.join(differ)}. "
-                "Take --overwrite stale to make it anew, or -o for another place"
-            )
-    FeatureStore.create(
-        path,
-        manifest,
-        {name: backbone.network.features[name] for name in wanted},
-        fingerprint=asked,
-        default_feature=default
-        if (default := backbone.spec.default_feature) in wanted
-        else wanted[0],
-        batch_size=settings.batch_size or (256 if settings.device.startswith("cuda") else 16),
-    )
-    return FeatureStore.open(path, write=True)
-
-
-def _check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
-    """See that no image has changed since it was read.
-
-    It is compared by size and time, and where those differ by its bytes. Bad images are tried
-    again. A changed one is an error, or with overwrite="stale" computed anew.
-    """
-    done, source = store.done, store.source()
-    changed = []
-    for i in np.flatnonzero(done == DONE):
-        path = manifest.root / manifest.path[i]
-        try:
-            stat = path.stat()
-        except OSError:
-            continue  # its features are as good as they were
-        if (stat.st_size, stat.st_mtime_ns) == (source["size"][i], source["mtime_ns"][i]):
-            continue
-        if hashlib.sha256(path.read_bytes()).hexdigest() != source["hash"][i]:
-            changed.append(int(i))
-    if changed and settings.overwrite == "never":
-        names = ", ".join(manifest.path[changed[:SHOWN]])
-        raise StaleStoreError(
-            f"{store.path}: {len(changed)} images have changed "
-            f"since their features were computed ({names}). "
-            "Take --overwrite stale to compute those anew"
-        )
-    again = np.concatenate([np.array(changed, dtype=np.int64), np.flatnonzero(done == BAD)])
-    if len(again):
-        store.forget(np.sort(again))
-
-
-def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
-    """Bring labels, subjects and splits up to date; the features stay."""
-    old = store.manifest()
-    columns = ("label", "subject", "split")
-    same = all(np.array_equal(getattr(old, c), getattr(manifest, c)) for c in columns)
-    if not same or (old.classes, old.root) != (manifest.classes, manifest.root):
-        store.relabel(manifest)
-
-
-class _Job:
-    """One backbone and the store it fills."""
-
-    def __init__(self, store: FeatureStore, backbone: Backbone, settings: Settings) -> None:
-        self.store, self.backbone = store, backbone
-        self.device = settings.device
-        self.dtype = PRECISIONS[store.fingerprint["precision"]]
-        self.wanted = list(store.features)
-        self.todo = store.done == PENDING
-        self.reused = int((~self.todo).sum())
-        if self.todo.any():
-            # Channels last: EfficientNet-Lite0 at float32 runs 2 to 3 times faster so, on 2 cores.
-            backbone.module.to(self.device, self.dtype)
-            backbone.module.to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def compute(self, pixels: Tensor) -> dict[str, NDArray[np.floating[Any]]]:
-        """Return the wanted features of pixels (B, 3, H, W) uint8."""
-        pixels = pixels.to(self.device, non_blocking=True)
-        images = self.backbone.transform.normalise(pixels, self.dtype)
-        images = images.contiguous(memory_format=torch.channels_last)
-        found = self.backbone.network(images, self.wanted)
-        return {
-            name: (value.float() if value.ndim == 2 else value.half()).cpu().numpy()
-            for name, value in found.items()
-        }
-
-    def report(self, manifest: Manifest) -> Report:
-        """Say what was done."""
-        bad = {str(manifest.path[i]): reason for i, reason in self.store.bad().items()}
-        computed = int(self.todo.sum())
-        return Report(
-            self.store.path, self.backbone.spec.name, len(manifest), computed, self.reused, bad
-        )
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """One image as read: its pixels per transform, or why it is bad."""
-
-    row: int
-    pixels: tuple[Tensor, ...] = ()
-    hash: str = ""
-    size: int = 0
-    mtime_ns: int = 0
-    reason: str = ""
-
-
-def _load(row: int, path: Path, transforms: Sequence[Transform]) -> _Loaded:
-    try:
-        data = read_bytes(path)
-        image = decode(data)
-    except ImageError as error:
-        return _Loaded(row, reason=str(error))
-    pixels = tuple(t.prepare(image) for t in transforms)
-    return _Loaded(
-        row, pixels, hashlib.sha256(data).hexdigest(), len(data), path.stat().st_mtime_ns
+def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
+    """Bring added features home, and say what was done."""
+    main, *added = jobs
+    for job in added:
+        main.store.absorb(job.store, planned.fingerprint)
+        job.store.close()
+        job.store.path.unlink()
+    computed = max(job.computed for job in jobs)
+    return Report(
+        store=planned.path,
+        backbone=planned.backbone.spec.name,
+        images=len(manifest),
+        computed=computed,
+        reused=len(manifest) - computed,
+        bad={str(manifest.path[i]): reason for i, reason in main.store.bad().items()},
+        added=tuple(sorted(planned.missing)) if added else (),
     )
 
 
 def _run(
-    manifest: Manifest, jobs: Sequence[_Job], settings: Settings, progress: Progress | None
+    manifest: Manifest,
+    jobs: Sequence[Job],
+    settings: Settings,
+    progress: Progress | None,
+    stop: Callable[[], bool],
 ) -> None:
-    """Fill the jobs' stores batch by batch; images are decoded by threads a few batches ahead."""
-    transforms = list(dict.fromkeys(job.backbone.transform for job in jobs))
-    place = [transforms.index(job.backbone.transform) for job in jobs]
-    todo = np.any([job.todo for job in jobs], axis=0)
-    size = {job.store.batch_size for job in jobs}
-    if len(size) > 1:
-        raise StoreError(
-            "the stores were begun with different batch sizes "
-            f"({', '.join(map(str, sorted(size)))}): "
-            "finish them one by one, each with its own -m"
-        )
-    step = size.pop()
-    batches = [
-        np.arange(start, min(start + step, len(manifest)))
-        for start in range(0, len(manifest), step)
-        if todo[start : start + step].any()
-    ]
+    """Fill the jobs' stores: chunk by chunk, for every job batch by batch."""
+    jobs = [job for job in jobs if job.computed]
+    todo = np.any([job.todo for job in jobs], axis=0) if jobs else np.zeros(len(manifest), bool)
     finished, bad = int((~todo).sum()), 0
     if progress:
         progress(finished, len(manifest), bad)
-    with ThreadPoolExecutor(settings.workers or os.cpu_count() or 1) as pool:
-        for rows, images in _ahead(pool, manifest, batches, transforms):
-            good = [image for image in images if not image.reason]
-            reasons = {image.row: image.reason for image in images if image.reason}
-            if reasons and settings.on_error == "fail":
-                row, reason = next(iter(reasons.items()))
+    if not jobs:
+        return
+    for job in jobs:
+        job.backbone.place(job.device, job.dtype)
+    transforms = list(dict.fromkeys(job.backbone.transform for job in jobs))
+    recipe = Recipe(
+        transforms=tuple(transforms),
+        exact=settings.exact,
+        views=max(job.n_views for job in jobs),
+        seed=_view_seed(jobs),
+    )
+    cores = os.cpu_count() or 1
+    with Workers(recipe, settings.workers or min(2, cores)) as workers, Commits() as commits:
+        for chunk in _chunks(manifest, jobs, workers, settings, most=settings.workers or cores):
+            wrong = [k for k, image in enumerate(chunk.images) if image.reason]
+            if wrong and settings.on_error == "fail":
+                k = wrong[0]
                 raise ImageError(
-                    f"{manifest.root / manifest.path[row]}: {reason}. "
+                    f"{manifest.root / manifest.path[chunk.rows[k]]}: {chunk.images[k].reason}. "
                     "Mend or remove it, or take --on-error skip"
                 )
-            for job, t in zip(jobs, place, strict=True):
-                if job.todo[rows].any():
-                    _fill(job, t, good, reasons)
-            finished += int(todo[rows].sum())
-            bad += len(reasons)
+            for job in jobs:
+                place = transforms.index(job.backbone.transform)
+                for a in range(0, len(chunk.rows), job.store.batch_size):
+                    if stop():
+                        break
+                    job.fill(chunk, place, a, commits)
+            if stop():
+                break
+            finished += int(todo[chunk.rows].sum())
+            bad += len(wrong)
             if progress:
                 progress(finished, len(manifest), bad)
+    if stop():
+        raise KeyboardInterrupt
 
 
-def _fill(job: _Job, transform: int, good: Sequence[_Loaded], reasons: dict[int, str]) -> None:
-    """Compute a batch, all of it as in an undisturbed run, and commit what was pending."""
-    features = job.compute(torch.stack([image.pixels[transform] for image in good])) if good else {}
-    keep = np.array([bool(job.todo[image.row]) for image in good], dtype=bool)
-    kept = [image for image, k in zip(good, keep, strict=True) if k]
-    job.store.commit(
-        np.array([image.row for image in kept], dtype=np.int64),
-        {name: values[keep] for name, values in features.items()},
-        {name: [getattr(image, name) for image in kept] for name in ("hash", "size", "mtime_ns")},
-        {row: reason for row, reason in reasons.items() if job.todo[row]},
-    )
+def _chunks(
+    manifest: Manifest, jobs: Sequence[Job], workers: Workers, settings: Settings, *, most: int
+) -> Iterator[Chunk]:
+    """Yield what has to be computed, in order, decoded ahead.
 
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    manifest: Manifest,
-    batches: Sequence[NDArray[np.integer]],
-    transforms: Sequence[Transform],
-    *,
-    depth: int = 3,
-) -> Iterator[tuple[NDArray[np.integer], list[_Loaded]]]:
-    """Yield each batch with its images in order, decoding up to `depth` batches ahead."""
-    queue: deque[tuple[NDArray[np.integer], list[Future[_Loaded]]]] = deque()
-    waiting = iter(batches)
+    While the passes have to wait for pixels, there are more workers each time, up to `most`.
+    """
+    step, needed = _chunk_size(jobs), np.any([job.needs() for job in jobs], axis=0)
+    starts = [s for s in range(0, len(manifest), step) if needed[s : s + step].any()]
+    known = _Known(manifest, jobs)
+    waiting: deque[tuple[NDArray[np.int64], list[torch.Tensor], list[Future[Loaded]]]] = deque()
+    upcoming = iter(starts)
 
     def submit() -> None:
-        rows = next(waiting, None)
-        if rows is not None:
-            paths = (manifest.root / manifest.path[i] for i in rows)
-            work = [
-                pool.submit(_load, int(i), p, transforms) for i, p in zip(rows, paths, strict=True)
-            ]
-            queue.append((rows, work))
+        start = next(upcoming, None)
+        if start is None:
+            return
+        rows = np.arange(start, min(start + step, len(manifest)))
+        pixels = [
+            torch.empty(
+                (len(rows), 1 + workers.recipe.views, t.size, t.size, 3),
+                dtype=torch.uint8,
+                pin_memory=settings.device.startswith("cuda"),
+            )
+            for t in workers.recipe.transforms
+        ]
+        blocks = [p.numpy() for p in pixels]
+        loading = [
+            workers.load(
+                manifest.root / manifest.path[i], [memoryview(b[k]).cast("B") for b in blocks]
+            )
+            for k, i in enumerate(rows)
+        ]
+        waiting.append((rows, pixels, loading))
 
-    for _ in range(depth):
+    for _ in range(1 + AHEAD):
         submit()
-    try:
-        while queue:
-            rows, work = queue.popleft()
-            yield rows, [future.result() for future in work]
-            submit()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    before = time.perf_counter()
+    while waiting:
+        rows, pixels, loading = waiting.popleft()
+        asked = time.perf_counter()
+        images = [future.result() for future in loading]
+        now = time.perf_counter()
+        if now - asked > 0.1 * (now - before):
+            workers.grow(min(2 * len(workers.threads), most))
+        before = now
+        yield Chunk(rows, images, pixels, known.copies(rows, images))
+        submit()
+
+
+def _chunk_size(jobs: Sequence[Job]) -> int:
+    """Return the least number of rows that is whole batches of every job."""
+    sizes = sorted({job.store.batch_size for job in jobs})
+    step = math.lcm(*sizes)
+    if step > max(LARGEST_CHUNK, sizes[-1]):
+        raise StoreError(
+            "the stores were begun with batch sizes that don't go together "
+            f"({', '.join(map(str, sizes))}): finish them one by one, each with its own -m"
+        )
+    return step
+
+
+def _view_seed(jobs: Sequence[Job]) -> int:
+    seeds = {job.store.fingerprint["views"]["seed"] for job in jobs if job.views}
+    if len(seeds) > 1:
+        raise StoreError(
+            f"the stores have views of different seeds ({', '.join(map(str, sorted(seeds)))}): "
+            "finish them one by one, each with its own -m"
+        )
+    return seeds.pop() if seeds else 0
+
+
+class _Known:
+    """Which bytes were seen in which row, from the first row on: 16 bytes of the hash each."""
+
+    def __init__(self, manifest: Manifest, jobs: Sequence[Job]) -> None:
+        self._first: dict[bytes, int] = {}
+        self._next = 0
+        done = np.any([job.store.done == DONE for job in jobs], axis=0)
+        self._stored = np.full(len(manifest), b"", dtype="S64") if done.any() else None
+        if self._stored is not None:
+            for job in jobs:
+                rows = job.store.done == DONE
+                self._stored[rows] = job.store.columns["manifest/hash"].read()[rows]
+
+    def copies(self, rows: NDArray[np.int64], images: Sequence[Loaded]) -> dict[int, int]:
+        """Take in the next rows that were read; return those whose bytes an earlier row has."""
+        if self._stored is not None:
+            for i in range(self._next, int(rows[0])):  # what was passed over: done before
+                if self._stored[i]:
+                    self._first.setdefault(bytes.fromhex(self._stored[i].decode())[:16], i)
+        self._next = int(rows[-1]) + 1
+        copies = {}
+        for i, image in zip(rows.tolist(), images, strict=True):
+            if not image.reason:
+                first = self._first.setdefault(bytes.fromhex(image.hash)[:16], i)
+                if first != i:
+                    copies[i] = first
+        return copies

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from features.augment import RECIPE
 from features.backbones import Backbone
 from features.images import DECODE
 from features.manifest import Manifest
@@ -20,11 +21,22 @@ LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", 
 
 
 def fingerprint(
-    manifest: Manifest, backbone: Backbone, features: Sequence[str], precision: str
+    manifest: Manifest,
+    backbone: Backbone,
+    features: Sequence[str],
+    precision: str,
+    *,
+    exact: bool,
+    views: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Return the fingerprint of a store: nested dicts of JSON values."""
+    """Return the fingerprint of a store: nested dicts of JSON values; `views` only if it has any.
+
+    exact, views and seed are those of workers.Recipe.
+    """
     t = backbone.transform
-    return {
+    made: dict[str, Any] = {"views": {"count": views, "seed": seed, "recipe": RECIPE}}
+    return (made if views else {}) | {
         "backbone": {
             "name": backbone.spec.name,
             "architecture": backbone.spec.architecture,
@@ -36,7 +48,7 @@ def fingerprint(
             "size": t.size,
             "resize": t.resize,
             "interpolation": t.interpolation,
-            "decode": DECODE,
+            "decode": DECODE[exact],
         },
         "normalize": {"mean": list(t.mean), "std": list(t.std)},
         "precision": precision,

@@ -65,7 +65,7 @@ class Manifest:
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 of a JSON value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def natural_order(names: Sequence[str]) -> list[str]:

@@ -68,4 +68,5 @@ def _label_counts(
 
 
 def _hash(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:7], "big")
+    data = f"{seed}\0{name}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(data).digest()[:7], "big")

@@ -3,48 +3,61 @@
 docs/format.md specifies it without code.
 
 Why it survives a crash at any moment. All of HDF5's own structure is written once, into a draft
-file that is renamed into place when complete; every dataset that is filled later is contiguous and
-allocated then. Filling writes raw bytes at fixed places and changes no structure, so there is no
-moment at which the file can't be opened. A batch is committed in two steps, each forced to disk:
-its rows and checksums, then its marks in /done. A crash between the two loses that batch only.
+file that is renamed into place when complete; every dataset is contiguous and has its place from
+then on. Filling writes raw bytes at those places, without the HDF5 library, and changes no
+structure, so there is no moment at which the file can't be opened. A batch is committed in two
+steps, each forced to disk: its rows and checksums, then its marks in /done. A crash between the two
+loses that batch only. What changes structure (new labels, more layers) builds a new draft.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import socket
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from shutil import disk_usage
 from typing import Any, Self
 
-import h5py
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from features.errors import StoreError, StoreLockedError
+from features import layout
+from features.columns import Column
+from features.errors import StoreError
+from features.layout import (
+    ANEW,
+    BLOCK_BYTES,
+    REASON_BYTES,
+    SOURCE,
+    TEXT,
+    build,
+    column_of,
+    decode,
+    dtype_of,
+    feature_of,
+    manifest_checksum,
+)
 from features.manifest import Manifest, digest
 
-FORMAT, VERSION = "medprobe-features", 1
 PENDING, DONE, BAD = 0, 1, 2
-REASON_BYTES = 240
-VERIFY_BYTES = 64 << 20  # read at once
-TEXT = h5py.string_dtype()
-SOURCE = {"hash": "S64", "size": "i8", "mtime_ns": "i8"}
 
 
 class FeatureStore:
     """An open store. Make one with `create` or `open`, as a context manager."""
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
-        self.file = file
+        self._open(write)
+
+    def _open(self, write: bool) -> None:
+        structure = layout.read(self.path)
+        self.attributes, self.about = structure.attributes, structure.about
+        self.descriptor = os.open(self.path, os.O_RDWR if write else os.O_RDONLY)
+        self.columns = {
+            name: Column(self.descriptor, *place) for name, place in structure.places.items()
+        }
 
     def __enter__(self) -> Self:
         """Return the store itself."""
@@ -52,7 +65,13 @@ class FeatureStore:
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
-        self.file.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     # --- making and opening -----------------------------------------------------------------------
 
@@ -71,61 +90,30 @@ class FeatureStore:
 
         Raises StoreError where the disk has no room for it.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        need = sum(_row_bytes(shape) for shape in features.values()) * len(manifest)
-        free = disk_usage(path.parent).free
-        if need > free:
-            raise StoreError(
-                f"{path} needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-                "make room, or choose another place with -o"
-            )
-        draft = path.with_suffix(".draft")
-        with h5py.File(draft, "w", locking=False) as file:
-            file.attrs.update(
-                format=FORMAT,
-                version=VERSION,
-                fingerprint=json.dumps(fingerprint, sort_keys=True),
-                default_feature=default_feature,
-                batch_size=batch_size,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            _write_manifest(file, manifest)
-            n = len(manifest)
-            for name, kind in SOURCE.items():
-                _reserve(file, f"manifest/{name}", (n,), kind)
-            for name, shape in features.items():
-                _reserve(file, f"features/{name}", (n, *shape), _dtype(shape))
-                _reserve(file, f"checksums/{name}", (n,), "<u4")
-            _reserve(file, "done", (n,), "u1")
-            _reserve(file, "reason", (n,), f"S{REASON_BYTES}")
-        _sync(draft)
-        draft.replace(path)
-        _sync(path.parent)
+        build(
+            path,
+            manifest,
+            features,
+            {
+                "fingerprint": json.dumps(fingerprint, sort_keys=True),
+                "default_feature": default_feature,
+                "batch_size": batch_size,
+            },
+        )
 
     @classmethod
     def open(cls, path: Path, *, write: bool = False) -> FeatureStore:
         """Open a store; StoreError for a file that isn't there or isn't a store of this version."""
         if not path.is_file():
             raise StoreError(f"there is no store {path}: make it with `medprobe extract`")
-        try:
-            # HDF5's locks fail on some network disks and block readers of a store in the making.
-            file = h5py.File(path, "r+" if write else "r", locking=False)
-        except OSError as error:
-            raise StoreError(f"{path} can't be opened as HDF5: {error}") from None
-        found = (file.attrs.get("format"), file.attrs.get("version"))
-        if found != (FORMAT, VERSION):
-            file.close()
-            raise StoreError(
-                f"{path} is not a feature store: found {found}, want {(FORMAT, VERSION)}"
-            )
-        return cls(path, file)
+        return cls(path, write=write)
 
     # --- what is in it ----------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What the features were made from."""
-        found: dict[str, Any] = json.loads(self.file.attrs["fingerprint"])
+        found: dict[str, Any] = json.loads(self.attributes["fingerprint"])
         return found
 
     @property
@@ -136,58 +124,65 @@ class FeatureStore:
     @property
     def default_feature(self) -> str:
         """The feature that is probed unless another is named."""
-        return str(self.file.attrs["default_feature"])
+        return str(self.attributes["default_feature"])
 
     @property
     def batch_size(self) -> int:
         """Rows per batch: the unit of commit, kept so that a resumed run has the same batches."""
-        return int(self.file.attrs["batch_size"])
+        return int(self.attributes["batch_size"])
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:
-        """LAYER/POOL -> shape of a row: (D,), or (T, D) for tokens."""
-        found: dict[str, tuple[int, ...]] = {}
-        for layer, pools in self.file["features"].items():
-            found |= {f"{layer}/{pool}": tuple(pools[pool].shape[1:]) for pool in pools}
-        return found
+        """LAYER/POOL -> shape of a row: (D,), (T, D) for tokens, (V, ...) for views."""
+        return {
+            feature: column.shape[1:]
+            for name, column in self.columns.items()
+            if (feature := feature_of(name))
+        }
 
     @property
     def done(self) -> NDArray[np.uint8]:
         """(N,) PENDING, DONE or BAD."""
-        return np.asarray(self.file["done"][:], dtype=np.uint8)
+        return self.columns["done"].read()
 
     def bad(self) -> dict[int, str]:
         """Return row -> reason of the bad images."""
         rows = np.flatnonzero(self.done == BAD)
-        reasons = self.file["reason"][:]
-        return {int(i): reasons[i].decode(errors="replace") for i in rows}
+        reasons = self.columns["reason"].take(rows)
+        return {
+            int(i): text.decode(errors="replace") for i, text in zip(rows, reasons, strict=True)
+        }
 
     def manifest(self) -> Manifest:
         """Return the manifest as it was stored."""
-        group = self.file["manifest"]
-        text = {k: group[k].asstr()[:].astype(np.str_) for k in ("id", "path", "subject", "split")}
+        id_, path, subject, split = (
+            decode(self.columns[f"manifest/{name}"].read()) for name in TEXT
+        )
         return Manifest(
-            dataset=group.attrs["dataset"],
-            root=Path(group.attrs["root"]),
-            label=group["label"][:],
-            classes=tuple(json.loads(group.attrs["classes"])),
-            split_from=group.attrs["split_from"],
-            metric=group.attrs["metric"] or None,
-            note=group.attrs["note"],
-            **text,
+            id=id_,
+            path=path,
+            subject=subject,
+            split=split,
+            dataset=self.about["dataset"],
+            root=Path(self.about["root"]),
+            label=self.columns["manifest/label"].read(),
+            classes=tuple(json.loads(self.about["classes"])),
+            split_from=self.about["split_from"],
+            metric=self.about["metric"] or None,
+            note=self.about["note"],
         )
 
     def source(self) -> dict[str, NDArray[Any]]:
         """Return hash (hex SHA-256), size and mtime_ns of every image as it was read, each (N,)."""
-        found = {name: self.file[f"manifest/{name}"][:] for name in SOURCE}
-        return found | {"hash": found["hash"].astype(np.str_)}
+        found = {name: self.columns[f"manifest/{name}"].read() for name in SOURCE}
+        return found | {"hash": np.char.decode(found["hash"], "latin-1")}
 
     def read(
         self, feature: str, rows: NDArray[np.integer] | slice = slice(None)
     ) -> NDArray[np.floating[Any]]:
         """Return rows of a feature, (n, D) float32, or (n, T, D) float16 for tokens.
 
-        Only committed rows mean anything.
+        Only committed rows mean anything. Threads and forked processes may read at once.
 
         Raises StoreError for a feature that the store hasn't got.
         """
@@ -195,26 +190,32 @@ class FeatureStore:
             raise StoreError(
                 f"{self.path} has no feature {feature!r}: found {', '.join(self.features)}"
             )
-        data = self.file[f"features/{feature}"]
+        column = self.columns[column_of(feature)]
+        if isinstance(rows, slice) and rows.step in (None, 1):
+            return column.read(rows.start or 0, rows.stop)
         if isinstance(rows, slice):
-            return np.asarray(data[rows])
-        if data.ndim > 2:  # tokens are too many to be read whole
-            return np.stack([data[int(i)] for i in rows]) if len(rows) else data[:0]
-        # HDF5 picks scattered rows one by one; a whole read, then a selection, is far faster.
-        return np.asarray(data[:][rows])
+            rows = np.arange(column.shape[0])[rows]
+        return column.take(rows)
 
     def verify(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """Yield, for each feature, its committed rows that don't match their checksum."""
-        done = np.flatnonzero(self.done == DONE)
+        """Yield, for each feature and for the `source`, its committed rows that are damaged.
+
+        Raises StoreError where the manifest or the marks of what is done are damaged.
+        """
+        done = self.done
+        if (done > BAD).any() or self.about["checksum"] != manifest_checksum(self.columns):
+            raise StoreError(f"{self.path}: the manifest or /done is damaged; {ANEW}")
         for feature in self.features:
-            data, sums = self.file[f"features/{feature}"], self.file[f"checksums/{feature}"][:]
-            wrong = []
-            step = max(1, VERIFY_BYTES // _row_bytes(data.shape[1:]))
-            for start in range(0, len(sums), step):
-                block = data[start : start + step]
-                inside = done[(done >= start) & (done < start + step)]
-                wrong += [i for i in inside if _checksum(block[i - start]) != sums[i]]
+            sums = self.columns[f"checksums/{column_of(feature)}"].read()
+            wrong: list[int] = []
+            for start, block in self.columns[column_of(feature)].blocks(BLOCK_BYTES):
+                inside = np.flatnonzero(done[start : start + len(block)] == DONE)
+                wrong += [start + int(i) for i in inside if _checksum(block[i]) != sums[start + i]]
             yield feature, np.array(wrong, dtype=np.int64)
+        sums = self.columns["checksums/source"].read()
+        rows = np.flatnonzero(done != PENDING)
+        found = self._source_checksums(rows)
+        yield "source", rows[found != sums[rows]]
 
     # --- filling ----------------------------------------------------------------------------------
 
@@ -225,136 +226,97 @@ class FeatureStore:
         source: Mapping[str, Sequence[Any]],
         bad: Mapping[int, str],
     ) -> None:
-        """Write a batch: features (n, D) and sources of its good rows, and reasons of its bad ones.
+        """Write a batch: features (n, D) and sources of its rows, and reasons of its bad ones.
 
-        A source is an image's hash, size and mtime. When it returns, the batch survives a power
-        cut. Raises StoreError for features that are not finite.
+        A source is an image's hash, size and mtime. Rows that `bad` names have a source, and
+        features that are not looked at. When it returns, the batch survives a power cut. Raises
+        StoreError for features that are not finite, and where the disk is full.
         """
-        features = {name: v.astype(_dtype(v.shape[1:])) for name, v in features.items()}
-        for name, values in features.items():
+        rows = np.asarray(rows, dtype=np.int64)
+        good = np.array([int(i) not in bad for i in rows], dtype=bool)
+        kept = {name: v[good].astype(dtype_of(name)) for name, v in features.items()}
+        for name, values in kept.items():
             finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if not finite.all():
-                i = int(rows[np.flatnonzero(~finite)[0]])
+                i = int(rows[good][np.flatnonzero(~finite)[0]])
                 raise StoreError(
                     f"{self.path}: feature {name} of row {i} is not finite; "
                     "nothing of this batch was stored. "
                     "Try --precision float32, or look at the weights"
                 )
-        for name, values in features.items():
-            self.file[f"features/{name}"][rows] = values
-            self.file[f"checksums/{name}"][rows] = [_checksum(row) for row in values]
-        for name, column in source.items():
-            self.file[f"manifest/{name}"][rows] = np.array(column, dtype=SOURCE[name])
-        for i, reason in bad.items():
-            self.file["reason"][i] = reason.encode()[:REASON_BYTES]
-        self._flush()
-        marks = self.file["done"]
-        if len(rows):
-            marks[rows] = DONE
-        for i in bad:
-            marks[i] = BAD
-        self._flush()
+        marks = self.columns["done"]
+        try:
+            if (marks.take(rows) != PENDING).any():  # a batch that is made anew
+                self.forget(rows)
+            for name, values in kept.items():
+                self.columns[column_of(name)].write(rows[good], values)
+                sums = [_checksum(row) for row in values]
+                self._write(f"checksums/{column_of(name)}", rows[good], sums)
+            for name, kind in SOURCE.items():
+                self._write(f"manifest/{name}", rows, np.array(source[name], dtype=kind))
+            reasons = [_cut(bad.get(int(i), "")) for i in rows]
+            self._write("reason", rows, np.array(reasons, dtype=f"S{REASON_BYTES}"))
+            self._write("checksums/source", rows, self._source_checksums(rows))
+            os.fsync(self.descriptor)
+            marks.write(rows, np.where(good, DONE, BAD))
+            os.fsync(self.descriptor)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StoreError(
+                f"{self.path}: the disk is full. What is stored stays; make room and give the "
+                "same command again: it goes on from here"
+            ) from None
 
     def forget(self, rows: NDArray[np.integer]) -> None:
         """Mark rows as still to be done."""
-        self.file["done"][rows] = PENDING
-        self._flush()
+        self.columns["done"].write(rows, np.full(len(rows), PENDING))
+        os.fsync(self.descriptor)
 
     def relabel(self, manifest: Manifest) -> None:
         """Replace labels, subjects and splits only, in a copy that takes the store's place."""
-        draft = self.path.with_suffix(".draft")
-        with h5py.File(draft, "w", locking=False) as file:
-            for name, value in self.file.attrs.items():
-                file.attrs[name] = value
-            for name in self.file:
-                if name != "manifest":
-                    self.file.copy(name, file)
-            _write_manifest(file, manifest)
-            for name in SOURCE:
-                self.file.copy(f"manifest/{name}", file["manifest"])
-        _sync(draft)
-        self.file.close()
-        draft.replace(self.path)
-        self.file = h5py.File(self.path, "r+", locking=False)
+        build(self.path, manifest, self.features, self.attributes, self.columns)
+        self.close()
+        self._open(write=True)
 
-    def _flush(self) -> None:
-        self.file.flush()
-        _sync(self.path)
+    def absorb(self, other: FeatureStore, fingerprint: Mapping[str, Any]) -> None:
+        """Take in the features of another store of the same images, both complete.
 
+        It is done in a copy that takes this store's place; the other stays as it is. Raises
+        StoreError where the two don't agree on which images are good, or on their bytes.
+        """
+        names = ("done", "manifest/hash")
+        mine, theirs = ([s.columns[name].read() for name in names] for s in (self, other))
+        differ = np.any([a != b for a, b in zip(mine, theirs, strict=True)], axis=0)
+        if differ.any():
+            raise StoreError(
+                f"{self.path}: the files of rows {np.flatnonzero(differ)[:5].tolist()} have "
+                "changed or are gone since it was made, so nothing can be added to it. "
+                "Bring them back, or take --overwrite always"
+            )
+        attributes = self.attributes | {"fingerprint": json.dumps(fingerprint, sort_keys=True)}
+        features = self.features | other.features
+        build(self.path, self.manifest(), features, attributes, other.columns, self.columns)
+        self.close()
+        self._open(write=True)
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Hold the right to write to a store; a second writer's StoreLockedError says who holds it.
+    def _write(self, name: str, rows: NDArray[np.integer], values: Any) -> None:
+        self.columns[name].write(rows, np.asarray(values))
 
-    The lock is the operating system's and ends with the process, however it ends.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
-    holder = path.with_suffix(".holder")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text().strip() if holder.is_file() else "another process"
-        raise StoreLockedError(
-            f"{path} is being written by {who}: wait for it, or stop it; nothing was changed"
-        ) from None
-    try:
-        holder.write_text(
-            f"process {os.getpid()} on {socket.gethostname()} "
-            f"since {datetime.now(UTC).isoformat(timespec='seconds')} "
-            f"({' '.join(sys.argv)[:200]})\n"
-        )
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _write_manifest(file: h5py.File, manifest: Manifest) -> None:
-    group = file.require_group("manifest")
-    for name in ("id", "path", "subject", "split"):
-        group.create_dataset(name, data=getattr(manifest, name).astype(object), dtype=TEXT)
-    group.create_dataset("label", data=manifest.label)
-    group.attrs.update(
-        dataset=manifest.dataset,
-        root=str(manifest.root),
-        task=manifest.task,
-        classes=json.dumps(manifest.classes, ensure_ascii=False),
-        split_from=manifest.split_from,
-        split_digest=manifest.split_digest(),
-        metric=manifest.metric or "",
-        note=manifest.note,
-    )
-
-
-def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Create a contiguous dataset of zeros whose bytes have their place in the file from now on."""
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_layout(h5py.h5d.CONTIGUOUS)
-    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    if name.startswith("features/"):  # large: left as a hole in the file until written
-        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    file.create_dataset(name, shape=shape, dtype=dtype, dcpl=plan)
-
-
-def _dtype(shape: tuple[int, ...]) -> str:
-    """Return what a row is stored as: a vector in float32, tokens in float16."""
-    return "<f4" if len(shape) == 1 else "<f2"
-
-
-def _row_bytes(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape)) * np.dtype(_dtype(shape)).itemsize
+    def _source_checksums(self, rows: NDArray[np.integer]) -> NDArray[np.uint32]:
+        """Return the CRC-32 of each row's hash, size, mtime and reason, one after the other."""
+        names = (*(f"manifest/{name}" for name in SOURCE), "reason")
+        parts = [self.columns[name].take(rows) for name in names]
+        rest = (b"".join(part[i].tobytes() for part in parts) for i in range(len(rows)))
+        return np.array([zlib.crc32(row) for row in rest], dtype=np.uint32)
 
 
 def _checksum(row: NDArray[np.floating[Any]]) -> int:
     """Return the CRC-32 of a row's bytes as they lie in the file (little-endian)."""
-    return zlib.crc32(np.ascontiguousarray(row, dtype=_dtype(row.shape)).tobytes())
+    return zlib.crc32(row.tobytes())
 
 
-def _sync(path: Path) -> None:
-    """Force a file or a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _cut(reason: str) -> bytes:
+    """Return a reason short enough, without half a character at its end."""
+    data = reason.encode(errors="replace")[:REASON_BYTES]
+    return data.decode(errors="ignore").encode()

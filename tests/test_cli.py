@@ -95,7 +95,14 @@ def test_inspect_and_verify_say_what_is_there(store):
     result = call("verify", store)
     assert result.exit_code == 1
     assert "final/mean: 1 of 119 rows are damaged: [7]" in result.output
-    assert json.loads(run("verify", store, "--json").stdout)["damaged"] == {"final/mean": [7]}
+    assert json.loads(run("verify", store, "--json").stdout)["damaged"] == {
+        "final/mean": [7],
+        "source": [],
+    }
+    store.write_bytes(store.read_bytes()[:3000])
+    result = call("verify", store)
+    assert result.exit_code == 1
+    assert "can't be opened as HDF5" in result.output
 
 
 def test_probe_predict_report_from_one_to_the_next(store, tmp_path):

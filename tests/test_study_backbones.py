@@ -161,7 +161,7 @@ def test_the_study_s_one_channel_input_is_a_normalisation():
     """Its first convolution of red weights on one channel sees what green and blue at zero give."""
     backbone = load_backbone("resnet152", "random").normalised_by((0.286,) * 3, (0.267, 1e30, 1e30))
     grey = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
-    pixels = backbone.transform.normalise(grey.expand(-1, 3, -1, -1), torch.float32)
+    pixels = backbone.normalise(grey.expand(-1, 3, -1, -1).permute(0, 2, 3, 1), torch.float32)
     conv = backbone.module.conv1
     one = torch.nn.functional.conv2d(
         (grey / 255 - 0.286) / 0.267, conv.weight[:, :1], stride=conv.stride, padding=conv.padding

@@ -180,6 +180,24 @@ class Backbone:
         module.requires_grad_(False)
         return cls(spec, module, network, transform, weights, weights_digest(module))
 
+    def place(self, device: str, dtype: torch.dtype) -> None:
+        """Bring the weights to a device and a precision, channels last as `normalise` gives."""
+        self.module.to(device, dtype)
+        self.module.to(memory_format=torch.channels_last)
+
+    def normalise(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return (pixels / 255 - mean) / std, (B, 3, H, W), of uint8 (B, H, W, 3) on its device.
+
+        The result lies in memory as the pixels do, channels last: EfficientNet-Lite0 at float32
+        runs 2 to 3 times faster so on 2 cores, and GPUs at reduced precision.
+        """
+        mean, std = (
+            torch.tensor(values, device=pixels.device).view(3, 1, 1)
+            for values in (self.transform.mean, self.transform.std)
+        )
+        x = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        return x.mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
+
     def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Backbone:
         """Return the same with another mean and std per channel."""
         m, s = ((v[0], v[-2] if len(v) > 2 else v[0], v[-1]) for v in (mean, std))

@@ -1,0 +1,90 @@
+"""What an extraction will take: rows, bytes, and seconds by a short measurement.
+
+Nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features import tuning
+from features.backbones import Backbone
+from features.devices import PRECISIONS
+from features.layout import row_bytes
+from features.manifest import Manifest
+from features.plan import Settings, plan
+from features.store import PENDING, FeatureStore
+from features.workers import Recipe, load
+
+SAMPLE = 16  # images that are decoded, evenly spread over the manifest
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One store: what is in it when done, and what is to be done for that.
+
+    bytes_needed is of the features still to be made; seconds are of their forward passes alone.
+    """
+
+    store: Path
+    backbone: str
+    precision: str
+    images: int
+    to_do: int
+    features: list[str]
+    bytes_needed: int
+    seconds: float
+
+
+def estimate(
+    manifest: Manifest, backbones: Sequence[Backbone], *, out: Path, settings: Settings
+) -> tuple[list[Estimate], float]:
+    """Return an estimate per backbone, and the seconds that decoding takes all cores.
+
+    Raises what `extract` would raise of stores that were made from something else.
+    """
+    planned = [plan(manifest, backbone, out, settings) for backbone in backbones]
+    found = []
+    for p in planned:
+        to_do = len(manifest)
+        if not p.new and not p.missing:
+            with FeatureStore.open(p.path) as store:
+                to_do = int((store.done == PENDING).sum())
+        dtype, device = PRECISIONS[p.precision], settings.device
+        seconds = 0.0
+        if to_do:
+            p.backbone.place(device, dtype)
+            size = settings.batch_size or tuning.DEFAULT[device.partition(":")[0]]
+            size = min(size, len(manifest))
+            each = tuning.seconds_per_image(p.backbone, device, dtype, size)
+            seconds = each * to_do * (1 + settings.views)
+        found.append(
+            Estimate(
+                store=p.path,
+                backbone=p.backbone.spec.name,
+                precision=p.precision,
+                images=len(manifest),
+                to_do=to_do,
+                features=sorted(p.shapes),
+                bytes_needed=sum(row_bytes(n, p.shapes[n]) for n in p.missing) * len(manifest),
+                seconds=seconds,
+            )
+        )
+    most = max((e.to_do for e in found), default=0)
+    return found, _seconds_to_decode(manifest, backbones, settings) * most if most else 0.0
+
+
+def _seconds_to_decode(
+    manifest: Manifest, backbones: Sequence[Backbone], settings: Settings
+) -> float:
+    """Return seconds per image with all workers."""
+    transforms = tuple(dict.fromkeys(backbone.transform for backbone in backbones))
+    recipe = Recipe(transforms, settings.exact, settings.views, settings.view_seed)
+    rows = np.unique(np.linspace(0, len(manifest) - 1, SAMPLE).astype(int))
+    seconds = [load(manifest.root / manifest.path[i], recipe)[0].seconds for i in rows]
+    return float(np.mean(seconds)) / (settings.workers or os.cpu_count() or 1)

@@ -1,0 +1,237 @@
+"""The layout of a store: which HDF5 datasets there are, written once and read when it is opened.
+
+docs/format.md specifies it without code. This is the only user of h5py: what lies in the datasets
+is read and written by position (columns.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from features.columns import Column
+from features.errors import StoreError
+from features.manifest import Manifest
+
+FORMAT, VERSION = "medprobe-features", 2
+VIEWS = "@views"  # `final/mean@views` is the feature of an image's augmented views
+REASON_BYTES = 240
+BLOCK_BYTES = 64 << 20  # read at once where a whole column is gone through
+TEXT = ("id", "path", "subject", "split")
+SOURCE = {"hash": "S64", "size": "<i8", "mtime_ns": "<i8"}
+ANEW = "compute it anew with `medprobe extract ... --overwrite always`"
+
+Place = tuple[int, tuple[int, ...], np.dtype[Any]]  # offset in the file, shape, type
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is known of a store without reading a row: attributes of / and /manifest, places."""
+
+    attributes: dict[str, Any]
+    about: dict[str, Any]
+    places: dict[str, Place]
+
+
+def read(path: Path) -> Structure:
+    """Return a store's structure; StoreError for a file that isn't a store of this version."""
+    try:
+        # HDF5's locks fail on some network disks and block readers of a store in the making.
+        with h5py.File(path, "r", locking=False) as file:
+            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            found = (attributes.get("format"), attributes.get("version"))
+            if found != (FORMAT, VERSION):
+                older = f"; {ANEW}" if found[0] == FORMAT else ""
+                raise StoreError(
+                    f"{path} is not a feature store of this version: "
+                    f"found {found}, want {(FORMAT, VERSION)}{older}"
+                )
+            about = {name: _plain(value) for name, value in file["manifest"].attrs.items()}
+            places: dict[str, Place] = {}
+            file.visititems(lambda name, item: places.update(_place(name, item)))
+            return Structure(attributes, about, places)
+    # Damaged structure surfaces in h5py as any of these.
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise StoreError(f"{path} can't be opened as HDF5: {error}") from None
+
+
+def build(
+    path: Path,
+    manifest: Manifest,
+    features: Mapping[str, tuple[int, ...]],
+    attributes: Mapping[str, Any],
+    *sources: Mapping[str, Column],
+) -> None:
+    """Write a store beside `path` and put it in place in one rename.
+
+    Columns that one of `sources` has are copied from it (the last that has it), but for the
+    manifest's, which are those of `manifest`. The others are holes to be filled. Raises StoreError
+    where the disk has no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n = len(manifest)
+    need = n * sum(row_bytes(name, shape) for name, shape in features.items())
+    free = disk_usage(path.parent).free
+    if need > free:
+        raise StoreError(
+            f"{path} needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+            "make room, or choose another place with -o"
+        )
+    shapes = _to_be_filled(n, features)
+    known = {name: _encode(getattr(manifest, name)) for name in TEXT}
+    known |= {"label": manifest.label.astype("<i4")}
+    draft = path.with_suffix(".draft")
+    # The version of the format whose structure carries checksums of its own.
+    with h5py.File(draft, "w", libver=("v110", "v110"), locking=False) as file:
+        made = {"format": FORMAT, "version": VERSION} | dict(attributes)
+        made.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+        _describe(file, made)
+        for name, values in known.items():
+            _reserve(file, f"manifest/{name}", values.shape, values.dtype)
+        for name, (shape, dtype) in shapes.items():
+            _reserve(file, name, shape, np.dtype(dtype))
+        _describe(
+            file["manifest"],
+            {
+                "dataset": manifest.dataset,
+                "root": str(manifest.root),
+                "task": manifest.task,
+                "classes": json.dumps(manifest.classes, ensure_ascii=False),
+                "split_from": manifest.split_from,
+                "split_digest": manifest.split_digest(),
+                "metric": manifest.metric or "",
+                "note": manifest.note,
+                "checksum": manifest_checksum(known),
+            },
+        )
+    structure = read(draft)
+    descriptor = os.open(draft, os.O_RDWR)
+    try:
+        columns = {name: Column(descriptor, *place) for name, place in structure.places.items()}
+        for name, values in known.items():
+            columns[f"manifest/{name}"].write(np.arange(n), values)
+        for name in shapes:
+            for source in sources:
+                if name in source:
+                    for start, block in source[name].blocks(BLOCK_BYTES):
+                        columns[name].write(np.arange(start, start + len(block)), block)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    draft.replace(path)
+    _sync_folder(path.parent)
+
+
+def _to_be_filled(
+    n: int, features: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and type of every dataset that is filled as images are computed."""
+    filled: dict[str, tuple[tuple[int, ...], str]]
+    filled = {f"manifest/{name}": ((n,), kind) for name, kind in SOURCE.items()}
+    filled |= {"done": ((n,), "u1"), "reason": ((n,), f"S{REASON_BYTES}")}
+    filled["checksums/source"] = ((n,), "<u4")
+    for name, shape in features.items():
+        filled[column_of(name)] = ((n, *shape), dtype_of(name))
+        filled[f"checksums/{column_of(name)}"] = ((n,), "<u4")
+    return filled
+
+
+def _describe(item: Any, attributes: Mapping[str, Any]) -> None:
+    """Write attributes; text goes in place, where HDF5's checksums cover it."""
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            data = value.encode("utf-8", "surrogateescape")
+            kind = h5py.string_dtype("utf-8", max(len(data), 1))
+            item.attrs.create(name, np.array(data, dtype=kind))
+        else:
+            item.attrs[name] = value
+
+
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Create a contiguous dataset with its place in the file; it stays a hole until written."""
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    kind = h5py.string_dtype("utf-8", dtype.itemsize) if dtype.kind == "S" else dtype
+    file.create_dataset(name, shape=shape, dtype=kind, dcpl=plan)
+
+
+def _place(name: str, item: Any) -> dict[str, Place]:
+    """Return where a dataset's bytes lie: offset, shape and type."""
+    if not isinstance(item, h5py.Dataset):
+        return {}
+    offset = item.id.get_offset()
+    if offset is None:
+        raise ValueError(f"/{name} is not contiguous")
+    kind = np.dtype(f"S{item.dtype.itemsize}") if item.dtype.kind == "S" else item.dtype
+    return {name: (offset, item.shape, kind)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _encode(texts: NDArray[Any]) -> NDArray[np.bytes_]:
+    data = [text.encode("utf-8", "surrogateescape") for text in texts.tolist()]
+    return np.array(data, dtype=f"S{max(map(len, data), default=1) or 1}")
+
+
+def decode(texts: NDArray[np.bytes_]) -> NDArray[np.str_]:
+    """Return a column of text as str; bytes that aren't UTF-8 as Python's file names have them."""
+    found = [text.decode("utf-8", "surrogateescape") for text in texts.tolist()]
+    return np.array(found, dtype=np.str_)
+
+
+def manifest_checksum(columns: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of the manifest's text and labels, column after column."""
+    found = 0
+    for name in (*TEXT, "label"):
+        column = columns[name] if name in columns else columns[f"manifest/{name}"].read()
+        found = zlib.crc32(np.ascontiguousarray(column).view(np.uint8).data, found)
+    return found
+
+
+def column_of(feature: str) -> str:
+    """Return where a feature lies: features/LAYER/POOL, or views/LAYER/POOL."""
+    if feature.endswith(VIEWS):
+        return f"views/{feature.removesuffix(VIEWS)}"
+    return f"features/{feature}"
+
+
+def feature_of(column: str) -> str:
+    """Return the name of a feature that lies there, or nothing."""
+    group, _, rest = column.partition("/")
+    return {"features": rest, "views": rest + VIEWS}.get(group, "")
+
+
+def dtype_of(feature: str) -> str:
+    """Return what a feature is stored as: a vector in float32, tokens in float16."""
+    return "<f2" if feature.removesuffix(VIEWS).endswith("/tokens") else "<f4"
+
+
+def row_bytes(feature: str, shape: tuple[int, ...]) -> int:
+    """Return what a row of a feature takes on disk."""
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype_of(feature)).itemsize
+
+
+def _sync_folder(path: Path) -> None:
+    """Force a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,43 @@
+"""The right to write to a store: one process at a time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from features.errors import StoreLockedError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Hold the right to write to a store; a second writer's StoreLockedError says who holds it.
+
+    The lock is the operating system's and ends with the process, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"))
+    holder = path.with_suffix(".holder")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text().strip() if holder.is_file() else "another process"
+        raise StoreLockedError(
+            f"{path} is being written by {who}: wait for it, or stop it; nothing was changed"
+        ) from None
+    try:
+        holder.write_text(
+            f"process {os.getpid()} on {socket.gethostname()} "
+            f"since {datetime.now(UTC).isoformat(timespec='seconds')} "
+            f"({' '.join(sys.argv)[:200]})\n"
+        )
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,232 @@
+"""What there is to do for a backbone: a new store, one to be finished, or features to be added.
+
+Features that a complete store hasn't got yet are computed into a store of their own beside it
+(<backbone>.adding), with all its promises, and taken in at the end: until then the old store is as
+it was, and it can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import tuning
+from features.backbones import Backbone
+from features.devices import PRECISIONS, resolve_precision
+from features.errors import StaleStoreError, StoreError
+from features.fingerprint import differences, fingerprint
+from features.layout import VIEWS
+from features.manifest import Manifest
+from features.store import BAD, DONE, FeatureStore
+
+SHOWN = 5  # how many of a list an error names
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to extract. Batch size in images; None chooses it, and the workers, by measurement."""
+
+    layers: str = "last"  # or "all", or a list: "3,7,final"
+    pools: tuple[str, ...] = ()  # none is each backbone's default
+    tokens: bool = False
+    views: int = 0  # augmented views per image, beside the image itself
+    view_seed: int = 0
+    exact: bool = False  # decode in full, see images.py
+    precision: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None  # processes that decode
+    device: str = "cpu"
+    on_error: str = "skip"  # or "fail"
+    overwrite: str = "never"  # or "stale", "always"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of one backbone. `missing` features are to be made; `new` is a new store."""
+
+    path: Path
+    backbone: Backbone
+    precision: str
+    shapes: dict[str, tuple[int, ...]]  # of all features that are asked for
+    missing: tuple[str, ...]
+    new: bool
+    fingerprint: dict[str, Any]  # of the store when all is done
+
+    @property
+    def adding(self) -> Path:
+        """Where features lie that are being added."""
+        return self.path.with_suffix(".adding")
+
+
+def store_path(out: Path, dataset: str, backbone: str) -> Path:
+    """Return where a store lies; characters that a file name can't have become dashes."""
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in backbone)
+    return out / dataset / f"{name}.h5"
+
+
+def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) -> Plan:
+    """Compare what is asked with what is there; changes nothing.
+
+    Raises StaleStoreError for a store that was made from something else, unless it may be
+    overwritten.
+    """
+    path = store_path(out, manifest.dataset, backbone.spec.name)
+    precision = resolve_precision(
+        settings.precision, settings.device, bfloat16=backbone.spec.bfloat16
+    )
+    names = backbone.select(settings.layers, settings.pools, settings.tokens)
+    shapes = {name: backbone.network.features[name] for name in names}
+    if settings.views:
+        shapes |= {name + VIEWS: (settings.views, *shape) for name, shape in shapes.items()}
+    asked = fingerprint(
+        manifest,
+        backbone,
+        list(shapes),
+        precision,
+        exact=settings.exact,
+        views=settings.views,
+        seed=settings.view_seed,
+    )
+    planned = Plan(path, backbone, precision, shapes, tuple(shapes), True, asked)
+    if not path.is_file() or settings.overwrite == "always":
+        return planned
+    try:
+        with FeatureStore.open(path) as store:
+            stored, there = store.fingerprint, store.features
+    except StoreError:
+        if settings.overwrite == "never":
+            raise
+        return planned
+    united = asked | {"features": sorted(shapes | there)}
+    if "views" not in asked and "views" in stored:
+        united["views"] = stored["views"]
+    differ = differences(_for_comparison(stored, united), _for_comparison(united, stored))
+    if not differ:
+        missing = tuple(name for name in shapes if name not in there)
+        return Plan(path, backbone, precision, shapes, missing, False, united)
+    if settings.overwrite == "never":
+        raise StaleStoreError(
+            f"{path} was made from something else: {'; '.join(differ)}. "
+            "Take --overwrite stale to make it anew, or -o for another place"
+        )
+    return planned
+
+
+def _for_comparison(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fingerprint without the names of features, and views that only it has."""
+    return {k: v for k, v in one.items() if k != "features" and (k != "views" or k in other)}
+
+
+def begin(planned: Plan, manifest: Manifest, settings: Settings) -> list[FeatureStore]:
+    """Return the stores that are to be filled, open for writing: the main one, then one to add.
+
+    Brings labels up to date, and marks rows to be done again whose images have changed. Raises
+    StaleStoreError for those unless they may be overwritten.
+    """
+    if planned.new:
+        _create(planned.path, planned, planned.missing, planned.fingerprint, manifest, settings)
+    stores = [FeatureStore.open(planned.path, write=True)]
+    try:
+        if planned.new or not planned.missing:
+            planned.adding.unlink(missing_ok=True)
+        else:
+            stores.append(_open_adding(planned, manifest, settings, stores[0].batch_size))
+        for store in stores:
+            _check_sources(store, manifest, settings)
+            _update_labels(store, manifest)
+    except BaseException:
+        for store in stores:
+            store.close()
+        raise
+    return stores
+
+
+def _open_adding(
+    planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
+) -> FeatureStore:
+    """Return the store of features to be added: one that was begun, or a new one."""
+    asked = planned.fingerprint | {"features": sorted(planned.missing)}
+    if planned.adding.is_file():
+        store = FeatureStore.open(planned.adding, write=True)
+        if store.fingerprint == asked:
+            return store
+        store.close()
+    _create(planned.adding, planned, planned.missing, asked, manifest, settings, batch_size)
+    return FeatureStore.open(planned.adding, write=True)
+
+
+def _create(
+    path: Path,
+    planned: Plan,
+    names: tuple[str, ...],
+    made_from: Mapping[str, Any],
+    manifest: Manifest,
+    settings: Settings,
+    batch_size: int | None = None,
+) -> None:
+    backbone, default = planned.backbone, planned.backbone.spec.default_feature
+    FeatureStore.create(
+        path,
+        manifest,
+        {name: planned.shapes[name] for name in names},
+        fingerprint=made_from,
+        default_feature=default if default in names else names[0],
+        batch_size=batch_size
+        or settings.batch_size
+        or _tuned(backbone, planned.precision, settings.device, len(manifest)),
+    )
+
+
+def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:
+    dtype = PRECISIONS[precision]
+    if images >= tuning.WORTHWHILE:
+        backbone.place(device, dtype)
+    return tuning.batch_size(backbone, device, dtype, images)
+
+
+def _check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
+    """See that no image has changed since it was read.
+
+    It is compared by size and time, and where those differ by its bytes. Bad images are tried
+    again. A changed one is an error, or with overwrite="stale" computed anew, and with it what has
+    its old or new bytes: which row of several is computed, and which copied, may be another now.
+    """
+    done, source = store.done, store.source()
+    changed: dict[int, str] = {}
+    for i in np.flatnonzero(done == DONE).tolist():
+        path = manifest.root / manifest.path[i]
+        try:
+            stat = path.stat()
+            if (stat.st_size, stat.st_mtime_ns) == (source["size"][i], source["mtime_ns"][i]):
+                continue
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            continue  # its features are as good as they were
+        if found != source["hash"][i]:
+            changed[i] = found
+    if changed and settings.overwrite == "never":
+        names = ", ".join(manifest.path[list(changed)[:SHOWN]])
+        raise StaleStoreError(
+            f"{store.path}: {len(changed)} images have changed "
+            f"since their features were computed ({names}). "
+            "Take --overwrite stale to compute those anew"
+        )
+    bytes_of = [*changed.values(), *source["hash"][list(changed)]]
+    again: NDArray[np.bool_] = (done == BAD) | (done == DONE) & np.isin(source["hash"], bytes_of)
+    if again.any():
+        store.forget(np.flatnonzero(again))
+
+
+def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
+    """Bring labels, subjects and splits up to date; the features stay."""
+    old = store.manifest()
+    columns = ("label", "subject", "split")
+    same = all(np.array_equal(getattr(old, c), getattr(manifest, c)) for c in columns)
+    if not same or (old.classes, old.root) != (manifest.classes, manifest.root):
+        store.relabel(manifest)
