@@ -176,6 +176,9 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
                 show_default=True,
                 help="Draws a split where none is given.",
             ),
+            click.option(
+                "--subject-from-dicom", is_flag=True, help="Take DICOM's patient id as subject."
+            ),
         ]
     ):
         command = option(command)
@@ -186,7 +189,14 @@ def options_of(given: dict[str, Any]) -> Options:
     """Return the source options among a command's arguments."""
     from features.datasets import Options
 
-    names = ("path_col", "label_col", "subject_col", "split_col", "label_sep")
+    names = (
+        "path_col",
+        "label_col",
+        "subject_col",
+        "split_col",
+        "label_sep",
+        "subject_from_dicom",
+    )
     return Options(**{name: given[name] for name in names}, seed=given["split_seed"])
 
 
@@ -308,6 +318,12 @@ def doctor(json_: bool) -> None:
     show_default=True,
     help="What to do with a store made from something else.",
 )
+@click.option(
+    "--window", metavar="C/W", help="DICOM: centre and width of grey, instead of the header's."
+)
+@click.option(
+    "--frame", type=click.IntRange(min=1), help="DICOM: which of several; default the middle one."
+)
 @source_options
 @json_option
 def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> None:
@@ -339,6 +355,8 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         device=resolve_device(given["device"]),
         on_error=given["on_error"],
         overwrite=given["overwrite"],
+        window=parse_window(given["window"]),
+        frame=given["frame"],
     )
     loaded = [
         load_backbone(name, given["weights"], given["image_size"]) for name in dict.fromkeys(names)
@@ -359,6 +377,21 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         if len(r.bad) > 5:
             click.echo(f"  and {len(r.bad) - 5} more: medprobe inspect {r.store}", err=True)
     return None
+
+
+def parse_window(text: str | None) -> tuple[float, float] | None:
+    """Return centre and width of --window."""
+    if text is None:
+        return None
+    try:
+        center, width = (float(part) for part in text.split("/"))
+        if abs(center) < float("inf") and 0 < width < float("inf"):
+            return center, width
+    except ValueError:
+        pass
+    raise click.BadParameter(
+        f"{text!r}: want CENTRE/WIDTH such as 40/400, width above 0", param_hint="--window"
+    )
 
 
 def parse_normalize(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from features import dicom
 from features.backbones import Backbone
 from features.errors import ImageError, StaleStoreError, StoreError
 from features.fingerprint import differences, fingerprint
@@ -48,6 +49,8 @@ class Settings:
     device: str = "cpu"
     on_error: str = "skip"  # or "fail"
     overwrite: str = "never"  # or "stale", "always"
+    window: dicom.Window | None = None  # for DICOM, as frame
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def _prepare(
     precision = resolve_precision(
         settings.precision, settings.device, bfloat16=backbone.spec.bfloat16
     )
-    asked = fingerprint(manifest, backbone, wanted, precision)
+    shown = dicom.applied(manifest.path.tolist(), settings.window, settings.frame)
+    asked = fingerprint(manifest, backbone, wanted, precision, dicom=shown)
     if path.is_file() and settings.overwrite != "always":
         store = FeatureStore.open(path, write=True)
         if set(wanted) <= store.features.keys():
@@ -240,10 +244,10 @@ class _Loaded:
     reason: str = ""
 
 
-def _load(row: int, path: Path, transforms: Sequence[Transform]) -> _Loaded:
+def _load(row: int, path: Path, transforms: Sequence[Transform], settings: Settings) -> _Loaded:
     try:
         data = read_bytes(path)
-        image = decode(data)
+        image = decode(data, window=settings.window, frame=settings.frame)
     except ImageError as error:
         return _Loaded(row, reason=str(error))
     pixels = tuple(t.prepare(image) for t in transforms)
@@ -276,7 +280,7 @@ def _run(
     if progress:
         progress(finished, len(manifest), bad)
     with ThreadPoolExecutor(settings.workers or os.cpu_count() or 1) as pool:
-        for rows, images in _ahead(pool, manifest, batches, transforms):
+        for rows, images in _ahead(pool, manifest, batches, transforms, settings):
             good = [image for image in images if not image.reason]
             reasons = {image.row: image.reason for image in images if image.reason}
             if reasons and settings.on_error == "fail":
@@ -312,6 +316,7 @@ def _ahead(
     manifest: Manifest,
     batches: Sequence[NDArray[np.integer]],
     transforms: Sequence[Transform],
+    settings: Settings,
     *,
     depth: int = 3,
 ) -> Iterator[tuple[NDArray[np.integer], list[_Loaded]]]:
@@ -324,7 +329,8 @@ def _ahead(
         if rows is not None:
             paths = (manifest.root / manifest.path[i] for i in rows)
             work = [
-                pool.submit(_load, int(i), p, transforms) for i, p in zip(rows, paths, strict=True)
+                pool.submit(_load, int(i), p, transforms, settings)
+                for i, p in zip(rows, paths, strict=True)
             ]
             queue.append((rows, work))
 

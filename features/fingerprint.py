@@ -20,9 +20,17 @@ LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", 
 
 
 def fingerprint(
-    manifest: Manifest, backbone: Backbone, features: Sequence[str], precision: str
+    manifest: Manifest,
+    backbone: Backbone,
+    features: Sequence[str],
+    precision: str,
+    *,
+    dicom: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the fingerprint of a store: nested dicts of JSON values."""
+    """Return the fingerprint of a store: nested dicts of JSON values.
+
+    `dicom` is what dicom.applied says of the images; without DICOM among them there is no entry.
+    """
     t = backbone.transform
     return {
         "backbone": {
@@ -37,6 +45,7 @@ def fingerprint(
             "resize": t.resize,
             "interpolation": t.interpolation,
             "decode": DECODE,
+            **({"dicom": dict(dicom)} if dicom else {}),
         },
         "normalize": {"mean": list(t.mean), "std": list(t.std)},
         "precision": precision,

@@ -2,7 +2,7 @@
 
 What comes out for what: 16-bit grey is scaled by 257 (its full range, so that images of a set stay
 comparable); transparency lies over black; of an animation the first frame; EXIF orientation is
-applied; CMYK, palette and 1-bit become RGB.
+applied; CMYK, palette and 1-bit become RGB. DICOM: see dicom.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from features.dicom import decode_dicom, is_dicom
 from features.errors import ImageError
 
 DECODE = "pillow-full"  # part of the fingerprint: a change of the rules above changes this word
@@ -63,8 +64,15 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def decode(data: bytes) -> Image.Image:
-    """Return an RGB image. Raises ImageError with the reason for what can't be decoded."""
+def decode(
+    data: bytes, *, window: tuple[float, float] | None = None, frame: int | None = None
+) -> Image.Image:
+    """Return an RGB image. Raises ImageError with the reason for what can't be decoded.
+
+    `window` and `frame` are for DICOM, see features/dicom.py.
+    """
+    if is_dicom(data):
+        return decode_dicom(data, window=window, frame=frame)
     try:
         image = Image.open(io.BytesIO(data))
         image.load()

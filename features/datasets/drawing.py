@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.options import Options
-from features.errors import DatasetError
+from features.dicom import patient_id
+from features.errors import DatasetError, ImageError
 from features.manifest import NO_LABEL, PRESENT, SPLITS, Manifest, natural_order
 from features.splits import deal
 
@@ -69,6 +70,8 @@ def build(
             f"{where} has {len(classes)} class ({', '.join(classes)}): want at least 2"
         )
     path = np.array(paths, dtype=np.str_)
+    if options.subject_from_dicom:
+        subjects = _patient_ids(root, paths, where)
     subject = path if subjects is None else np.array(subjects, dtype=np.str_)
     if splits is not None:
         split, split_from = _given_split(splits, path, where), "given"
@@ -98,6 +101,19 @@ def build(
         metric=metric,
         note=note,
     )
+
+
+def _patient_ids(root: Path, paths: Sequence[str], where: str) -> list[str]:
+    found = []
+    for path in paths:
+        try:
+            name = patient_id(root / path)
+        except ImageError as error:
+            raise DatasetError(f"{where}: {path}: no patient id: {error}") from None
+        if not name:
+            raise DatasetError(f"{where}: {path} has no patient id: leave --subject-from-dicom out")
+        found.append(name)
+    return found
 
 
 def _given_split(splits: Sequence[str], path: NDArray[np.str_], where: str) -> NDArray[np.str_]:

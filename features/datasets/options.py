@@ -14,5 +14,6 @@ class Options:
     subject_col: str = "subject"
     split_col: str = "split"
     label_sep: str | None = None  # splits one cell into several labels
+    subject_from_dicom: bool = False  # the patient id of each file's header is its subject
     seed: int = 0
     test_share: float = 0.2
