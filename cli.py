@@ -544,6 +544,13 @@ def verify(store: Path, json_: bool) -> None:
     show_default=True,
     help="Resamples of the subjects.",
 )
+@click.option(
+    "--interval",
+    type=click.Choice(["percentile", "bca"]),
+    default="percentile",
+    show_default=True,
+    help="Which bootstrap interval, of 95 %.",
+)
 @device_option
 @json_option
 def probe(

@@ -23,7 +23,7 @@ from features.store import BAD, DONE, PENDING, FeatureStore
 from probe import metrics, protocols, results, splits
 from probe.heads import Heads, fit_heads
 from probe.path import Progress
-from probe.statistics import bootstrap_weights, interval
+from probe.statistics import intervals
 
 UNCERTAIN_AS = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
 
@@ -40,6 +40,7 @@ class Settings:
     seed: int = 0
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
     bootstrap: int = 1000
+    interval: str = "percentile"  # or "bca"
     device: str = "cpu"
     tol: float = 1e-6
 
@@ -107,9 +108,15 @@ def probe(
     head = heads.head(manifest.classes, best)
     p = head.predict_proba(data.X[test].double()).cpu().numpy()
     y_test, subjects = data.y[test], manifest.subject[data.rows[test]]
-    rng = np.random.default_rng(settings.seed)
-    resampled = bootstrap_weights(subjects, settings.bootstrap, rng)
-    scored = {m.name: _scored(m, y_test, p, resampled) for m in metrics.of_task(manifest.task)}
+    scored = intervals(
+        metrics.of_task(manifest.task),
+        y_test,
+        p,
+        subjects,
+        n=settings.bootstrap,
+        rng=np.random.default_rng(settings.seed),
+        method=settings.interval,
+    )
     value, low, high = (scored[metric.name][k] for k in ("value", "ci_low", "ci_high"))
     if value is None or low is None or high is None:
         raise ProbeError(
@@ -256,26 +263,13 @@ def _choose(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
     return int(np.argmax(mean if metric.higher else -mean))
 
 
-def _scored(
-    metric: metrics.Metric, y: NDArray[Any], p: NDArray[Any], weights: NDArray[np.float64]
-) -> dict[str, float | None]:
-    low, high = interval(metric, y, p, weights)
-    found = {"value": float(metrics.evaluate(metric, y, p)[0]), "ci_low": low, "ci_high": high}
-    return {k: v if np.isfinite(v) else None for k, v in found.items()}
-
-
 def _jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:
     return [[float(v) if np.isfinite(v) else None for v in row] for row in scores]
 
 
 def _unranked(manifest: Manifest, y: NDArray[Any]) -> str:
     """Name the classes or findings that the test split has only one side of."""
-    columns = y.T if y.ndim == 2 else [(y == k).astype(float) for k in range(len(manifest.classes))]
-    names = [
-        name
-        for name, c in zip(manifest.classes, columns, strict=True)
-        if not ((c == 1).any() and (c == 0).any())
-    ]
+    names = metrics.unranked(y, manifest.classes)
     return f"no positive or no negative test image: {', '.join(names)}" if names else ""
 
 
