@@ -177,6 +177,30 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="Draws a split where none is given.",
             ),
             click.option(
+                "--split",
+                type=click.Choice(["default", "drawn", "study", "official"]),
+                default="default",
+                show_default=True,
+                help="default: the given one, else drawn.",
+            ),
+            click.option(
+                "--test-share",
+                type=click.FloatRange(0, 1, min_open=True, max_open=True),
+                default=0.2,
+                show_default=True,
+                help="Of a drawn split.",
+            ),
+            click.option(
+                "--val-share",
+                type=click.FloatRange(0, 1, max_open=True),
+                default=0.0,
+                help="Of a drawn split; without, C is chosen on folds.",
+            ),
+            click.option("--test-fold", metavar="I/K", help="Test on fold I of K drawn ones."),
+            click.option(
+                "--merge", multiple=True, metavar="NEW=OLD+OLD", help="Classes to make one of."
+            ),
+            click.option(
                 "--subject-from-dicom", is_flag=True, help="Take DICOM's patient id as subject."
             ),
         ]
@@ -196,8 +220,26 @@ def options_of(given: dict[str, Any]) -> Options:
         "split_col",
         "label_sep",
         "subject_from_dicom",
+        "split",
+        "test_share",
+        "val_share",
+        "merge",
     )
-    return Options(**{name: given[name] for name in names}, seed=given["split_seed"])
+    return Options(
+        **{name: given[name] for name in names},
+        seed=given["split_seed"],
+        test_fold=parse_fold(given["test_fold"]),
+    )
+
+
+def parse_fold(text: str | None) -> tuple[int, int] | None:
+    """Return I and K of --test-fold."""
+    if text is None:
+        return None
+    i, _, k = text.partition("/")
+    if i.isdecimal() and k.isdecimal() and 1 <= int(i) <= int(k) and int(k) > 1:
+        return int(i), int(k)
+    raise click.BadParameter(f"{text!r}: want I/K such as 1/5", param_hint="--test-fold")
 
 
 @cli.command()

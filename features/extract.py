@@ -188,11 +188,18 @@ def _check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) 
 
 
 def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
-    """Bring labels, subjects and splits up to date; the features stay."""
+    """Bring labels, subjects, splits and other columns up to date; the features stay."""
     old = store.manifest()
-    columns = ("label", "subject", "split")
-    same = all(np.array_equal(getattr(old, c), getattr(manifest, c)) for c in columns)
-    if not same or (old.classes, old.root) != (manifest.classes, manifest.root):
+    names = ("label", "subject", "split")
+    same = all(np.array_equal(getattr(old, name), getattr(manifest, name)) for name in names)
+    same &= old.columns.keys() == manifest.columns.keys() and all(
+        np.array_equal(old.columns[name], values) for name, values in manifest.columns.items()
+    )
+    same &= all(
+        getattr(old, name) == getattr(manifest, name)
+        for name in ("classes", "root", "split_from", "metric", "note")
+    )
+    if not same:
         store.relabel(manifest)
 
 

@@ -174,6 +174,7 @@ class FeatureStore:
             split_from=group.attrs["split_from"],
             metric=group.attrs["metric"] or None,
             note=group.attrs["note"],
+            columns={k: v.asstr()[:].astype(np.str_) for k, v in group.get("columns", {}).items()},
             **text,
         )
 
@@ -315,6 +316,8 @@ def _write_manifest(file: h5py.File, manifest: Manifest) -> None:
     for name in ("id", "path", "subject", "split"):
         group.create_dataset(name, data=getattr(manifest, name).astype(object), dtype=TEXT)
     group.create_dataset("label", data=manifest.label)
+    for name, values in manifest.columns.items():
+        group.create_dataset(f"columns/{name}", data=values.astype(object), dtype=TEXT)
     group.attrs.update(
         dataset=manifest.dataset,
         root=str(manifest.root),

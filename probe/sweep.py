@@ -18,7 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
-from features.manifest import ABSENT, NO_LABEL, NOT_STATED, PRESENT, UNCERTAIN, Manifest
+from features.manifest import (
+    ABSENT,
+    NO_LABEL,
+    NOT_STATED,
+    PRESENT,
+    SPLITS,
+    UNCERTAIN,
+    Manifest,
+)
 from features.store import BAD, DONE, PENDING, FeatureStore
 from probe import metrics, protocols, results, splits
 from probe.heads import Heads, fit_heads
@@ -202,7 +210,8 @@ def load(store: FeatureStore, manifest: Manifest, feature: str, uncertain: str) 
         raise ProbeError(
             f"{feature} is a matrix per image: a linear head takes a vector, see --feature"
         )
-    rows = np.flatnonzero((done == DONE) & _labelled(manifest.label))
+    used = np.isin(manifest.split, SPLITS)
+    rows = np.flatnonzero((done == DONE) & _labelled(manifest.label) & used)
     X = torch.from_numpy(store.read(feature, rows))
     y = _targets(manifest.label[rows], uncertain)
     train = manifest.split[rows] != "test"
