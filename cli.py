@@ -23,6 +23,7 @@ import click
 from features.errors import MedprobeError
 
 if TYPE_CHECKING:
+    from features.audit import Audit
     from features.datasets import Options
     from features.manifest import Manifest
     from features.store import FeatureStore
@@ -555,6 +556,86 @@ def verify(store: Path, json_: bool) -> None:
 
 
 @cli.command()
+@click.argument("dataset", metavar="DATASET|STORE")
+@click.option(
+    "--near",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="STORE: cosine of centred features from which images are near-duplicates.",
+)
+@click.option("--feature", metavar="LAYER/POOL", help="STORE: instead of its default feature.")
+@click.option("--window", metavar="C/W", help="DICOM of DATASET: as for extract.")
+@click.option("--frame", type=click.IntRange(min=1), help="DICOM of DATASET: as for extract.")
+@source_options
+@json_option
+def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: Any) -> None:
+    """Look for leaks between splits; exit 1 if there are any.
+
+    Found are subjects and identical images in more than one split, identical images with contrary
+    labels, and near-duplicates. Of a DATASET the files are read, and pixels compared; of a STORE
+    the hashes and features that it holds.
+
+    \b
+    medprobe audit features/sample/efficientnet_lite0.h5
+    """
+    from features.audit import audit as run
+    from features.audit import hash_images
+    from features.datasets import open_dataset
+    from features.store import DONE, FeatureStore
+
+    if Path(dataset).is_file():
+        with FeatureStore.open(Path(dataset)) as store:
+            found = run(
+                store.manifest(),
+                hashes=store.source()["hash"].tolist(),
+                features=store.read(feature or store.default_feature),
+                usable=store.done == DONE,
+                threshold=near,
+            )
+    else:
+        manifest = open_dataset(dataset, options_of(given))
+        with bar(manifest.dataset, "images") as show:
+            hashes, pixels, usable = hash_images(
+                manifest,
+                window=parse_window(given["window"]),
+                frame=given["frame"],
+                progress=lambda done, of: show(done, of, ""),
+            )
+        found = run(manifest, hashes=hashes, pixel_hashes=pixels, usable=usable)
+    if json_:
+        as_json(found.to_json())
+    else:
+        show_audit(found)
+    if found.leaks:
+        click.get_current_context().exit(1)
+
+
+def show_audit(found: Audit) -> None:
+    """Print an audit as lines and a table."""
+    splits = ", ".join(f"{k} {v}" for k, v in found.images.items())
+    click.echo(f"{found.dataset}: {splits}; split {found.split_from}")
+    click.echo(f"{found.line()}")
+    rows = [("what", "splits", "labels", "images")]
+    shown = [
+        *(("subject in several splits", g) for g in found.subjects),
+        *(("same bytes", g) for g in found.bytes),
+        *(("same pixels", g) for g in found.pixels),
+        *((f"near ({g.cosine:.4f})", g) for g in found.near),
+    ]
+    for what, group in shown[:50]:
+        labels = "contrary" if group.conflicts and group.kind != "subject" else ""
+        names = ", ".join(group.images[:4]) + (", ..." if len(group.images) > 4 else "")
+        rows.append((what, "/".join(dict.fromkeys(group.splits)), labels, names))
+    if len(rows) > 1:
+        as_table(rows)
+    if len(shown) > 50:
+        click.echo(f"and {len(shown) - 50} more: --json has all")
+    if found.n_near:
+        click.echo("Near-duplicates are a suspicion, and do not count as a leak.")
+
+
+@cli.command()
 @click.argument("stores", nargs=-1, required=True, type=FILE)
 @click.option(
     "-o", "out", type=FILE, default="results", show_default=True, help="Where results go."
@@ -593,6 +674,23 @@ def verify(store: Path, json_: bool) -> None:
     show_default=True,
     help="Which bootstrap interval, of 95 %.",
 )
+@click.option("--by", multiple=True, metavar="COLUMN", help="Also score every group, such as sex.")
+@click.option(
+    "--aggregate",
+    type=click.Choice(["mean", "max"]),
+    help="Score a unit's images together; default each image.",
+)
+@click.option(
+    "--unit", default="subject", show_default=True, help="What --aggregate joins: a column."
+)
+@click.option(
+    "--threshold",
+    type=click.Choice(["youden", "f1"]),
+    default="youden",
+    show_default=True,
+    help="Rule for a threshold, chosen on what was held out of training.",
+)
+@click.option("--strict-splits", is_flag=True, help="Refuse splits that leak.")
 @device_option
 @json_option
 def probe(
@@ -631,6 +729,9 @@ def probe(
                 f"[{result.ci_low:.3f}, {result.ci_high:.3f}] on {result.n_test} test images, "
                 f"C = {result.C:.3g}"
             )
+            for group in result.subgroups:
+                say_group(result.metric, group)
+            click.echo(f"  {result.audit['line']}", err=True)
         if result.weights == "random":
             click.echo(
                 "  the backbone's weights are random: the score says nothing about it", err=True
@@ -639,6 +740,18 @@ def probe(
             click.echo("  not every head converged: see the result's notes and folds", err=True)
     if json_:
         as_json([asdict(result) for result in found])
+
+
+def say_group(metric: str, group: dict[str, Any]) -> None:
+    """Print the metric of one group."""
+    low, high = group["ci_low"], group["ci_high"]
+    score = "not defined"
+    if group["value"] is not None:
+        score = f"{group['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
+    click.echo(
+        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}, "
+        f"{group['subjects']} subjects" + (" (few)" if group["small"] else "")
+    )
 
 
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from features.audit import audit
 from features.errors import ProbeError
 from features.manifest import (
     ABSENT,
@@ -28,7 +29,8 @@ from features.manifest import (
     Manifest,
 )
 from features.store import BAD, DONE, PENDING, FeatureStore
-from probe import metrics, protocols, results, splits
+from probe import evaluation, metrics, protocols, results, splits
+from probe.calibration import reliability
 from probe.heads import Heads, fit_heads
 from probe.path import Progress
 from probe.statistics import intervals
@@ -49,6 +51,11 @@ class Settings:
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
     bootstrap: int = 1000
     interval: str = "percentile"  # or "bca"
+    aggregate: str | None = None  # "mean" or "max" of the images of a unit
+    unit: str = "subject"  # or a column of the manifest
+    by: tuple[str, ...] = ()  # columns whose groups are scored apart
+    threshold: str = "youden"  # or "f1": the rule, applied to what was held out
+    strict_splits: bool = False  # refuse splits that leak
     device: str = "cpu"
     tol: float = 1e-6
 
@@ -89,6 +96,9 @@ def probe(
         feature = settings.feature or store.default_feature
         data = load(store, manifest, feature, settings.uncertain)
         made_from, fingerprint_digest = store.fingerprint, store.fingerprint_digest
+        leaks = audit(manifest, hashes=store.source()["hash"].tolist(), usable=store.done == DONE)
+    if settings.strict_splits and leaks.leaks:
+        raise ProbeError(f"{path}: {leaks.line()}. See `medprobe audit {path}`, or --split drawn")
 
     strengths = tuple(sorted(settings.C or protocol.C))
     chosen_by = splits.folds(
@@ -115,7 +125,23 @@ def probe(
     test = ~data.train
     head = heads.head(manifest.classes, best)
     p = head.predict_proba(data.X[test].double()).cpu().numpy()
-    y_test, subjects = data.y[test], manifest.subject[data.rows[test]]
+    rows = data.rows[test]
+    answers = evaluation.Answers(
+        ids=manifest.id[rows],
+        subjects=manifest.subject[rows],
+        y=data.y[test],
+        p=p,
+        columns={name: evaluation.column(manifest, name, rows) for name in settings.by},
+    )
+    if settings.aggregate:
+        units = evaluation.column(manifest, settings.unit, rows)
+        answers = evaluation.aggregate(answers, units, settings.aggregate)
+    y_test, p, subjects = answers.y, answers.p, answers.subjects
+    again: dict[str, Any] = {
+        "n": settings.bootstrap,
+        "seed": settings.seed,
+        "method": settings.interval,
+    }
     scored = intervals(
         metrics.of_task(manifest.task),
         y_test,
@@ -133,7 +159,7 @@ def probe(
         )
 
     predictions = results.Predictions(
-        ids=manifest.id[data.rows[test]].tolist(),
+        ids=answers.ids.tolist(),
         subjects=subjects.tolist(),
         labels=y_test,
         probabilities=p,
@@ -142,7 +168,8 @@ def probe(
     run = Path(
         manifest.dataset,
         path.stem,
-        f"{protocol.name}_{feature.replace('/', '-')}_{metric.name}_seed{settings.seed}",
+        f"{protocol.name}_{feature.replace('/', '-')}_{metric.name}_seed{settings.seed}"
+        + (f"_{settings.unit}-{settings.aggregate}" if settings.aggregate else ""),
     )
     results.write_predictions(out / run / "predictions.csv", predictions)
     head.save(
@@ -177,7 +204,7 @@ def probe(
         task=manifest.task,
         classes=list(manifest.classes),
         n_train=int(data.train.sum()),
-        n_test=int(test.sum()),
+        n_test=len(y_test),
         n_bad=data.n_bad,
         n_subjects_test=len(np.unique(subjects)),
         seed=settings.seed,
@@ -192,6 +219,27 @@ def probe(
         versions=dict(versions or {}),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=_notes(manifest, y_test, heads, settings),
+        interval=f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, 95 %",
+        scored_by=f"{settings.unit} ({settings.aggregate})" if settings.aggregate else "image",
+        outputs=metrics.per_output(y_test, p, manifest.classes),
+        reliability=reliability(y_test, p),
+        subgroups=evaluation.subgroups(answers, settings.by, metric, **again),
+        thresholds={
+            "rule": settings.threshold,
+            "chosen_on": chosen_by.kind,
+            "outputs": evaluation.at_thresholds(
+                _held_out(heads, X, y, chosen_by, best),
+                answers,
+                manifest.classes,
+                rule=settings.threshold,
+                **again,
+            ),
+        },
+        audit={
+            "line": leaks.line(),
+            "leaks": len(leaks.leaks),
+            "conflicts": len(leaks.conflicts),
+        },
     )
     results.append(out, result)
     return result
@@ -260,6 +308,17 @@ def _fold_scores(
     return out
 
 
+def _held_out(
+    heads: Heads, X: torch.Tensor, y: NDArray[Any], chosen_by: splits.Folds, best: int
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return labels and probabilities of every held-out row, by the fold's head that hadn't it."""
+    parts = [
+        (y[rows], heads.probabilities(X[rows].to(heads.coef.device), f + 1)[best].cpu().numpy())
+        for f, rows in enumerate(chosen_by.held_out)
+    ]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
 def _choose(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
     """Return the strength with the best mean; of equals the smallest C, the strongest penalty."""
     defined = ~np.isnan(scores)
@@ -286,6 +345,8 @@ def _notes(manifest: Manifest, y_test: NDArray[Any], heads: Heads, settings: Set
     """Return what a reader of the number must know."""
     notes = [manifest.note] if manifest.note else []
     notes.append(f"split: {manifest.split_from}")
+    if settings.aggregate:
+        notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
     if unranked := _unranked(manifest, y_test):
         notes.append(f"left out of AUROC and average precision, {unranked}")
     if manifest.task == "multilabel":

@@ -98,7 +98,7 @@ def make_store(path, X, manifest, *, bad=None, batch=64, fingerprint=FINGERPRINT
             rows = np.arange(start, min(start + batch, len(X)))
             good = np.array([i for i in rows if i not in bad], dtype=np.int64)
             source = {
-                "hash": ["0" * 64] * len(good),
+                "hash": [f"{i:064x}" for i in good],
                 "size": [1] * len(good),
                 "mtime_ns": [1] * len(good),
             }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from features.audit import audit
 from features.datasets import Options, open_dataset
 from features.datasets.chexpert import FINDINGS
 from features.errors import DatasetError
@@ -364,3 +365,41 @@ def test_a_split_does_not_depend_on_the_order_of_the_rows(aptos):
     (aptos / "train.csv").write_text("\n".join([head, *rows]))
     assert split_of(f"aptos2019:{aptos}", seed=4, val_share=0.15) == before
     assert sorted(set(before.values())) == ["test", "train", "val"]
+
+
+# --- what the study's splits leak ----------------------------------------------------------------
+
+
+def test_the_audit_finds_what_the_study_s_isic_split_leaks(isic):
+    found = audit(open_dataset(f"isic2019:{isic}", Options(split="study")))
+    manifest = open_dataset(f"isic2019:{isic}", Options(split="study"))
+    cut = {
+        s
+        for s in set(manifest.subject)
+        if len(set(manifest.split[manifest.subject == s])) > 1  # by hand
+    }
+    assert cut
+    assert {group.name for group in found.leaks} == cut
+    assert "more than one" in found.line()
+    assert not audit(open_dataset(f"isic2019:{isic}")).leaks
+
+
+def test_the_audit_finds_the_patient_that_the_study_s_chexpert_split_cuts(chexpert):
+    study = open_dataset(f"chexpert:{chexpert}", Options(split="study"))
+    found = audit(study)
+    [leak] = [g for g in found.leaks if {"train", "test"} <= set(g.splits)]
+    # The row at which the study cuts, and the next one, which trains, are of one patient.
+    cut = int((len(study) - 1) * 0.2) + 15
+    assert leak.name == study.subject[cut]
+    assert not audit(open_dataset(f"chexpert:{chexpert}")).leaks
+
+
+def test_the_audit_finds_the_patient_in_both_halves_of_cbis_ddsm(cbis):
+    official = audit(open_dataset(f"ddsm:{cbis}", Options(split="official")))
+    assert [(group.name, len(group.images)) for group in official.leaks] == [("P_00001", 4)]
+    assert not audit(open_dataset(f"ddsm:{cbis}")).leaks
+
+
+def test_the_audit_finds_a_case_whose_two_sides_the_ddsm_lists_part(ddsm):
+    found = audit(open_dataset(f"ddsm:{ddsm}"))
+    assert [group.name for group in found.leaks] == ["benign_25-A_0025_1"]
