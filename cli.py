@@ -800,6 +800,64 @@ def predict(head: Path, store: Path, out: Path | None) -> None:
 @cli.command()
 @click.argument("results", nargs=-1, required=True, type=FILE)
 @click.option(
+    "--resamples",
+    type=click.IntRange(min=100),
+    default=2000,
+    show_default=True,
+    help="Of the paired bootstrap and the permutation test.",
+)
+@click.option("--seed", default=0, show_default=True, help="For them.")
+@json_option
+def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -> None:
+    """Say whether the models of RESULTS differ: in pairs on each data set, by ranks over all.
+
+    The p of a pair is of a permutation test by subject, or of DeLong's for the AUROC of two classes
+    and independent images, and Holm's for the number of pairs of a data set.
+
+    \b
+    medprobe compare results
+    """
+    from probe.compare import compare_results
+
+    found = compare_results(results, n=resamples, seed=seed)
+    if json_:
+        return as_json(found.to_json())
+    rows: list[tuple[str, ...]] = [("dataset", "model", "metric", "value", "interval", "seeds")]
+    for score in found.scores:
+        spread = "" if score.deviation is None else f" (sd {score.deviation:.3f})"
+        interval = f"[{score.ci_low:.3f}, {score.ci_high:.3f}]"
+        seeds = str(len(score.seeds))
+        value = f"{score.value:.3f}{spread}"
+        rows.append((score.dataset, score.model, score.metric, value, interval, seeds))
+    as_table(rows)
+    rows = [("dataset", "a", "b", "a - b", "interval", "p", "Holm's p", "test")]
+    for pair in found.pairs:
+        d = pair.difference
+        if d is None:
+            rows.append((pair.dataset, pair.a, pair.b, "", "", "", "", pair.why_not))
+            continue
+        interval = f"[{d.ci_low:+.3f}, {d.ci_high:+.3f}]"
+        p = (f"{d.p:.4f}", f"{pair.p_holm:.4f}")
+        rows.append((pair.dataset, pair.a, pair.b, f"{d.value:+.3f}", interval, *p, d.test))
+    if len(rows) > 1:
+        click.echo()
+        as_table(rows)
+    if found.ranks and len(found.datasets) > 1:
+        click.echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
+        as_table([(m, f"{r:.2f}") for m, r in zip(found.models, found.ranks.mean, strict=True)])
+        if found.ranks.p is None:
+            click.echo(f"no test: {found.ranks.why_not}")
+        else:
+            click.echo(
+                f"Friedman's p = {found.ranks.p:.4f}; ranks {found.ranks.critical:.2f} apart "
+                "differ (Nemenyi, 5 %)"
+            )
+    return None
+
+
+@cli.command()
+@click.argument("results", nargs=-1, required=True, type=FILE)
+@click.option(
     "-o", "out", type=FILE, default="report", show_default=True, help="Where the report goes."
 )
 def report(results: tuple[Path, ...], out: Path) -> None:

@@ -50,6 +50,7 @@ ORDER = [
     "probe.protocols",
     "probe.evaluation",
     "probe.results",
+    "probe.compare",
     "probe.sweep",
     "probe.drawing",
     "probe.tables",
