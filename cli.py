@@ -729,6 +729,8 @@ def probe(
                 f"[{result.ci_low:.3f}, {result.ci_high:.3f}] on {result.n_test} test images, "
                 f"C = {result.C:.3g}"
             )
+            if result.ci_low == result.ci_high:
+                click.echo(f"  {result.notes[-1]}", err=True)
             for group in result.subgroups:
                 say_group(result.metric, group)
             click.echo(f"  {result.audit['line']}", err=True)

@@ -146,6 +146,20 @@ def _grouped(values: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
+def caveat(low: float, high: float, subjects: int) -> str:
+    """Return what to say of an interval without width; "" for others.
+
+    Every resample of answers that are all right is all right, and the bootstrap can't tell how
+    wrong others may be; the rule of three can (Hanley & Lippman-Hand 1983).
+    """
+    if low != high:
+        return ""
+    return (
+        f"every resample scores {low:.3f}, so the interval has no width; with {subjects} subjects "
+        f"an error rate of {min(1, 3 / subjects):.1%} can't be excluded"
+    )
+
+
 def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> float | None:
     """Return the threshold at or above which is called positive, chosen on given answers.
 

@@ -129,7 +129,7 @@ def probe(
     answers = evaluation.Answers(
         ids=manifest.id[rows],
         subjects=manifest.subject[rows],
-        y=data.y[test],
+        y=_taught(data.y[test], y),
         p=p,
         columns={name: evaluation.column(manifest, name, rows) for name in settings.by},
     )
@@ -218,7 +218,8 @@ def probe(
         command=command,
         versions=dict(versions or {}),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=_notes(manifest, y_test, heads, settings),
+        notes=_notes(manifest, y, y_test, heads, settings)
+        + [note for note in [evaluation.caveat(low, high, len(np.unique(subjects)))] if note],
         interval=f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, 95 %",
         scored_by=f"{settings.unit} ({settings.aggregate})" if settings.aggregate else "image",
         outputs=metrics.per_output(y_test, p, manifest.classes),
@@ -308,6 +309,17 @@ def _fold_scores(
     return out
 
 
+def _taught(y_test: NDArray[Any], y_train: NDArray[Any]) -> NDArray[Any]:
+    """Return test labels without the findings that training showed one side of only.
+
+    A head can't rank those: scored, each would be .5.
+    """
+    if y_test.ndim == 1:
+        return y_test
+    both = (y_train == 1).any(0) & (y_train == 0).any(0)
+    return np.where(both, y_test, np.nan)
+
+
 def _held_out(
     heads: Heads, X: torch.Tensor, y: NDArray[Any], chosen_by: splits.Folds, best: int
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -341,7 +353,13 @@ def _unranked(manifest: Manifest, y: NDArray[Any]) -> str:
     return f"no positive or no negative test image: {', '.join(names)}" if names else ""
 
 
-def _notes(manifest: Manifest, y_test: NDArray[Any], heads: Heads, settings: Settings) -> list[str]:
+def _notes(
+    manifest: Manifest,
+    y_train: NDArray[Any],
+    y_test: NDArray[Any],
+    heads: Heads,
+    settings: Settings,
+) -> list[str]:
     """Return what a reader of the number must know."""
     notes = [manifest.note] if manifest.note else []
     notes.append(f"split: {manifest.split_from}")
@@ -349,6 +367,9 @@ def _notes(manifest: Manifest, y_test: NDArray[Any], heads: Heads, settings: Set
         notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
     if unranked := _unranked(manifest, y_test):
         notes.append(f"left out of AUROC and average precision, {unranked}")
+    if untaught := metrics.unranked(y_train, manifest.classes):
+        scored = "" if y_train.ndim == 1 else ", so not scored"
+        notes.append(f"one side only in training{scored}: {', '.join(untaught)}")
     if manifest.task == "multilabel":
         notes.append(f"uncertain labels: {settings.uncertain}")
     loose = int((~heads.converged).sum())

@@ -134,6 +134,16 @@ def test_outputs_and_reliability_stand_in_the_result(store, tmp_path):
     assert result.interval == "percentile bootstrap by subject, 200 resamples, 95 %"
 
 
+def test_an_interval_without_width_says_what_it_can_t_exclude(tmp_path):
+    easy = X + 100 * TRUTH[:, None]
+    manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
+    store = make_store(tmp_path / "e" / "b.h5", easy, manifest)
+    result = probe(store, out=tmp_path / "o", settings=Settings(C=(1.0,), folds=2, bootstrap=100))
+    assert (result.ci_low, result.ci_high) == (1, 1)
+    # 40 subjects without an error: the exact binomial bound is 1 - .05 ** (1 / 40) = 7.2 %.
+    assert result.notes[-1].endswith("with 40 subjects an error rate of 7.5% can't be excluded")
+
+
 def test_groups_and_the_audit_are_printed(store, tmp_path):
     words = ["probe", store, "-o", tmp_path / "o", "--C", "1", "--bootstrap", "100", "--by", "sex"]
     output = CliRunner().invoke(cli, [str(w) for w in words]).output
