@@ -23,6 +23,7 @@ import click
 from features.errors import MedprobeError
 
 if TYPE_CHECKING:
+    from features.audit import Audit
     from features.backbones import Backbone
     from features.datasets import Options
     from features.manifest import Manifest
@@ -184,6 +185,33 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
                 show_default=True,
                 help="Draws a split where none is given.",
             ),
+            click.option(
+                "--split",
+                type=click.Choice(["default", "drawn", "study", "official"]),
+                default="default",
+                show_default=True,
+                help="default: the given one, else drawn.",
+            ),
+            click.option(
+                "--test-share",
+                type=click.FloatRange(0, 1, min_open=True, max_open=True),
+                default=0.2,
+                show_default=True,
+                help="Of a drawn split.",
+            ),
+            click.option(
+                "--val-share",
+                type=click.FloatRange(0, 1, max_open=True),
+                default=0.0,
+                help="Of a drawn split; without, C is chosen on folds.",
+            ),
+            click.option("--test-fold", metavar="I/K", help="Test on fold I of K drawn ones."),
+            click.option(
+                "--merge", multiple=True, metavar="NEW=OLD+OLD", help="Classes to make one of."
+            ),
+            click.option(
+                "--subject-from-dicom", is_flag=True, help="Take DICOM's patient id as subject."
+            ),
         ]
     ):
         command = option(command)
@@ -194,8 +222,33 @@ def options_of(given: dict[str, Any]) -> Options:
     """Return the source options among a command's arguments."""
     from features.datasets import Options
 
-    names = ("path_col", "label_col", "subject_col", "split_col", "label_sep")
-    return Options(**{name: given[name] for name in names}, seed=given["split_seed"])
+    names = (
+        "path_col",
+        "label_col",
+        "subject_col",
+        "split_col",
+        "label_sep",
+        "subject_from_dicom",
+        "split",
+        "test_share",
+        "val_share",
+        "merge",
+    )
+    return Options(
+        **{name: given[name] for name in names},
+        seed=given["split_seed"],
+        test_fold=parse_fold(given["test_fold"]),
+    )
+
+
+def parse_fold(text: str | None) -> tuple[int, int] | None:
+    """Return I and K of --test-fold."""
+    if text is None:
+        return None
+    i, _, k = text.partition("/")
+    if i.isdecimal() and k.isdecimal() and 1 <= int(i) <= int(k) and int(k) > 1:
+        return int(i), int(k)
+    raise click.BadParameter(f"{text!r}: want I/K such as 1/5", param_hint="--test-fold")
 
 
 @cli.command()
@@ -334,6 +387,12 @@ def doctor(json_: bool) -> None:
     help="What to do with a store made from something else.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, how large, how long.")
+@click.option(
+    "--window", metavar="C/W", help="DICOM: centre and width of grey, instead of the header's."
+)
+@click.option(
+    "--frame", type=click.IntRange(min=1), help="DICOM: which of several; default the middle one."
+)
 @source_options
 @json_option
 def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> None:
@@ -362,6 +421,8 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         pools=tuple(given["pools"].split(",")) if given["pools"] else (),
         batch_size=parse_batch_size(given["batch_size"]),
         device=resolve_device(given["device"]),
+        window=parse_window(given["window"]),
+        frame=given["frame"],
     )
     loaded = [
         load_backbone(name, given["weights"], given["image_size"]) for name in dict.fromkeys(names)
@@ -457,6 +518,21 @@ def stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def parse_window(text: str | None) -> tuple[float, float] | None:
+    """Return centre and width of --window."""
+    if text is None:
+        return None
+    try:
+        center, width = (float(part) for part in text.split("/"))
+        if abs(center) < float("inf") and 0 < width < float("inf"):
+            return center, width
+    except ValueError:
+        pass
+    raise click.BadParameter(
+        f"{text!r}: want CENTRE/WIDTH such as 40/400, width above 0", param_hint="--window"
+    )
 
 
 def parse_normalize(
@@ -586,6 +662,86 @@ def verify(store: Path, json_: bool) -> None:
 
 
 @cli.command()
+@click.argument("dataset", metavar="DATASET|STORE")
+@click.option(
+    "--near",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="STORE: cosine of centred features from which images are near-duplicates.",
+)
+@click.option("--feature", metavar="LAYER/POOL", help="STORE: instead of its default feature.")
+@click.option("--window", metavar="C/W", help="DICOM of DATASET: as for extract.")
+@click.option("--frame", type=click.IntRange(min=1), help="DICOM of DATASET: as for extract.")
+@source_options
+@json_option
+def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: Any) -> None:
+    """Look for leaks between splits; exit 1 if there are any.
+
+    Found are subjects and identical images in more than one split, identical images with contrary
+    labels, and near-duplicates. Of a DATASET the files are read, and pixels compared; of a STORE
+    the hashes and features that it holds.
+
+    \b
+    medprobe audit features/sample/efficientnet_lite0.h5
+    """
+    from features.audit import audit as run
+    from features.audit import hash_images
+    from features.datasets import open_dataset
+    from features.store import DONE, FeatureStore
+
+    if Path(dataset).is_file():
+        with FeatureStore.open(Path(dataset)) as store:
+            found = run(
+                store.manifest(),
+                hashes=store.source()["hash"].tolist(),
+                features=store.read(feature or store.default_feature),
+                usable=store.done == DONE,
+                threshold=near,
+            )
+    else:
+        manifest = open_dataset(dataset, options_of(given))
+        with bar(manifest.dataset, "images") as show:
+            hashes, pixels, usable = hash_images(
+                manifest,
+                window=parse_window(given["window"]),
+                frame=given["frame"],
+                progress=lambda done, of: show(done, of, ""),
+            )
+        found = run(manifest, hashes=hashes, pixel_hashes=pixels, usable=usable)
+    if json_:
+        as_json(found.to_json())
+    else:
+        show_audit(found)
+    if found.leaks:
+        click.get_current_context().exit(1)
+
+
+def show_audit(found: Audit) -> None:
+    """Print an audit as lines and a table."""
+    splits = ", ".join(f"{k} {v}" for k, v in found.images.items())
+    click.echo(f"{found.dataset}: {splits}; split {found.split_from}")
+    click.echo(f"{found.line()}")
+    rows = [("what", "splits", "labels", "images")]
+    shown = [
+        *(("subject in several splits", g) for g in found.subjects),
+        *(("same bytes", g) for g in found.bytes),
+        *(("same pixels", g) for g in found.pixels),
+        *((f"near ({g.cosine:.4f})", g) for g in found.near),
+    ]
+    for what, group in shown[:50]:
+        labels = "contrary" if group.conflicts and group.kind != "subject" else ""
+        names = ", ".join(group.images[:4]) + (", ..." if len(group.images) > 4 else "")
+        rows.append((what, "/".join(dict.fromkeys(group.splits)), labels, names))
+    if len(rows) > 1:
+        as_table(rows)
+    if len(shown) > 50:
+        click.echo(f"and {len(shown) - 50} more: --json has all")
+    if found.n_near:
+        click.echo("Near-duplicates are a suspicion, and do not count as a leak.")
+
+
+@cli.command()
 @click.argument("stores", nargs=-1, required=True, type=FILE)
 @click.option(
     "-o", "out", type=FILE, default="results", show_default=True, help="Where results go."
@@ -617,6 +773,30 @@ def verify(store: Path, json_: bool) -> None:
     show_default=True,
     help="Resamples of the subjects.",
 )
+@click.option(
+    "--interval",
+    type=click.Choice(["percentile", "bca"]),
+    default="percentile",
+    show_default=True,
+    help="Which bootstrap interval, of 95 %.",
+)
+@click.option("--by", multiple=True, metavar="COLUMN", help="Also score every group, such as sex.")
+@click.option(
+    "--aggregate",
+    type=click.Choice(["mean", "max"]),
+    help="Score a unit's images together; default each image.",
+)
+@click.option(
+    "--unit", default="subject", show_default=True, help="What --aggregate joins: a column."
+)
+@click.option(
+    "--threshold",
+    type=click.Choice(["youden", "f1"]),
+    default="youden",
+    show_default=True,
+    help="Rule for a threshold, chosen on what was held out of training.",
+)
+@click.option("--strict-splits", is_flag=True, help="Refuse splits that leak.")
 @device_option
 @json_option
 def probe(
@@ -655,6 +835,11 @@ def probe(
                 f"[{result.ci_low:.3f}, {result.ci_high:.3f}] on {result.n_test} test images, "
                 f"C = {result.C:.3g}"
             )
+            if result.ci_low == result.ci_high:
+                click.echo(f"  {result.notes[-1]}", err=True)
+            for group in result.subgroups:
+                say_group(result.metric, group)
+            click.echo(f"  {result.audit['line']}", err=True)
         if result.weights == "random":
             click.echo(
                 "  the backbone's weights are random: the score says nothing about it", err=True
@@ -663,6 +848,18 @@ def probe(
             click.echo("  not every head converged: see the result's notes and folds", err=True)
     if json_:
         as_json([asdict(result) for result in found])
+
+
+def say_group(metric: str, group: dict[str, Any]) -> None:
+    """Print the metric of one group."""
+    low, high = group["ci_low"], group["ci_high"]
+    score = "not defined"
+    if group["value"] is not None:
+        score = f"{group['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
+    click.echo(
+        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}, "
+        f"{group['subjects']} subjects" + (" (few)" if group["small"] else "")
+    )
 
 
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
@@ -706,6 +903,64 @@ def predict(head: Path, store: Path, out: Path | None) -> None:
     else:
         out.write_text(text, encoding="utf-8", newline="")
         click.echo(f"{out}: {text.count(chr(10)) - 1} images", err=True)
+
+
+@cli.command()
+@click.argument("results", nargs=-1, required=True, type=FILE)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=100),
+    default=2000,
+    show_default=True,
+    help="Of the paired bootstrap and the permutation test.",
+)
+@click.option("--seed", default=0, show_default=True, help="For them.")
+@json_option
+def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -> None:
+    """Say whether the models of RESULTS differ: in pairs on each data set, by ranks over all.
+
+    The p of a pair is of a permutation test by subject, or of DeLong's for the AUROC of two classes
+    and independent images, and Holm's for the number of pairs of a data set.
+
+    \b
+    medprobe compare results
+    """
+    from probe.compare import compare_results
+
+    found = compare_results(results, n=resamples, seed=seed)
+    if json_:
+        return as_json(found.to_json())
+    rows: list[tuple[str, ...]] = [("dataset", "model", "metric", "value", "interval", "seeds")]
+    for score in found.scores:
+        spread = "" if score.deviation is None else f" (sd {score.deviation:.3f})"
+        interval = f"[{score.ci_low:.3f}, {score.ci_high:.3f}]"
+        seeds = str(len(score.seeds))
+        value = f"{score.value:.3f}{spread}"
+        rows.append((score.dataset, score.model, score.metric, value, interval, seeds))
+    as_table(rows)
+    rows = [("dataset", "a", "b", "a - b", "interval", "p", "Holm's p", "test")]
+    for pair in found.pairs:
+        d = pair.difference
+        if d is None:
+            rows.append((pair.dataset, pair.a, pair.b, "", "", "", "", pair.why_not))
+            continue
+        interval = f"[{d.ci_low:+.3f}, {d.ci_high:+.3f}]"
+        p = (f"{d.p:.4f}", f"{pair.p_holm:.4f}")
+        rows.append((pair.dataset, pair.a, pair.b, f"{d.value:+.3f}", interval, *p, d.test))
+    if len(rows) > 1:
+        click.echo()
+        as_table(rows)
+    if found.ranks and len(found.datasets) > 1:
+        click.echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
+        as_table([(m, f"{r:.2f}") for m, r in zip(found.models, found.ranks.mean, strict=True)])
+        if found.ranks.p is None:
+            click.echo(f"no test: {found.ranks.why_not}")
+        else:
+            click.echo(
+                f"Friedman's p = {found.ranks.p:.4f}; ranks {found.ranks.critical:.2f} apart "
+                "differ (Nemenyi, 5 %)"
+            )
+    return None
 
 
 @cli.command()

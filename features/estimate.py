@@ -84,7 +84,14 @@ def _seconds_to_decode(
 ) -> float:
     """Return seconds per image with all workers."""
     transforms = tuple(dict.fromkeys(backbone.transform for backbone in backbones))
-    recipe = Recipe(transforms, settings.exact, settings.views, settings.view_seed)
+    recipe = Recipe(
+        transforms,
+        settings.exact,
+        settings.views,
+        settings.view_seed,
+        settings.window,
+        settings.frame,
+    )
     rows = np.unique(np.linspace(0, len(manifest) - 1, SAMPLE).astype(int))
     seconds = [load(manifest.root / manifest.path[i], recipe)[0].seconds for i in rows]
     return float(np.mean(seconds)) / (settings.workers or os.cpu_count() or 1)

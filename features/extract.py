@@ -121,6 +121,8 @@ def _run(
         exact=settings.exact,
         views=max(job.n_views for job in jobs),
         seed=_view_seed(jobs),
+        window=settings.window,
+        frame=settings.frame,
     )
     cores = os.cpu_count() or 1
     with Workers(recipe, settings.workers or min(2, cores)) as workers, Commits() as commits:

@@ -29,10 +29,12 @@ def fingerprint(
     exact: bool,
     views: int,
     seed: int,
+    dicom: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the fingerprint of a store: nested dicts of JSON values; `views` only if it has any.
 
-    exact, views and seed are those of workers.Recipe.
+    exact, views and seed are those of workers.Recipe; `dicom` is what dicom.applied says of the
+    images: without DICOM among them there is no entry.
     """
     t = backbone.transform
     made: dict[str, Any] = {"views": {"count": views, "seed": seed, "recipe": RECIPE}}
@@ -49,6 +51,7 @@ def fingerprint(
             "resize": t.resize,
             "interpolation": t.interpolation,
             "decode": DECODE[exact],
+            **({"dicom": dict(dicom)} if dicom else {}),
         },
         "normalize": {"mean": list(t.mean), "std": list(t.std)},
         "precision": precision,

@@ -2,8 +2,8 @@
 
 What comes out for what: 16-bit grey is scaled by 257 (its full range, so that images of a set stay
 comparable); transparency lies over black; of an animation the first frame; EXIF orientation is
-applied; CMYK, palette and 1-bit become RGB. Grey stays one channel until it is cropped, because
-resizing three equal channels gives the same pixels for three times the work.
+applied; CMYK, palette and 1-bit become RGB. DICOM: see dicom.py. Grey stays one channel until it
+is cropped: resizing three equal channels gives the same pixels for three times the work.
 
 Two ways to decode. "exact" is full decoding and antialiased resizing, equal to torchvision's. The
 ordinary one takes two short cuts where an image is much larger than what is wanted of it: JPEGs
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from features.dicom import Window, decode_dicom, is_dicom
 from features.errors import ImageError
 
 DECODE = {True: "pillow-exact", False: "pillow-scaled"}  # by `exact`; part of the fingerprint
@@ -80,19 +81,24 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def decode(data: bytes, *, side: int | None = None) -> Decoded:
-    """Return an image of any kind that Pillow knows.
+def decode(
+    data: bytes, *, side: int | None = None, window: Window | None = None, frame: int | None = None
+) -> Decoded:
+    """Return an image of any kind that Pillow or pydicom knows.
 
-    side is the shorter side in pixels that will be wanted of it; None decodes in full. Raises
-    ImageError with the reason for what can't be decoded.
+    side is the shorter side in pixels that will be wanted of it; None decodes in full. window and
+    frame are for DICOM, see dicom.py. Raises ImageError with the reason for what can't be decoded.
     """
+    if is_dicom(data):
+        image = decode_dicom(data, window=window, frame=frame)
+        return Decoded(image, image.size)
     try:
-        image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if side is not None and image.format == "JPEG":
+        opened = Image.open(io.BytesIO(data))
+        width, height = opened.size
+        if side is not None and opened.format == "JPEG":
             scale = SPARE * side / min(width, height)
-            image.draft(None, (round(width * scale), round(height * scale)))
-        loaded = _load(image, data)
+            opened.draft(None, (round(width * scale), round(height * scale)))
+        loaded = _load(opened, data)
         turned = ImageOps.exif_transpose(loaded)
         if loaded.getexif().get(0x0112, 1) >= 5:  # orientations that lie on their side
             width, height = height, width

@@ -29,6 +29,7 @@ VIEWS = "@views"  # `final/mean@views` is the feature of an image's augmented vi
 REASON_BYTES = 240
 BLOCK_BYTES = 64 << 20  # read at once where a whole column is gone through
 TEXT = ("id", "path", "subject", "split")
+COLUMNS = "manifest/columns/"  # further facts of the images, as text
 SOURCE = {"hash": "S64", "size": "<i8", "mtime_ns": "<i8"}
 ANEW = "compute it anew with `medprobe extract ... --overwrite always`"
 
@@ -89,8 +90,9 @@ def build(
             "make room, or choose another place with -o"
         )
     shapes = _to_be_filled(n, features)
-    known = {name: _encode(getattr(manifest, name)) for name in TEXT}
-    known |= {"label": manifest.label.astype("<i4")}
+    known = {f"manifest/{name}": _encode(getattr(manifest, name)) for name in TEXT}
+    known |= {"manifest/label": manifest.label.astype("<i4")}
+    known |= {COLUMNS + name: _encode(values) for name, values in manifest.columns.items()}
     draft = path.with_suffix(".draft")
     # The version of the format whose structure carries checksums of its own.
     with h5py.File(draft, "w", libver=("v110", "v110"), locking=False) as file:
@@ -98,7 +100,7 @@ def build(
         made.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
         _describe(file, made)
         for name, values in known.items():
-            _reserve(file, f"manifest/{name}", values.shape, values.dtype)
+            _reserve(file, name, values.shape, values.dtype)
         for name, (shape, dtype) in shapes.items():
             _reserve(file, name, shape, np.dtype(dtype))
         _describe(
@@ -120,7 +122,7 @@ def build(
     try:
         columns = {name: Column(descriptor, *place) for name, place in structure.places.items()}
         for name, values in known.items():
-            columns[f"manifest/{name}"].write(np.arange(n), values)
+            columns[name].write(np.arange(n), values)
         for name in shapes:
             for source in sources:
                 if name in source:
@@ -199,9 +201,11 @@ def decode(texts: NDArray[np.bytes_]) -> NDArray[np.str_]:
 def manifest_checksum(columns: Mapping[str, Any]) -> int:
     """Return the CRC-32 of the manifest's text and labels, column after column."""
     found = 0
-    for name in (*TEXT, "label"):
-        column = columns[name] if name in columns else columns[f"manifest/{name}"].read()
-        found = zlib.crc32(np.ascontiguousarray(column).view(np.uint8).data, found)
+    first = [f"manifest/{name}" for name in (*TEXT, "label")]
+    for name in (*first, *sorted(name for name in columns if name.startswith(COLUMNS))):
+        column = columns[name]
+        values = column.read() if isinstance(column, Column) else column
+        found = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data, found)
     return found
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
+NO_SPLIT = "none"  # an image that is neither trained on nor tested
 NO_LABEL = -1
 PRESENT, ABSENT, UNCERTAIN, NOT_STATED = 1, 0, -1, -2
 
@@ -31,13 +32,14 @@ class Manifest:
     id: NDArray[Any]  # (N,) str
     path: NDArray[Any]  # (N,) str
     subject: NDArray[Any]  # (N,) str
-    split: NDArray[Any]  # (N,) one of SPLITS
+    split: NDArray[Any]  # (N,) one of SPLITS, or NO_SPLIT
     label: NDArray[np.int32]  # (N,) class index, or (N, L) states of findings
     classes: tuple[str, ...]
     split_from: str  # "given", or how it was drawn
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # published mean, std
     metric: str | None = None  # what the data set is usually scored by
     note: str = ""  # what a reader of its numbers must know
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # (N,) str: sex, view, ...
 
     @property
     def task(self) -> str:
@@ -51,7 +53,8 @@ class Manifest:
     def head(self, n: int) -> Manifest:
         """Return the first n images."""
         names = ("id", "path", "subject", "split", "label")
-        return replace(self, **{name: getattr(self, name)[:n] for name in names})
+        columns = {name: values[:n] for name, values in self.columns.items()}
+        return replace(self, columns=columns, **{name: getattr(self, name)[:n] for name in names})
 
     def digest(self) -> str:
         """Return a hash of which image stands in which row, without labels, subjects and splits."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features import tuning
+from features import dicom, tuning
 from features.backbones import Backbone
 from features.devices import PRECISIONS, resolve_precision
 from features.errors import StaleStoreError, StoreError
@@ -44,6 +44,8 @@ class Settings:
     device: str = "cpu"
     on_error: str = "skip"  # or "fail"
     overwrite: str = "never"  # or "stale", "always"
+    window: dicom.Window | None = None  # for DICOM, as frame
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
         exact=settings.exact,
         views=settings.views,
         seed=settings.view_seed,
+        dicom=dicom.applied(manifest.path.tolist(), settings.window, settings.frame),
     )
     planned = Plan(path, backbone, precision, shapes, tuple(shapes), True, asked)
     if not path.is_file() or settings.overwrite == "always":
@@ -224,9 +227,16 @@ def _check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) 
 
 
 def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
-    """Bring labels, subjects and splits up to date; the features stay."""
+    """Bring labels, subjects, splits and other columns up to date; the features stay."""
     old = store.manifest()
-    columns = ("label", "subject", "split")
-    same = all(np.array_equal(getattr(old, c), getattr(manifest, c)) for c in columns)
-    if not same or (old.classes, old.root) != (manifest.classes, manifest.root):
+    names = ("label", "subject", "split")
+    same = all(np.array_equal(getattr(old, name), getattr(manifest, name)) for name in names)
+    same &= old.columns.keys() == manifest.columns.keys() and all(
+        np.array_equal(old.columns[name], values) for name, values in manifest.columns.items()
+    )
+    same &= all(
+        getattr(old, name) == getattr(manifest, name)
+        for name in ("classes", "root", "split_from", "metric", "note")
+    )
+    if not same:
         store.relabel(manifest)

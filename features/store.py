@@ -29,6 +29,7 @@ from features.errors import StoreError
 from features.layout import (
     ANEW,
     BLOCK_BYTES,
+    COLUMNS,
     REASON_BYTES,
     SOURCE,
     TEXT,
@@ -170,6 +171,11 @@ class FeatureStore:
             split_from=self.about["split_from"],
             metric=self.about["metric"] or None,
             note=self.about["note"],
+            columns={
+                name.removeprefix(COLUMNS): decode(column.read())
+                for name, column in self.columns.items()
+                if name.startswith(COLUMNS)
+            },
         )
 
     def source(self) -> dict[str, NDArray[Any]]:

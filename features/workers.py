@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from features import augment
+from features.dicom import Window
 from features.errors import ImageError
 from features.images import Transform, decode, read_bytes
 
@@ -52,6 +53,8 @@ class Recipe:
     exact: bool = False
     views: int = 0
     seed: int = 0  # of the views
+    window: Window | None = None  # for DICOM, as frame
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def load(path: Path, recipe: Recipe) -> tuple[Loaded, list[NDArray[np.uint8]]]:
             "mtime_ns": path.stat().st_mtime_ns,
         }
         side = None if recipe.exact else max(t.resize for t in recipe.transforms)
-        decoded = decode(data, side=side)
+        decoded = decode(data, side=side, window=recipe.window, frame=recipe.frame)
         pixels = []
         for transform in recipe.transforms:
             crop = transform.crop(decoded, exact=recipe.exact)

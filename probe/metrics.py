@@ -4,168 +4,235 @@ Shapes: N images, K classes, L findings, B weightings. y is (N,) class index or 
 NaN (not scored); p is (N, K) or (N, L); weights (B, N). Every score is scikit-learn's with that
 sample_weight. A class or finding that has no positive, or no negative, image can't be ranked: it is
 left out of the mean, and the score is NaN where none is left. It is never scored 0.5.
+
+What doesn't depend on the weights (sorting, counting ties) is done once: a metric makes, from y and
+p, a function of weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from features.errors import ProbeError
+from probe import ranking
+from probe.calibration import expected_error
 
 Array: TypeAlias = Any  # numpy arrays; their dtypes vary with the task
-BLOCK = 1 << 24  # numbers of a block of weightings x images: 128 MB
+Scorer: TypeAlias = Callable[[Array], Array]  # weights (B, N) -> scores (B,)
+BLOCK = 1 << 22  # numbers of a block of weightings x images: 32 MB
+SPECIFICITY = 0.9  # at which sensitivity is read off
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: function (y, p, weights) -> (B,), whether more is better, and what it is called."""
+    """A score: `make` (y, p) -> scorer, whether more is better, and what it is called."""
 
     name: str
     title: str
-    score: Callable[[Array, Array, Array], Array]
+    make: Callable[[Array, Array], Scorer]
     task: str  # "multiclass", "multilabel"
     higher: bool = True
 
 
 def evaluate(metric: Metric, y: Array, p: Array, weights: Array | None = None) -> Array:
     """Return the metric under each weighting, (B,); weights default to one row of ones."""
+    scorer = metric.make(y, p)
     if weights is None:
-        weights = np.ones((1, len(y)))
+        return scorer(np.ones((1, len(y))))
     step = max(1, BLOCK // max(1, len(y)))
-    parts = [metric.score(y, p, weights[i : i + step]) for i in range(0, len(weights), step)]
-    return np.concatenate(parts)
+    return np.concatenate([scorer(weights[i : i + step]) for i in range(0, len(weights), step)])
 
 
-def confusion(y: Array, p: Array, weights: Array) -> Array:
-    """Return the weight of images of class i that are called j, (B, K, K)."""
+# --- from the confusion matrix ------------------------------------------------------------------
+
+
+def _confusion(y: Array, p: Array) -> Scorer:
+    """Return a function of weights: the weight of images of class i called j, (B, K, K)."""
     K = p.shape[1]
-    cell = y * K + p.argmax(1)
-    out = np.zeros((K * K, len(weights)))
-    for c in np.unique(cell):
-        out[c] = weights[:, cell == c].sum(1)
-    return out.T.reshape(-1, K, K)
+    cells, place = np.unique(y * K + p.argmax(1), return_inverse=True)
+    used = ranking.totals(np.eye(len(cells))[place])
+
+    def table(weights: Array) -> Array:
+        out = np.zeros((len(weights), K * K))
+        out[:, cells] = used(weights)
+        return out.reshape(-1, K, K)
+
+    return table
 
 
-def _accuracy(y: Array, p: Array, weights: Array) -> Array:
-    return weights @ (p.argmax(1) == y) / weights.sum(1)
+def _of_confusion(score: Callable[[Array], Array], y: Array, p: Array) -> Scorer:
+    table = _confusion(y, p)
+
+    def scorer(weights: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            return score(table(weights))
+
+    return scorer
 
 
-def _balanced_accuracy(y: Array, p: Array, weights: Array) -> Array:
-    table = confusion(y, p, weights)
-    there = table.sum(2)
-    with np.errstate(invalid="ignore"):
-        recall = np.diagonal(table, axis1=1, axis2=2) / there
-    return _mean_defined(recall)
+def _hits(table: Array) -> Array:
+    return np.diagonal(table, axis1=1, axis2=2)
 
 
-def _quadratic_kappa(y: Array, p: Array, weights: Array) -> Array:
-    table = confusion(y, p, weights)
+def _accuracy(table: Array) -> Array:
+    return _hits(table).sum(1) / table.sum((1, 2))
+
+
+def _balanced_accuracy(table: Array) -> Array:
+    return mean_defined(_hits(table) / table.sum(2))
+
+
+def _quadratic_kappa(table: Array) -> Array:
     K = table.shape[1]
     cost = np.subtract.outer(np.arange(K), np.arange(K)) ** 2
     by_chance = (
         np.einsum("bi,bj->bij", table.sum(2), table.sum(1)) / table.sum((1, 2))[:, None, None]
     )
-    with np.errstate(invalid="ignore"):
-        return 1 - (cost * table).sum((1, 2)) / (cost * by_chance).sum((1, 2))
+    return 1 - (cost * table).sum((1, 2)) / (cost * by_chance).sum((1, 2))
 
 
-def _f1(y: Array, p: Array, weights: Array) -> Array:
-    table = confusion(y, p, weights)
-    hits = np.diagonal(table, axis1=1, axis2=2)
+def _f1(table: Array) -> Array:
     said = table.sum(1) + table.sum(2)
-    with np.errstate(invalid="ignore"):
-        return _mean_defined(2 * hits / said)  # a class neither there nor called is left out
+    return mean_defined(2 * _hits(table) / said)  # a class neither there nor called is left out
 
 
-def _log_loss(y: Array, p: Array, weights: Array) -> Array:
+# --- means of a loss ----------------------------------------------------------------------------
+
+
+def _mean_loss(loss: Array) -> Scorer:
+    """Return the weighted mean of a loss (N,), or of (N, L) per finding, then over findings."""
+    loss = loss[:, None] if loss.ndim == 1 else loss
+    known = ~np.isnan(loss)
+    filled, counted = ranking.totals(np.where(known, loss, 0)), ranking.totals(known.astype(float))
+
+    def scorer(weights: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            return mean_defined(filled(weights) / counted(weights))
+
+    return scorer
+
+
+def _log_loss(y: Array, p: Array) -> Scorer:
     tiny = np.finfo(p.dtype).eps
     if y.ndim == 1:
-        loss = -np.log(np.clip(p[np.arange(len(y)), y], tiny, None))
-        return weights @ loss / weights.sum(1)
+        return _mean_loss(-np.log(np.clip(p[np.arange(len(y)), y], tiny, None)))
     q = np.clip(p, tiny, 1 - tiny)
-    loss = -np.where(y == 1, np.log(q), np.log1p(-q))
-    known = ~np.isnan(y)
-    with np.errstate(invalid="ignore"):
-        return _mean_defined(weights @ np.where(known, loss, 0) / (weights @ known))
+    return _mean_loss(np.where(np.isnan(y), np.nan, -np.where(y == 1, np.log(q), np.log1p(-q))))
 
 
-def _auroc(y: Array, p: Array, weights: Array) -> Array:
-    """One-vs-rest, the mean over classes; with two classes, of the second."""
-    return _per_output(y, p, weights, _rank_auc)
-
-
-def _average_precision(y: Array, p: Array, weights: Array) -> Array:
-    return _per_output(y, p, weights, _rank_ap)
-
-
-def _per_output(
-    y: Array, p: Array, weights: Array, rank: Callable[[Array, Array, Array], Array]
-) -> Array:
+def _brier(y: Array, p: Array) -> Scorer:
+    """Brier 1950: of two classes or a finding (p - y)^2, of more the sum of that over classes."""
     if y.ndim == 2:
-        truths = [(y[:, k], p[:, k]) for k in range(p.shape[1])]
-    elif p.shape[1] == 2:
-        truths = [((y == 1).astype(float), p[:, 1])]
-    else:
-        truths = [((y == k).astype(float), p[:, k]) for k in range(p.shape[1])]
-    columns = []
-    for truth, score in truths:
-        known = ~np.isnan(truth)
-        columns.append(rank(truth[known], score[known], weights[:, known]))
-    return _mean_defined(np.stack(columns, axis=1))
+        return _mean_loss((p - y) ** 2)
+    if p.shape[1] == 2:
+        return _mean_loss((p[:, 1] - y) ** 2)
+    return _mean_loss(((p - np.eye(p.shape[1])[y]) ** 2).sum(1))
 
 
-def _tied(truth: Array, score: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the positive and negative weight at each distinct score, highest first: two (B, T)."""
-    order = np.argsort(-score, kind="stable")
-    start = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
-    w = weights[:, order]
-    positive = np.add.reduceat(w * truth[order], start, axis=1)
-    return positive, np.add.reduceat(w, start, axis=1) - positive
+def _f1_findings(y: Array, p: Array) -> Scorer:
+    """F1 of every finding at a probability of .5, then the mean; one never there is left out."""
+    there, said = y == 1, (p >= 0.5) & ~np.isnan(y)
+    hits, positives, called = (
+        ranking.totals(part.astype(float)) for part in (there & said, there, said)
+    )
+
+    def scorer(weights: Array) -> Array:
+        positive = positives(weights)
+        with np.errstate(invalid="ignore"):
+            f1 = 2 * hits(weights) / (positive + called(weights))
+        return mean_defined(np.where(positive > 0, f1, np.nan))
+
+    return scorer
 
 
-def _rank_auc(truth: Array, score: Array, weights: Array) -> Array:
-    if not len(truth):
-        return np.full(len(weights), np.nan)
-    positive, negative = _tied(truth, score, weights)
-    above = positive.cumsum(1) - positive / 2  # ties count half
-    with np.errstate(invalid="ignore"):
-        return (above * negative).sum(1) / (positive.sum(1) * negative.sum(1))
+# --- rankings -----------------------------------------------------------------------------------
 
 
-def _rank_ap(truth: Array, score: Array, weights: Array) -> Array:
-    if not len(truth):
-        return np.full(len(weights), np.nan)
-    positive, negative = _tied(truth, score, weights)
-    hits, called = positive.cumsum(1), (positive + negative).cumsum(1)
-    with np.errstate(invalid="ignore"):
-        precision = np.where(called > 0, hits / called, 0)
-        return (precision * positive).sum(1) / positive.sum(1)
+def one_vs_rest(y: Array, p: Array) -> list[tuple[Array, Array]]:
+    """Return truth (N,) of 1, 0, NaN and score (N,) of every output that is ranked.
+
+    That is every finding, or every class against the rest; of two classes, the second.
+    """
+    if y.ndim == 2:
+        return [(y[:, k], p[:, k]) for k in range(p.shape[1])]
+    which = [1] if p.shape[1] == 2 else range(p.shape[1])
+    return [((y == k).astype(float), p[:, k]) for k in which]
 
 
-def _mean_defined(columns: Array) -> Array:
+def _ranked(rank: Callable[[Array, Array], Scorer], y: Array, p: Array) -> Scorer:
+    """Return the mean of a ranking score over outputs; what can't be ranked is left out."""
+    scorers = [rank(truth, score) for truth, score in one_vs_rest(y, p)]
+    return lambda weights: mean_defined(np.stack([scorer(weights) for scorer in scorers], axis=1))
+
+
+def _auroc_ovo(y: Array, p: Array) -> Scorer:
+    """Hand & Till 2001: the mean over pairs of classes, each pair ranked both ways."""
+    K = p.shape[1]
+    pairs = []
+    for a in range(K):
+        for b in range(a + 1, K):
+            in_pair = (y == a) | (y == b)
+            for k in (a, b):
+                pairs.append(ranking.auroc(np.where(in_pair, y == k, np.nan), p[:, k]))
+    return lambda weights: mean_defined(np.stack([scorer(weights) for scorer in pairs], axis=1))
+
+
+def mean_defined(columns: Array) -> Array:
     """Return the mean over axis 1 of what is not NaN; NaN where nothing is left."""
     there = ~np.isnan(columns)
     with np.errstate(invalid="ignore"):
         return np.where(there, columns, 0).sum(1) / there.sum(1)
 
 
+_sensitivity = partial(ranking.sensitivity_at, specificity=SPECIFICITY)
+_at = f"sensitivity at {SPECIFICITY:.0%} specificity"
+
 METRICS = {
     (metric.task, metric.name): metric
     for metric in (
-        Metric("accuracy", "accuracy", _accuracy, "multiclass"),
-        Metric("balanced_accuracy", "balanced accuracy", _balanced_accuracy, "multiclass"),
-        Metric("quadratic_kappa", "quadratic kappa", _quadratic_kappa, "multiclass"),
-        Metric("f1", "macro F1", _f1, "multiclass"),
-        Metric("auroc", "AUROC", _auroc, "multiclass"),
-        Metric("average_precision", "average precision", _average_precision, "multiclass"),
+        Metric("accuracy", "accuracy", partial(_of_confusion, _accuracy), "multiclass"),
+        Metric(
+            "balanced_accuracy",
+            "balanced accuracy",
+            partial(_of_confusion, _balanced_accuracy),
+            "multiclass",
+        ),
+        Metric(
+            "quadratic_kappa",
+            "quadratic kappa",
+            partial(_of_confusion, _quadratic_kappa),
+            "multiclass",
+        ),
+        Metric("f1", "macro F1", partial(_of_confusion, _f1), "multiclass"),
+        Metric("auroc", "AUROC", partial(_ranked, ranking.auroc), "multiclass"),
+        Metric("auroc_ovo", "one-vs-one AUROC", _auroc_ovo, "multiclass"),
+        Metric(
+            "average_precision",
+            "average precision",
+            partial(_ranked, ranking.average_precision),
+            "multiclass",
+        ),
+        Metric("sensitivity_at_90", _at, partial(_ranked, _sensitivity), "multiclass"),
         Metric("log_loss", "log-loss", _log_loss, "multiclass", higher=False),
-        Metric("auroc", "mean AUROC", _auroc, "multilabel"),
-        Metric("average_precision", "mean average precision", _average_precision, "multilabel"),
+        Metric("brier", "Brier score", _brier, "multiclass", higher=False),
+        Metric("ece", "calibration error", expected_error, "multiclass", higher=False),
+        Metric("auroc", "mean AUROC", partial(_ranked, ranking.auroc), "multilabel"),
+        Metric(
+            "average_precision",
+            "mean average precision",
+            partial(_ranked, ranking.average_precision),
+            "multilabel",
+        ),
+        Metric("sensitivity_at_90", f"mean {_at}", partial(_ranked, _sensitivity), "multilabel"),
+        Metric("f1", "mean F1", _f1_findings, "multilabel"),
         Metric("log_loss", "mean log-loss", _log_loss, "multilabel", higher=False),
+        Metric("brier", "mean Brier score", _brier, "multilabel", higher=False),
+        Metric("ece", "mean calibration error", expected_error, "multilabel", higher=False),
     )
 }
 DEFAULT = {"multiclass": "accuracy", "multilabel": "auroc"}
@@ -182,3 +249,31 @@ def find(name: str, task: str) -> Metric:
         names = ", ".join(metric.name for metric in of_task(task))
         raise ProbeError(f"no metric {name!r} for a {task} task: want one of {names}")
     return METRICS[task, name]
+
+
+def unranked(y: Array, classes: Sequence[str]) -> list[str]:
+    """Name the classes or findings that have no positive, or no negative, image."""
+    columns = y.T if y.ndim == 2 else [(y == k).astype(float) for k in range(len(classes))]
+    return [
+        name
+        for name, c in zip(classes, columns, strict=True)
+        if not ((c == 1).any() and (c == 0).any())
+    ]
+
+
+def per_output(y: Array, p: Array, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Return AUROC, average precision and the number of positives of every class or finding."""
+    names = classes if y.ndim == 2 or len(classes) > 2 else classes[1:]
+    ones = np.ones((1, len(y)))
+    out = {}
+    for name, (truth, score) in zip(names, one_vs_rest(y, p), strict=True):
+        area = float(ranking.auroc(truth, score)(ones)[0])
+        ap = float(ranking.average_precision(truth, score)(ones)[0])
+        defined = np.isfinite(area)
+        out[name] = {
+            "auroc": area if defined else None,
+            "average_precision": ap if defined else None,
+            "positives": float((truth == 1).sum()),
+            "negatives": float((truth == 0).sum()),
+        }
+    return out

@@ -66,6 +66,13 @@ class Result:
     versions: dict[str, str]
     created: str  # UTC, ISO 8601
     notes: list[str] = field(default_factory=list)
+    interval: str = "percentile bootstrap by subject"  # what ci_low and ci_high are
+    scored_by: str = "image"  # or "subject (mean)", "study (max)", ...
+    outputs: dict[str, dict[str, float | None]] = field(default_factory=dict)  # per class, finding
+    reliability: list[dict[str, float]] = field(default_factory=list)  # bins of probability
+    subgroups: list[dict[str, Any]] = field(default_factory=list)  # the metric per group, --by
+    thresholds: dict[str, Any] = field(default_factory=dict)  # {"rule", "chosen_on", "outputs"}
+    audit: dict[str, Any] = field(default_factory=dict)  # {"line", "leaks", "conflicts"}
 
 
 def append(folder: Path, result: Result) -> None:
@@ -81,7 +88,8 @@ def append(folder: Path, result: Result) -> None:
 def load(source: Path) -> list[Result]:
     """Read the results of a folder or a .jsonl file; of two rows for a cell the later one stands.
 
-    A cell is (dataset, backbone, weights, scenario, head, feature, protocol, metric, seed).
+    A cell is (dataset, backbone, weights, scenario, head, feature, protocol, metric, seed,
+    scored_by).
     """
     path = source / "results.jsonl" if source.is_dir() else source
     if not path.is_file():
@@ -94,8 +102,15 @@ def load(source: Path) -> list[Result]:
             raise ProbeError(
                 f"{path}, line {number} is not a result: {error}; remove that line"
             ) from None
-        key = (result.dataset, result.backbone, result.weights, result.scenario, result.head)
-        cells[(*key, result.feature, result.protocol, result.metric, result.seed)] = result
+        key: tuple[Any, ...] = (
+            result.dataset,
+            result.backbone,
+            result.weights,
+            result.scenario,
+            result.head,
+        )
+        key += (result.feature, result.protocol, result.metric)
+        cells[(*key, result.seed, result.scored_by)] = result
     return list(cells.values())
 
 

@@ -17,13 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from features.audit import audit
 from features.errors import ProbeError
-from features.manifest import ABSENT, NO_LABEL, NOT_STATED, PRESENT, UNCERTAIN, Manifest
+from features.manifest import (
+    ABSENT,
+    NO_LABEL,
+    NOT_STATED,
+    PRESENT,
+    SPLITS,
+    UNCERTAIN,
+    Manifest,
+)
 from features.store import BAD, DONE, PENDING, FeatureStore
-from probe import metrics, protocols, results, splits
+from probe import evaluation, metrics, protocols, results, splits
+from probe.calibration import reliability
 from probe.heads import Heads, fit_heads
 from probe.path import Progress
-from probe.statistics import bootstrap_weights, interval
+from probe.statistics import intervals
 
 UNCERTAIN_AS = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
 
@@ -40,6 +50,12 @@ class Settings:
     seed: int = 0
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
     bootstrap: int = 1000
+    interval: str = "percentile"  # or "bca"
+    aggregate: str | None = None  # "mean" or "max" of the images of a unit
+    unit: str = "subject"  # or a column of the manifest
+    by: tuple[str, ...] = ()  # columns whose groups are scored apart
+    threshold: str = "youden"  # or "f1": the rule, applied to what was held out
+    strict_splits: bool = False  # refuse splits that leak
     device: str = "cpu"
     tol: float = 1e-6
 
@@ -80,6 +96,9 @@ def probe(
         feature = settings.feature or store.default_feature
         data = load(store, manifest, feature, settings.uncertain)
         made_from, fingerprint_digest = store.fingerprint, store.fingerprint_digest
+        leaks = audit(manifest, hashes=store.source()["hash"].tolist(), usable=store.done == DONE)
+    if settings.strict_splits and leaks.leaks:
+        raise ProbeError(f"{path}: {leaks.line()}. See `medprobe audit {path}`, or --split drawn")
 
     strengths = tuple(sorted(settings.C or protocol.C))
     chosen_by = splits.folds(
@@ -106,10 +125,32 @@ def probe(
     test = ~data.train
     head = heads.head(manifest.classes, best)
     p = head.predict_proba(data.X[test].double()).cpu().numpy()
-    y_test, subjects = data.y[test], manifest.subject[data.rows[test]]
-    rng = np.random.default_rng(settings.seed)
-    resampled = bootstrap_weights(subjects, settings.bootstrap, rng)
-    scored = {m.name: _scored(m, y_test, p, resampled) for m in metrics.of_task(manifest.task)}
+    rows = data.rows[test]
+    answers = evaluation.Answers(
+        ids=manifest.id[rows],
+        subjects=manifest.subject[rows],
+        y=_taught(data.y[test], y),
+        p=p,
+        columns={name: evaluation.column(manifest, name, rows) for name in settings.by},
+    )
+    if settings.aggregate:
+        units = evaluation.column(manifest, settings.unit, rows)
+        answers = evaluation.aggregate(answers, units, settings.aggregate)
+    y_test, p, subjects = answers.y, answers.p, answers.subjects
+    again: dict[str, Any] = {
+        "n": settings.bootstrap,
+        "seed": settings.seed,
+        "method": settings.interval,
+    }
+    scored = intervals(
+        metrics.of_task(manifest.task),
+        y_test,
+        p,
+        subjects,
+        n=settings.bootstrap,
+        rng=np.random.default_rng(settings.seed),
+        method=settings.interval,
+    )
     value, low, high = (scored[metric.name][k] for k in ("value", "ci_low", "ci_high"))
     if value is None or low is None or high is None:
         raise ProbeError(
@@ -118,7 +159,7 @@ def probe(
         )
 
     predictions = results.Predictions(
-        ids=manifest.id[data.rows[test]].tolist(),
+        ids=answers.ids.tolist(),
         subjects=subjects.tolist(),
         labels=y_test,
         probabilities=p,
@@ -127,7 +168,8 @@ def probe(
     run = Path(
         manifest.dataset,
         path.stem,
-        f"{protocol.name}_{feature.replace('/', '-')}_{metric.name}_seed{settings.seed}",
+        f"{protocol.name}_{feature.replace('/', '-')}_{metric.name}_seed{settings.seed}"
+        + (f"_{settings.unit}-{settings.aggregate}" if settings.aggregate else ""),
     )
     results.write_predictions(out / run / "predictions.csv", predictions)
     head.save(
@@ -162,7 +204,7 @@ def probe(
         task=manifest.task,
         classes=list(manifest.classes),
         n_train=int(data.train.sum()),
-        n_test=int(test.sum()),
+        n_test=len(y_test),
         n_bad=data.n_bad,
         n_subjects_test=len(np.unique(subjects)),
         seed=settings.seed,
@@ -176,7 +218,29 @@ def probe(
         command=command,
         versions=dict(versions or {}),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=_notes(manifest, y_test, heads, settings),
+        notes=_notes(manifest, y, y_test, heads, settings)
+        + [note for note in [evaluation.caveat(low, high, len(np.unique(subjects)))] if note],
+        interval=f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, 95 %",
+        scored_by=f"{settings.unit} ({settings.aggregate})" if settings.aggregate else "image",
+        outputs=metrics.per_output(y_test, p, manifest.classes),
+        reliability=reliability(y_test, p),
+        subgroups=evaluation.subgroups(answers, settings.by, metric, **again),
+        thresholds={
+            "rule": settings.threshold,
+            "chosen_on": chosen_by.kind,
+            "outputs": evaluation.at_thresholds(
+                _held_out(heads, X, y, chosen_by, best),
+                answers,
+                manifest.classes,
+                rule=settings.threshold,
+                **again,
+            ),
+        },
+        audit={
+            "line": leaks.line(),
+            "leaks": len(leaks.leaks),
+            "conflicts": len(leaks.conflicts),
+        },
     )
     results.append(out, result)
     return result
@@ -195,7 +259,8 @@ def load(store: FeatureStore, manifest: Manifest, feature: str, uncertain: str) 
         raise ProbeError(
             f"{feature} is a matrix per image: a linear head takes a vector, see --feature"
         )
-    rows = np.flatnonzero((done == DONE) & _labelled(manifest.label))
+    used = np.isin(manifest.split, SPLITS)
+    rows = np.flatnonzero((done == DONE) & _labelled(manifest.label) & used)
     X = torch.from_numpy(store.read(feature, rows))
     y = _targets(manifest.label[rows], uncertain)
     train = manifest.split[rows] != "test"
@@ -244,6 +309,28 @@ def _fold_scores(
     return out
 
 
+def _taught(y_test: NDArray[Any], y_train: NDArray[Any]) -> NDArray[Any]:
+    """Return test labels without the findings that training showed one side of only.
+
+    A head can't rank those: scored, each would be .5.
+    """
+    if y_test.ndim == 1:
+        return y_test
+    both = (y_train == 1).any(0) & (y_train == 0).any(0)
+    return np.where(both, y_test, np.nan)
+
+
+def _held_out(
+    heads: Heads, X: torch.Tensor, y: NDArray[Any], chosen_by: splits.Folds, best: int
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return labels and probabilities of every held-out row, by the fold's head that hadn't it."""
+    parts = [
+        (y[rows], heads.probabilities(X[rows].to(heads.coef.device), f + 1)[best].cpu().numpy())
+        for f, rows in enumerate(chosen_by.held_out)
+    ]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
 def _choose(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
     """Return the strength with the best mean; of equals the smallest C, the strongest penalty."""
     defined = ~np.isnan(scores)
@@ -256,35 +343,33 @@ def _choose(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
     return int(np.argmax(mean if metric.higher else -mean))
 
 
-def _scored(
-    metric: metrics.Metric, y: NDArray[Any], p: NDArray[Any], weights: NDArray[np.float64]
-) -> dict[str, float | None]:
-    low, high = interval(metric, y, p, weights)
-    found = {"value": float(metrics.evaluate(metric, y, p)[0]), "ci_low": low, "ci_high": high}
-    return {k: v if np.isfinite(v) else None for k, v in found.items()}
-
-
 def _jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:
     return [[float(v) if np.isfinite(v) else None for v in row] for row in scores]
 
 
 def _unranked(manifest: Manifest, y: NDArray[Any]) -> str:
     """Name the classes or findings that the test split has only one side of."""
-    columns = y.T if y.ndim == 2 else [(y == k).astype(float) for k in range(len(manifest.classes))]
-    names = [
-        name
-        for name, c in zip(manifest.classes, columns, strict=True)
-        if not ((c == 1).any() and (c == 0).any())
-    ]
+    names = metrics.unranked(y, manifest.classes)
     return f"no positive or no negative test image: {', '.join(names)}" if names else ""
 
 
-def _notes(manifest: Manifest, y_test: NDArray[Any], heads: Heads, settings: Settings) -> list[str]:
+def _notes(
+    manifest: Manifest,
+    y_train: NDArray[Any],
+    y_test: NDArray[Any],
+    heads: Heads,
+    settings: Settings,
+) -> list[str]:
     """Return what a reader of the number must know."""
     notes = [manifest.note] if manifest.note else []
     notes.append(f"split: {manifest.split_from}")
+    if settings.aggregate:
+        notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
     if unranked := _unranked(manifest, y_test):
         notes.append(f"left out of AUROC and average precision, {unranked}")
+    if untaught := metrics.unranked(y_train, manifest.classes):
+        scored = "" if y_train.ndim == 1 else ", so not scored"
+        notes.append(f"one side only in training{scored}: {', '.join(untaught)}")
     if manifest.task == "multilabel":
         notes.append(f"uncertain labels: {settings.uncertain}")
     loose = int((~heads.converged).sum())

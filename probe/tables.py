@@ -17,7 +17,10 @@ from probe.results import Result
 CAPITALS = {"auc": "AUC", "auroc": "AUROC", "roc": "ROC", "ap": "AP", "f1": "F1", "mcc": "MCC"}
 FORMULA = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 (what a spreadsheet takes for a formula's start)
 # results.csv holds every field but these; every other metric follows with three columns.
-NOT_IN_CSV = {"metrics", "folds", "task", "classes", "predictions", "heads"}
+NOT_IN_CSV = {
+    *("metrics", "folds", "task", "classes", "predictions", "heads"),
+    *("outputs", "reliability", "subgroups", "thresholds", "audit"),
+}
 
 
 def score(value: float | None) -> str:

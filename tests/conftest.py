@@ -103,7 +103,7 @@ def make_store(path, X, manifest, *, bad=None, batch=64, fingerprint=FINGERPRINT
         for start in range(0, len(X), batch):
             rows = np.arange(start, min(start + batch, len(X)))
             source = {
-                "hash": ["0" * 64] * len(rows),
+                "hash": [f"{i:064x}" for i in rows],
                 "size": [1] * len(rows),
                 "mtime_ns": [1] * len(rows),
             }

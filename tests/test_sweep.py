@@ -104,6 +104,19 @@ def test_uncertain_findings_count_as_asked(tmp_path, uncertain):
         np.testing.assert_array_equal(said.labels[:, k], y[test])
 
 
+def test_a_finding_that_training_never_shows_is_named_and_not_scored_a_half(tmp_path):
+    states = (rng.random((N, 3)) < 0.5).astype(int)
+    manifest = make_manifest(states)
+    states[manifest.split == "train", 1] = 0
+    manifest = make_manifest(states, classes=("Edema", "Hernia", "Mass"))
+    path = make_store(tmp_path / "made" / "b.h5", X, manifest)
+    result = probe(path, out=tmp_path / "out", settings=Settings(C=(1.0,)))
+    assert result.outputs["Hernia"]["auroc"] is None
+    both = [result.outputs[name]["auroc"] for name in ("Edema", "Mass")]
+    assert result.value == pytest.approx(np.mean(both))
+    assert "one side only in training, so not scored: Hernia" in result.notes
+
+
 def test_every_number_leads_back(tmp_path):
     manifest = make_manifest(Y)
     path = make_store(tmp_path / "made" / "b.h5", X, manifest)

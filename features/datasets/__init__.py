@@ -56,6 +56,30 @@ SOURCES = {
             what="columns path, label (or label_*), and if you have them subject and split",
             reader="features.datasets.from_csv:read",
         ),
+        Source(
+            name="aptos2019",
+            usage="aptos2019:DIR",
+            what="fundus photographs, 5 grades of retinopathy; quadratic kappa",
+            reader="features.datasets.aptos2019:read",
+        ),
+        Source(
+            name="ddsm",
+            usage="ddsm:DIR",
+            what="mammograms, normal or not (lists), benign or malignant (CBIS-DDSM); AUROC",
+            reader="features.datasets.ddsm:read",
+        ),
+        Source(
+            name="isic2019",
+            usage="isic2019:DIR",
+            what="dermoscopy, 8 kinds of skin lesion, by lesion; balanced accuracy",
+            reader="features.datasets.isic2019:read",
+        ),
+        Source(
+            name="chexpert",
+            usage="chexpert:DIR",
+            what="chest radiographs, 14 findings, by patient; mean AUROC",
+            reader="features.datasets.chexpert:read",
+        ),
     )
 }
 

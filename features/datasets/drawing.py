@@ -6,15 +6,26 @@ Checks, class order, and a split where none is given.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.options import Options
-from features.errors import DatasetError
-from features.manifest import NO_LABEL, PRESENT, SPLITS, Manifest, natural_order
+from features.dicom import patient_id
+from features.errors import DatasetError, ImageError
+from features.manifest import (
+    ABSENT,
+    NO_LABEL,
+    NO_SPLIT,
+    NOT_STATED,
+    PRESENT,
+    SPLITS,
+    UNCERTAIN,
+    Manifest,
+    natural_order,
+)
 from features.splits import deal
 
 SPLIT_NAMES = {
@@ -26,6 +37,7 @@ SPLIT_NAMES = {
     "dev": "val",
     "test": "test",
     "testing": "test",
+    NO_SPLIT: NO_SPLIT,
 }
 
 
@@ -49,12 +61,16 @@ def build(
     where: str,
     metric: str | None = None,
     note: str = "",
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    split_from: str = "given",
+    unused: NDArray[np.bool_] | None = None,
 ) -> Manifest:
     """Check the table and return the Manifest. `where` names the source in errors.
 
-    Without splits a test part of `options.test_share` is dealt by subject, stratified, from
-    `options.seed`. Raises DatasetError for no images, an image listed twice, a label that can't
-    be split, or no test split.
+    Without splits, parts of `options.test_share` and `options.val_share`, or one fold, are dealt
+    by subject, stratified, from `options.seed`. Raises DatasetError for no images, an image listed
+    twice, a label that can't be split, or no test split. Images that are `unused` are in no part.
     """
     if not len(paths):
         raise DatasetError(f"{where} holds no images")
@@ -64,20 +80,26 @@ def build(
             f"{where} lists {len(twice)} images more than once, the first is {twice[0]}: "
             "want one row per image (several labels of one image go into one cell, see --label-sep)"
         )
+    if options.merge:
+        label, classes = merge_classes(label, classes, options.merge, where)
     if label.ndim == 1 and len(classes) < 2:
         raise DatasetError(
             f"{where} has {len(classes)} class ({', '.join(classes)}): want at least 2"
         )
     path = np.array(paths, dtype=np.str_)
+    if options.subject_from_dicom:
+        subjects = _patient_ids(root, paths, where)
     subject = path if subjects is None else np.array(subjects, dtype=np.str_)
-    if splits is not None:
-        split, split_from = _given_split(splits, path, where), "given"
+    if options.split in ("study", "official") and splits is None:
+        raise DatasetError(f"{where} has no {options.split} split: leave --split out")
+    if splits is not None and options.split != "drawn":
+        split = _given_split(splits, path, where)
     else:
-        split = _drawn_split(subject, label, classes, path, options, where)
-        split_from = (
-            f"drawn by {'image' if subjects is None else 'subject'}, stratified, "
-            f"{options.test_share:.0%} test, seed {options.seed}"
-        )
+        used = np.ones(len(path), dtype=bool) if unused is None else ~unused
+        split = np.full(len(path), NO_SPLIT, dtype="<U5")
+        split[used] = _drawn_split(subject[used], label[used], classes, path[used], options, where)
+        by = "image" if subjects is None else "subject"
+        split_from = f"drawn by {by}, stratified, {_parts(options)}, seed {options.seed}"
     for name in ("train", "test"):
         if name not in split:
             found = ", ".join(f"{s} ({int((split == s).sum())})" for s in SPLITS if s in split)
@@ -95,9 +117,62 @@ def build(
         label=label,
         classes=classes,
         split_from=split_from,
+        normalize=normalize,
         metric=metric,
         note=note,
+        columns={k: np.array(v, dtype=np.str_) for k, v in (columns or {}).items()},
     )
+
+
+def merge_classes(
+    label: NDArray[np.int32], classes: tuple[str, ...], merges: Sequence[str], where: str
+) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Join classes, or findings, as "new=old+old" says; the new one stands where its first stood.
+
+    A merged finding is present where any of its parts is, else uncertain where any is, else absent
+    where any is stated.
+    """
+    names = list(classes)
+    for merge in merges:
+        new, _, rest = merge.partition("=")
+        parts = [name.strip() for name in rest.split("+")]
+        wrong = [name for name in parts if name not in names]
+        if not new.strip() or wrong:
+            raise DatasetError(
+                f"{where}: --merge {merge!r} names no class of {', '.join(names)}: want NEW=OLD+OLD"
+            )
+        old = [names.index(name) for name in parts]
+        if label.ndim == 1:
+            joined = np.where(np.isin(label, old), min(old), label)
+        else:
+            order = {PRESENT: 3, UNCERTAIN: 2, ABSENT: 1, NOT_STATED: 0}
+            states = np.array([NOT_STATED, ABSENT, UNCERTAIN, PRESENT], dtype=np.int32)
+            height = np.vectorize(order.__getitem__)(label[:, old]).max(1)
+            joined = label.copy()
+            joined[:, min(old)] = states[height]
+        names[min(old)] = new.strip()
+        kept = [k for k in range(len(names)) if k not in old or k == min(old)]
+        if label.ndim == 1:
+            place = np.full(len(names) + 1, NO_LABEL, dtype=np.int32)  # the last is NO_LABEL's
+            place[kept] = np.arange(len(kept))
+            label = place[joined]
+        else:
+            label = joined[:, kept]
+        names = [names[k] for k in kept]
+    return label, tuple(names)
+
+
+def _patient_ids(root: Path, paths: Sequence[str], where: str) -> list[str]:
+    found = []
+    for path in paths:
+        try:
+            name = patient_id(root / path)
+        except ImageError as error:
+            raise DatasetError(f"{where}: {path}: no patient id: {error}") from None
+        if not name:
+            raise DatasetError(f"{where}: {path} has no patient id: leave --subject-from-dicom out")
+        found.append(name)
+    return found
 
 
 def _given_split(splits: Sequence[str], path: NDArray[np.str_], where: str) -> NDArray[np.str_]:
@@ -130,6 +205,21 @@ def _drawn_split(
                 )
     elif not (label == PRESENT).any():
         raise DatasetError(f"{where}: no image has any of {', '.join(classes)}")
-    shares = (1 - options.test_share, options.test_share)
-    part = deal(subject, label, shares, seed=options.seed)
-    return np.array(["train", "test"], dtype=np.str_)[part]
+    if options.test_share + options.val_share >= 1:
+        raise DatasetError(f"{where}: test and val shares leave nothing to train on")
+    names = np.array(["train", "test", "val"], dtype=np.str_)
+    if options.test_fold is not None:
+        i, k = options.test_fold
+        part = (deal(subject, label, [1 / k] * k, seed=options.seed) == i - 1).astype(np.int64)
+    else:
+        test, val = options.test_share, options.val_share
+        shares = (1 - test - val, test, val) if val else (1 - test, test)
+        part = deal(subject, label, shares, seed=options.seed)
+    return np.asarray(names[part])
+
+
+def _parts(options: Options) -> str:
+    if options.test_fold is not None:
+        return "test is fold {} of {}".format(*options.test_fold)
+    val = f", {options.val_share:.0%} val" if options.val_share else ""
+    return f"{options.test_share:.0%} test{val}"

@@ -19,6 +19,7 @@ from features.errors import DatasetError
 from features.manifest import ABSENT, NOT_STATED, PRESENT, UNCERTAIN, Manifest, natural_order
 
 STATES = {"1": PRESENT, "0": ABSENT, "-1": UNCERTAIN, "": NOT_STATED}
+GROUPS = 100
 STATES |= {f"{k}.0": v for k, v in STATES.items() if k}
 
 
@@ -80,7 +81,27 @@ def read(file: Path, options: Options) -> Manifest:
         splits=optional(options.split_col, "--split-col", "split"),
         options=options,
         where=where,
+        columns=_groups(rows, [name for name in header if name not in _used(options, several)]),
     )
+
+
+def _used(options: Options, findings: list[str]) -> set[str]:
+    own = {options.path_col, options.label_col, options.subject_col, options.split_col}
+    return own | set(findings)
+
+
+def _groups(rows: list[dict[str, str]], names: list[str]) -> dict[str, list[str]]:
+    """Return the columns that divide the images into groups, for metrics by group.
+
+    Others (free text, names, dates: more than GROUPS values, or fewer than two images per value)
+    stay in the table.
+    """
+    found = {}
+    for name in names:
+        values = [(row[name] or "").strip() for row in rows]
+        if 2 <= len(set(values)) <= min(GROUPS, len(values) // 2):
+            found[name.lower().replace("/", "-")] = values
+    return found
 
 
 def _states(columns: dict[str, list[str]], where: str) -> tuple[NDArray[np.int32], tuple[str, ...]]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from features import dicom
 from features.datasets.drawing import SPLIT_NAMES, build, index_classes
 from features.datasets.options import Options
 from features.errors import DatasetError
@@ -36,7 +37,7 @@ def read(folder: Path, options: Options, *, dataset: str = "", note: str = "") -
     if not rows:
         raise DatasetError(
             f"folder:{folder} holds no images in class sub-folders: want {folder.name}/CLASS/IMAGE "
-            f"or {folder.name}/train/CLASS/IMAGE, as {', '.join(sorted(SUFFIXES))}"
+            f"or {folder.name}/train/CLASS/IMAGE, as {', '.join(sorted(SUFFIXES))} or DICOM"
         )
     label, classes = index_classes([path.parts[depth] for path in rows])
     return build(
@@ -59,5 +60,15 @@ def _images(root: Path, folder: Path) -> Iterator[Path]:
         below.sort()
         for name in sorted(files):
             path = Path(where, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+            if not name.startswith(".") and is_image(path):
                 yield path.relative_to(root)
+
+
+def is_image(path: Path) -> bool:
+    """Say whether a file is taken for an image: by its suffix, or else as DICOM by its start."""
+    if path.suffix.lower() in SUFFIXES | dicom.SUFFIXES:
+        return True
+    if not dicom.may_be_dicom(path.name):
+        return False
+    with path.open("rb") as file:
+        return dicom.is_dicom(file.read(dicom.HEAD))

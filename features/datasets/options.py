@@ -14,5 +14,12 @@ class Options:
     subject_col: str = "subject"
     split_col: str = "split"
     label_sep: str | None = None  # splits one cell into several labels
+    subject_from_dicom: bool = False  # the patient id of each file's header is its subject
+    merge: tuple[str, ...] = ()  # "new=old+old": classes that become one
+    # default: what the source gives, else drawn; drawn: by subject, whatever is given; study: the
+    # split of the study that Medprobe follows, with its faults; official: the publisher's own.
+    split: str = "default"
     seed: int = 0
+    val_share: float = 0.0
     test_share: float = 0.2
+    test_fold: tuple[int, int] | None = None  # (i, k): test on part i, from 1, of k equal ones

@@ -1,0 +1,242 @@
+"""What leaks between splits, and which labels contradict each other.
+
+Found are subjects in more than one split, images identical in their bytes or in their pixels, and
+images whose features nearly point the same way. A group of images leaks where it lies in more than
+one split; near-duplicates are a suspicion, and are listed apart. Images in no split are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import ImageError
+from features.images import decode, read_bytes
+from features.manifest import SPLITS, Manifest
+
+BLOCK = 2048  # images on a side of a block of cosines: 16 MB
+SHOWN = 1000  # near-duplicate pairs that are kept, the most alike first
+THRESHOLD = 0.99
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that belong together: by subject, bytes, pixels, or features ("near")."""
+
+    kind: str
+    name: str  # the subject, or the first hex digits of the hash
+    images: list[str]
+    splits: list[str]
+    labels: list[Any]
+    cosine: float | None = None
+
+    @property
+    def leaks(self) -> bool:
+        """Say whether the group lies in more than one split."""
+        return len(set(self.splits)) > 1
+
+    @property
+    def conflicts(self) -> bool:
+        """Say whether its images have different labels."""
+        return any(label != self.labels[0] for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in a data set. `checked` names what was looked for."""
+
+    dataset: str
+    images: dict[str, int]  # per split
+    subjects_known: bool
+    split_from: str
+    checked: list[str]
+    subjects: list[Group] = field(default_factory=list)  # those in more than one split
+    bytes: list[Group] = field(default_factory=list)  # identical images, wherever they are
+    pixels: list[Group] = field(default_factory=list)  # likewise, of different bytes
+    near: list[Group] = field(default_factory=list)  # pairs
+    n_near: int = 0  # how many pairs there are; `near` holds SHOWN at most
+
+    @property
+    def leaks(self) -> list[Group]:
+        """The subjects and identical images that are in more than one split."""
+        return [g for g in [*self.subjects, *self.bytes, *self.pixels] if g.leaks]
+
+    @property
+    def conflicts(self) -> list[Group]:
+        """Identical images with different labels."""
+        return [g for g in [*self.bytes, *self.pixels] if g.conflicts]
+
+    def line(self) -> str:
+        """Say it in one line."""
+        parts = [
+            f"{len(found)} {what if len(found) == 1 else what + 's'}"
+            for what, found in (
+                ("subject", self.subjects),
+                ("identical image", [g for g in self.bytes + self.pixels if g.leaks]),
+            )
+            if found
+        ]
+        unknown = "" if self.subjects_known else "; no subjects are known, so they are not checked"
+        contrary = len(self.conflicts)
+        also = "; 1 group of identical images has contrary labels" if contrary else ""
+        if contrary > 1:
+            also = f"; {contrary} groups of identical images have contrary labels"
+        if parts:
+            return f"the splits leak: {' and '.join(parts)} in more than one{also}{unknown}"
+        return f"no leak between splits found in {', '.join(self.checked)}{also}{unknown}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, with `leaks` and `conflicts` counted."""
+        kinds = {k: [vars(g) for g in getattr(self, k)] for k in _KINDS}
+        counts = {"leaks": len(self.leaks), "conflicts": len(self.conflicts)}
+        return vars(self) | kinds | counts | {"line": self.line()}
+
+
+_KINDS = ("subjects", "bytes", "pixels", "near")
+
+
+def audit(
+    manifest: Manifest,
+    *,
+    hashes: Sequence[str] | None = None,
+    pixel_hashes: Sequence[str] | None = None,
+    features: NDArray[np.floating[Any]] | None = None,
+    usable: NDArray[np.bool_] | None = None,
+    threshold: float = THRESHOLD,
+) -> Audit:
+    """Look for leaks and contradictions.
+
+    Parameters
+    ----------
+    hashes, pixel_hashes : (N,) of each image's bytes and decoded pixels; "" where not known.
+    features : (N, D); rows that are not usable mean nothing.
+    usable : (N,), default all: bad images are in no group.
+    threshold : of the cosine of features, centred on their mean, for near-duplicates.
+    """
+    used = np.isin(manifest.split, SPLITS)
+    if usable is not None:
+        used &= usable
+    known = not np.array_equal(manifest.subject, manifest.id)
+    subjects = _groups(manifest, "subject", manifest.subject, used) if known else []
+    same = _groups(manifest, "bytes", hashes, used) if hashes is not None else []
+    pixels = _groups(manifest, "pixels", pixel_hashes, used) if pixel_hashes is not None else []
+    seen = {frozenset(group.images) for group in same}
+    near: list[Group] = []
+    n_near = 0
+    if features is not None:
+        near, n_near = _near(manifest, features, used, threshold, hashes)
+    return Audit(
+        dataset=manifest.dataset,
+        images={s: int((manifest.split[used] == s).sum()) for s in SPLITS if s in manifest.split},
+        subjects_known=known,
+        split_from=manifest.split_from,
+        checked=[
+            *(["subjects"] if known else []),
+            *(["bytes"] if hashes is not None else []),
+            *(["pixels"] if pixel_hashes is not None else []),
+            *([f"features (cosine >= {threshold:g})"] if features is not None else []),
+        ],
+        subjects=[group for group in subjects if group.leaks],
+        bytes=same,
+        pixels=[group for group in pixels if frozenset(group.images) not in seen],
+        near=near,
+        n_near=n_near,
+    )
+
+
+def hash_images(
+    manifest: Manifest,
+    *,
+    window: tuple[float, float] | None = None,
+    frame: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[str], list[str], NDArray[np.bool_]]:
+    """Return hashes of each image's bytes and of its decoded pixels, and which are usable (N,)."""
+    of_bytes, of_pixels = [""] * len(manifest), [""] * len(manifest)
+    for i, path in enumerate(manifest.path):
+        try:
+            data = read_bytes(manifest.root / path)
+            image = decode(data, window=window, frame=frame).image.convert("RGB")
+        except ImageError:
+            continue
+        of_bytes[i] = hashlib.sha256(data).hexdigest()
+        pixels = repr(image.size).encode() + image.tobytes()
+        of_pixels[i] = hashlib.sha256(pixels).hexdigest()
+        if progress:
+            progress(i + 1, len(manifest))
+    return of_bytes, of_pixels, np.array([bool(h) for h in of_bytes])
+
+
+def _label(manifest: Manifest, row: int) -> Any:
+    label = manifest.label[row]
+    if manifest.label.ndim == 2:
+        return label.tolist()
+    return manifest.classes[label] if label >= 0 else None
+
+
+def _group(manifest: Manifest, kind: str, name: str, rows: Sequence[int], **more: Any) -> Group:
+    return Group(
+        kind=kind,
+        name=name,
+        images=[str(manifest.path[i]) for i in rows],
+        splits=[str(manifest.split[i]) for i in rows],
+        labels=[_label(manifest, i) for i in rows],
+        **more,
+    )
+
+
+def _groups(
+    manifest: Manifest, kind: str, keys: Sequence[str] | NDArray[Any], used: NDArray[np.bool_]
+) -> list[Group]:
+    """Return the groups of two or more used images with one key; "" is no key."""
+    rows = defaultdict(list)
+    for i in np.flatnonzero(used).tolist():
+        if keys[i]:
+            rows[str(keys[i])].append(i)
+    return [
+        _group(manifest, kind, key if kind == "subject" else key[:12], members)
+        for key, members in rows.items()
+        if len(members) > 1
+    ]
+
+
+def _near(
+    manifest: Manifest,
+    features: NDArray[np.floating[Any]],
+    used: NDArray[np.bool_],
+    threshold: float,
+    hashes: Sequence[str] | None,
+) -> tuple[list[Group], int]:
+    """Return pairs of used images with a cosine of at least `threshold`, and how many there are.
+
+    Two images of the same bytes are not among them. Memory: one block of BLOCK x BLOCK cosines.
+    """
+    rows = np.flatnonzero(used)
+    X = features[rows].astype(np.float32)
+    X -= X.mean(0)
+    length = np.linalg.norm(X, axis=1, keepdims=True)
+    X /= np.where(length > 0, length, 1)
+    own = np.arange(len(manifest)).astype(str)
+    content = own if hashes is None else np.where(np.asarray(hashes) == "", own, hashes)
+    pairs: list[tuple[float, int, int]] = []
+    count = 0
+    for a in range(0, len(X), BLOCK):
+        for b in range(a, len(X), BLOCK):
+            cosine = X[a : a + BLOCK] @ X[b : b + BLOCK].T
+            i, j = np.nonzero(cosine >= threshold)
+            first, second = rows[a + i], rows[b + j]
+            keep = np.flatnonzero((first < second) & (content[first] != content[second]))
+            count += len(keep)
+            keep = keep[np.argsort(-cosine[i[keep], j[keep]], kind="stable")[:SHOWN]]
+            found = (cosine[i[keep], j[keep]].tolist(), first[keep].tolist(), second[keep].tolist())
+            pairs += zip(*found, strict=True)
+        pairs = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:SHOWN]
+    return [
+        _group(manifest, "near", "", (i, j), cosine=round(value, 5)) for value, i, j in pairs
+    ], count

@@ -1,0 +1,235 @@
+"""What a head said of the test images, scored: per image or per subject, by group, at a threshold.
+
+Shapes: N images (or units: subjects, studies), K classes, L findings. y is (N,) class index or (N,
+L) of 1, 0, NaN; p (N, K) or (N, L). A threshold is chosen on what folds or the val split held out,
+never on the test split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import ProbeError
+from features.manifest import Manifest
+from probe.metrics import Metric, one_vs_rest
+from probe.ranking import totals
+from probe.statistics import intervals
+
+SMALL = 50  # subjects; a group with fewer is flagged
+GROUPS = 10  # a numeric column with more values is cut into quartiles
+AGGREGATES = ("mean", "max")
+THRESHOLDS = ("youden", "f1")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predictions to score: ids, subjects (N,), y, p, and the manifest's columns (N,)."""
+
+    ids: NDArray[Any]
+    subjects: NDArray[Any]
+    y: NDArray[Any]
+    p: NDArray[np.float64]
+    columns: Mapping[str, NDArray[Any]]
+
+
+def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
+    """Return a column of the manifest. Raises ProbeError where there is none of this name."""
+    if name in ("subject", "path", "id"):
+        return np.asarray(getattr(manifest, name)[rows])
+    if name not in manifest.columns:
+        found = ", ".join(manifest.columns) or "none"
+        raise ProbeError(
+            f"{manifest.dataset} has no column {name!r}: found {found}; "
+            "columns come with the data set, see docs/datasets.md"
+        )
+    return np.asarray(manifest.columns[name][rows])
+
+
+def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
+    """Return one answer per unit: the mean, or the largest, of its images' probabilities.
+
+    A finding is there where any image has it. Raises ProbeError for images of one unit with
+    different classes, or of different subjects.
+    """
+    names, first, member = np.unique(units, return_index=True, return_inverse=True)
+    if (answers.subjects != answers.subjects[first][member]).any():
+        raise ProbeError("a unit to aggregate has images of several subjects: see --unit")
+    p = np.zeros((len(names), answers.p.shape[1]))
+    if how == "max":
+        np.maximum.at(p, member, answers.p)
+    else:
+        np.add.at(p, member, answers.p)
+        p /= np.bincount(member)[:, None]
+    y = answers.y[first]
+    if y.ndim == 1:
+        if how == "max":
+            p /= p.sum(1, keepdims=True)
+        differ = np.flatnonzero(answers.y != y[member])
+        if len(differ):
+            raise ProbeError(
+                f"images of {names[member[differ[0]]]} have different classes: "
+                "leave --aggregate out, or name a --unit of one class each"
+            )
+    else:
+        y = np.full((len(names), answers.y.shape[1]), -1.0)
+        np.maximum.at(y, member, np.where(np.isnan(answers.y), -1, answers.y))
+        y[y < 0] = np.nan
+    mixed = {
+        name: np.array(
+            [
+                v[member == k][0] if len(set(v[member == k])) == 1 else "several"
+                for k in range(len(names))
+            ]
+        )
+        for name, v in answers.columns.items()
+    }
+    return Answers(names, answers.subjects[first], y, p, mixed)
+
+
+def subgroups(
+    answers: Answers,
+    names: Sequence[str],
+    metric: Metric,
+    *,
+    n: int,
+    seed: int,
+    method: str,
+) -> list[dict[str, Any]]:
+    """Return the metric with its interval in every group of every named column.
+
+    Each has column, group, n, subjects, value, ci_low, ci_high (None where not defined), and
+    small: True with fewer than SMALL subjects.
+    """
+    out = []
+    for name in names:
+        values = _grouped(answers.columns[name])
+        for group in sorted(set(values.tolist())):
+            rows = values == group
+            subjects = answers.subjects[rows]
+            found = intervals(
+                [metric],
+                answers.y[rows],
+                answers.p[rows],
+                subjects,
+                n=n,
+                rng=np.random.default_rng(seed),
+                method=method,
+            )[metric.name]
+            count = len(np.unique(subjects))
+            about = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}
+            out.append(about | {"subjects": count, **found, "small": count < SMALL})
+    return out
+
+
+def _grouped(values: NDArray[Any]) -> NDArray[Any]:
+    """Return group names: the values, or quartiles of numbers with many of them."""
+    given = values != ""
+    if len(set(values[given].tolist())) <= GROUPS:
+        return values
+    try:
+        numbers = values[given].astype(float)
+    except ValueError:
+        return values
+    edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
+    place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
+    digits = len(f"{edges[-1]:g}".split(".")[0])
+    names = np.array([f"{a:0{digits}g} to {b:0{digits}g}" for a, b in pairwise(edges)])
+    out = np.full(len(values), "", dtype=names.dtype)
+    out[given] = names[place]
+    return out
+
+
+def caveat(low: float, high: float, subjects: int) -> str:
+    """Return what to say of an interval without width; "" for others.
+
+    Every resample of answers that are all right is all right, and the bootstrap can't tell how
+    wrong others may be; the rule of three can (Hanley & Lippman-Hand 1983).
+    """
+    if low != high:
+        return ""
+    return (
+        f"every resample scores {low:.3f}, so the interval has no width; with {subjects} subjects "
+        f"an error rate of {min(1, 3 / subjects):.1%} can't be excluded"
+    )
+
+
+def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> float | None:
+    """Return the threshold at or above which is called positive, chosen on given answers.
+
+    youden: largest sensitivity + specificity; f1: largest F1. Of equals the highest. None where
+    one side is missing.
+    """
+    known = ~np.isnan(truth)
+    t, s = truth[known] == 1, score[known]
+    if t.all() or not t.any():
+        return None
+    order = np.argsort(-s, kind="stable")
+    last = np.flatnonzero(np.r_[np.diff(s[order]) != 0, True])
+    hits, called = np.cumsum(t[order])[last], last + 1.0
+    if rule == "f1":
+        gain = 2 * hits / (called + t.sum())
+    else:
+        gain = hits / t.sum() - (called - hits) / (~t).sum()
+    return float(s[order][last][np.argmax(gain)])
+
+
+def at_thresholds(
+    held_out: tuple[NDArray[Any], NDArray[np.float64]],
+    answers: Answers,
+    classes: Sequence[str],
+    *,
+    rule: str,
+    n: int,
+    seed: int,
+    method: str,
+) -> dict[str, dict[str, Any]]:
+    """Return per finding (or of two classes, the second) threshold, sensitivity and specificity.
+
+    The threshold is chosen on held_out, (y, p) of images that are not in the test split; the rest
+    is measured on the answers, with intervals. Of more than two classes there are none.
+    """
+    if answers.y.ndim == 1 and answers.p.shape[1] != 2:
+        return {}
+    names = classes if answers.y.ndim == 2 else classes[1:]
+    out: dict[str, dict[str, Any]] = {}
+    chosen = zip(one_vs_rest(*held_out), one_vs_rest(answers.y, answers.p), strict=True)
+    for name, (before, (truth, score)) in zip(names, chosen, strict=True):
+        threshold = choose_threshold(*before, rule)
+        if threshold is None:
+            continue
+        known = ~np.isnan(truth)
+        right = truth[known], (score[known] >= threshold).astype(float)
+        rates = [
+            Metric("sensitivity", "sensitivity", partial(_rate, side=1), "at a threshold"),
+            Metric("specificity", "specificity", partial(_rate, side=0), "at a threshold"),
+        ]
+        rng = np.random.default_rng(seed)
+        measured = (
+            intervals(rates, *right, answers.subjects[known], n=n, rng=rng, method=method)
+            if known.any()
+            else {}
+        )
+        out[name] = {"threshold": threshold, **measured}
+    return out
+
+
+def _rate(
+    truth: NDArray[Any], called: NDArray[Any], *, side: int
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return a function of weights: the share of one side that is called right."""
+    there = (truth == side).astype(float)
+    sums = totals(np.stack([there * (called == side), there], axis=1))
+
+    def scorer(weights: NDArray[Any]) -> NDArray[Any]:
+        hits, of = sums(weights).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.where(of > 0, hits / of, np.nan))
+
+    return scorer

@@ -1,0 +1,137 @@
+"""The audit finds what was put there, and what real data sets are known to hold."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import make_manifest, make_store
+from PIL import Image
+from sklearn.metrics.pairwise import cosine_similarity
+
+from cli import cli
+from features import audit as module
+from features.audit import audit, hash_images
+from features.datasets import open_dataset
+from features.errors import ProbeError
+from probe.sweep import Settings, probe
+
+rng = np.random.default_rng(0)
+
+
+def call(*words):
+    return CliRunner().invoke(cli, [str(w) for w in words])
+
+
+def test_identical_bytes_and_pixels_and_their_contrary_labels_are_found(tmp_path):
+    pixels = [Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)) for _ in range(8)]
+    for i, picture in enumerate(pixels):
+        for split in ("train", "test"):
+            (tmp_path / split / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / ("test" if i > 5 else "train") / "ab"[i % 2] / f"{i}.png")
+    pixels[0].save(tmp_path / "test" / "b" / "again.png")  # same bytes, other label, other split
+    pixels[3].save(tmp_path / "train" / "b" / "other.bmp")  # same pixels, same label and split
+    manifest = open_dataset(f"folder:{tmp_path}")
+    hashes, pixel_hashes, usable = hash_images(manifest)
+    found = audit(manifest, hashes=hashes, pixel_hashes=pixel_hashes, usable=usable)
+    assert [sorted(g.images) for g in found.bytes] == [["test/b/again.png", "train/a/0.png"]]
+    assert [sorted(g.images) for g in found.pixels] == [["train/b/3.png", "train/b/other.bmp"]]
+    assert found.leaks == found.conflicts == found.bytes
+    assert found.line() == (
+        "the splits leak: 1 identical image in more than one; 1 group of identical images has "
+        "contrary labels; no subjects are known, so they are not checked"
+    )
+    result = call("audit", f"folder:{tmp_path}")
+    assert result.exit_code == 1
+    assert "contrary  test/b/again.png, train/a/0.png" in result.output
+    document = json.loads(call("audit", f"folder:{tmp_path}", "--json").output)
+    assert (document["leaks"], document["conflicts"]) == (1, 1)
+    (tmp_path / "test" / "b" / "again.png").unlink()
+    assert call("audit", f"folder:{tmp_path}").exit_code == 0
+
+
+def test_near_duplicates_are_the_pairs_that_scikit_learn_s_cosine_finds(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 7)
+    X = rng.standard_normal((50, 12)).astype(np.float32) + 3
+    X[40] = X[3] + 0.01
+    X[41] = X[7]
+    manifest = make_manifest(rng.integers(0, 3, 50))
+    usable = np.ones(50, dtype=bool)
+    usable[7] = False
+    found = audit(manifest, features=X, usable=usable, threshold=0.6)
+    centred = X[usable] - X[usable].mean(0)
+    wanted = np.triu(cosine_similarity(centred), 1) >= 0.6
+    rows = np.flatnonzero(usable)
+    pairs = {(manifest.path[rows[i]], manifest.path[rows[j]]) for i, j in np.argwhere(wanted)}
+    assert {tuple(g.images) for g in found.near} == pairs
+    assert found.n_near == len(pairs)
+    assert ("00003.png", "00040.png") in pairs
+    assert not found.leaks  # a suspicion, not a leak
+
+
+def test_images_in_no_split_and_bad_ones_are_left_out():
+    split = np.array(["train", "test", "none", "train"] * 3)
+    manifest = make_manifest([0, 1] * 6, split=split, subject=["p", "q", "p", "p"] * 3)
+    assert not audit(manifest, hashes=["x", "y", "x", "x"] * 3).leaks
+    manifest = make_manifest([0, 1] * 6, subject=["p", "q", "r", "s"] * 2 + ["p"] * 4)
+    assert [g.name for g in audit(manifest).leaks] == ["p"]
+    usable = np.arange(12) > 3
+    assert [g.name for g in audit(manifest, usable=usable).leaks] == ["p"]
+
+
+@pytest.fixture
+def leaking(tmp_path):
+    n = 80
+    y = rng.integers(0, 2, n)
+    X = rng.standard_normal((n, 5)) + y[:, None]
+    subject = np.array([f"p{i // 2}" for i in range(n)])  # every other pair is cut
+    return make_store(tmp_path / "made" / "b.h5", X, make_manifest(y, subject=subject))
+
+
+def test_probe_says_it_in_one_line_and_strict_splits_refuse(leaking, tmp_path):
+    settings = Settings(C=(1.0,), bootstrap=100)
+    result = probe(leaking, out=tmp_path / "out", settings=settings)
+    assert result.audit["line"] == "the splits leak: 20 subjects in more than one"
+    assert result.audit["leaks"] == 20
+    words = ("probe", leaking, "-o", tmp_path / "out", "--C", "1", "--bootstrap", "100")
+    assert "the splits leak: 20 subjects" in call(*words).output
+    strict = call(*words, "--strict-splits")
+    assert strict.exit_code == 2
+    assert "the splits leak: 20 subjects in more than one. See `medprobe audit" in strict.output
+    with pytest.raises(ProbeError):
+        probe(leaking, out=tmp_path / "no", settings=Settings(strict_splits=True))
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_store_is_audited_by_its_hashes_and_features(leaking):
+    result = call("audit", leaking, "--near", "0.999999")
+    assert result.exit_code == 1
+    assert "subject in several splits  test/train" in result.output
+    assert "near (" not in result.output
+
+
+def test_the_known_duplicates_of_idrid_are_found(shared_data):
+    document = json.loads(
+        call("audit", f"csv:{shared_data / 'idrid' / 'manifest.csv'}", "--json").output
+    )
+    pairs = {tuple(sorted(group["images"])) for group in document["bytes"]}
+
+    def name(split, number):
+        return f"{split}/IDRiD_{number:03}.jpg"
+
+    # ../shared/data/idrid/README.md names them.
+    assert pairs == {
+        (name("test", 64), name("train", 118)),
+        *((name("train", a), name("train", b)) for a, b in ((21, 391), (28, 327), (45, 333))),
+        *((name("train", a), name("train", b)) for a, b in ((73, 375), (79, 279))),
+    }
+    assert (document["leaks"], document["conflicts"]) == (1, 3)
+
+
+def test_the_byte_identical_slices_of_ct_are_found_and_leak_nothing_by_patient(shared_data):
+    table = shared_data / "ct_contrast_dev" / "manifest.csv"
+    result = call("audit", f"csv:{table}", "--subject-col", "patient", "--json")
+    document = json.loads(result.output)
+    assert result.exit_code == 0
+    pairs = [sorted(image.split("/ID_")[1][:4] for image in g["images"]) for g in document["bytes"]]
+    assert sorted(pairs) == [["0003", "0006"], ["0010", "0013"], ["0032", "0034"], ["0065", "0066"]]

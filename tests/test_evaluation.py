@@ -1,0 +1,154 @@
+"""Groups, units and thresholds, judged by scikit-learn on what was selected by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import make_manifest, make_store
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_curve
+
+from cli import cli
+from features.errors import ProbeError
+from probe import results
+from probe.evaluation import Answers, aggregate, choose_threshold
+from probe.sweep import Settings, probe
+
+rng = np.random.default_rng(0)
+N = 240
+TRUTH = rng.integers(0, 2, N // 2).repeat(2)  # two images of one label per patient
+X = (rng.standard_normal((N, 6)) + 0.7 * TRUTH[:, None]).astype(np.float32)
+SUBJECT = np.array([f"p{i // 2:03d}" for i in range(N)])
+SPLIT = np.where(np.arange(N) // 2 % 3 == 0, "test", "train")
+SEX = np.where(np.arange(N) // 2 % 5 == 0, "F", "M")
+AGE = (20 + np.arange(N) // 2 % 60).astype(str)
+
+
+@pytest.fixture
+def store(tmp_path):
+    from dataclasses import replace
+
+    manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
+    manifest = replace(manifest, columns={"sex": SEX, "age": AGE})
+    return make_store(tmp_path / "made" / "b.h5", X, manifest)
+
+
+def run(store, tmp_path, **settings):
+    asked = Settings(C=(0.1, 1.0), folds=3, bootstrap=200, metric="auroc", **settings)
+    result = probe(store, out=tmp_path / "out", settings=asked)
+    return result, results.read_predictions(tmp_path / "out" / result.predictions)
+
+
+def test_groups_are_scored_apart_with_intervals_and_small_ones_are_flagged(store, tmp_path):
+    result, said = run(store, tmp_path, by=("sex",))
+    sex = dict(zip([f"{i:05d}.png" for i in range(N)], SEX, strict=True))
+    for group in result.subgroups:
+        rows = np.array([sex[i] == group["group"] for i in said.ids])
+        wanted = roc_auc_score(np.array(said.labels)[rows], said.probabilities[rows, 1])
+        assert group["value"] == pytest.approx(wanted, abs=1e-9)
+        assert group["ci_low"] <= group["value"] <= group["ci_high"]
+        assert (group["n"], group["subjects"]) == (rows.sum(), rows.sum() // 2)
+        assert group["small"] == (rows.sum() // 2 < 50)
+    assert [g["group"] for g in result.subgroups] == ["F", "M"]
+
+
+def test_many_numbers_become_quartiles(store, tmp_path):
+    result, _ = run(store, tmp_path, by=("age",))
+    assert len(result.subgroups) == 4
+    assert sum(group["n"] for group in result.subgroups) == result.n_test
+    assert result.subgroups[0]["group"].startswith("20 to ")
+
+
+def test_a_column_that_is_not_there_is_named(store, tmp_path):
+    with pytest.raises(ProbeError, match="has no column 'site': found age, sex"):
+        run(store, tmp_path, by=("site",))
+
+
+def test_patients_are_scored_by_the_mean_of_their_images(store, tmp_path):
+    images, said = run(store, tmp_path)
+    patients, joined = run(store, tmp_path, aggregate="mean")
+    assert (patients.n_test, images.n_test) == (40, 80)
+    assert patients.scored_by == "subject (mean)"
+    mean = said.probabilities.reshape(40, 2, 2).mean(1)
+    np.testing.assert_allclose(joined.probabilities, mean, atol=1e-7)
+    truth = np.array(said.labels)[::2]
+    assert patients.value == pytest.approx(roc_auc_score(truth, mean[:, 1]), abs=1e-9)
+    assert patients.C == images.C  # what is scored at the end chooses nothing
+    assert len(results.load(tmp_path / "out")) == 2
+
+
+def test_findings_of_a_unit_are_those_of_any_image_and_max_takes_the_largest():
+    y = np.array([[1, 0], [0, np.nan], [0, np.nan], [np.nan, np.nan]])
+    p = np.array([[0.2, 0.9], [0.6, 0.1], [0.3, 0.3], [0.1, 0.5]])
+    answers = Answers(np.arange(4), np.array(["a", "a", "b", "b"]), y, p, {})
+    joined = aggregate(answers, answers.subjects, "max")
+    np.testing.assert_array_equal(joined.y, [[1, 0], [0, np.nan]])
+    np.testing.assert_array_equal(joined.p, [[0.6, 0.9], [0.3, 0.5]])
+
+
+def test_units_of_two_classes_are_refused():
+    answers = Answers(np.arange(2), np.array(["a", "a"]), np.array([0, 1]), np.eye(2), {})
+    with pytest.raises(ProbeError, match="images of a have different classes: leave --aggregate"):
+        aggregate(answers, answers.subjects, "mean")
+
+
+def test_youden_s_threshold_is_scikit_learn_s_roc_curve_s_best():
+    for seed in range(20):
+        own = np.random.default_rng(seed)
+        truth = own.integers(0, 2, 60).astype(float)
+        score = np.round(own.random(60) + 0.4 * truth, 1)
+        fpr, tpr, cut = roc_curve(truth, score, drop_intermediate=False)
+        best = (tpr - fpr).max()
+        ours = choose_threshold(truth, score, "youden")
+        called = score >= ours
+        gain = called[truth == 1].mean() - called[truth == 0].mean()
+        assert gain == pytest.approx(best, abs=1e-12)
+        assert ours == cut[np.flatnonzero(tpr - fpr >= best - 1e-12)[0]]
+    assert choose_threshold(np.ones(5), np.arange(5), "youden") is None
+
+
+def test_thresholds_are_chosen_on_what_was_held_out_of_training_only(store, tmp_path):
+    result, said = run(store, tmp_path)
+    found = result.thresholds["outputs"]["well"]
+    assert result.thresholds["chosen_on"] == result.folds["kind"]
+    called = said.probabilities[:, 1] >= found["threshold"]
+    truth = np.array(said.labels)
+    assert found["sensitivity"]["value"] == pytest.approx(recall_score(truth, called))
+    assert found["specificity"]["value"] == pytest.approx(recall_score(truth, called, pos_label=0))
+    spoilt = X.copy()
+    spoilt[SPLIT == "test"] *= -3
+    manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
+    other, _ = run(make_store(tmp_path / "x" / "b.h5", spoilt, manifest), tmp_path)
+    assert other.thresholds["outputs"]["well"]["threshold"] == found["threshold"]
+    assert other.value < result.value
+
+
+def test_outputs_and_reliability_stand_in_the_result(store, tmp_path):
+    result, said = run(store, tmp_path)
+    truth = np.array(said.labels)
+    assert result.outputs["well"]["auroc"] == pytest.approx(result.value)
+    assert result.outputs["well"]["positives"] == truth.sum()
+    assert sum(b["images"] for b in result.reliability) == result.n_test
+    right = sum(b["images"] * b["frequency"] for b in result.reliability) / result.n_test
+    assert right == pytest.approx(accuracy_score(truth, said.probabilities.argmax(1)))
+    assert result.interval == "percentile bootstrap by subject, 200 resamples, 95 %"
+
+
+def test_an_interval_without_width_says_what_it_can_t_exclude(tmp_path):
+    easy = X + 100 * TRUTH[:, None]
+    manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
+    store = make_store(tmp_path / "e" / "b.h5", easy, manifest)
+    result = probe(store, out=tmp_path / "o", settings=Settings(C=(1.0,), folds=2, bootstrap=100))
+    assert (result.ci_low, result.ci_high) == (1, 1)
+    # 40 subjects without an error: the exact binomial bound is 1 - .05 ** (1 / 40) = 7.2 %.
+    assert result.notes[-1].endswith("with 40 subjects an error rate of 7.5% can't be excluded")
+
+
+def test_groups_and_the_audit_are_printed(store, tmp_path):
+    words = ["probe", store, "-o", tmp_path / "o", "--C", "1", "--bootstrap", "100", "--by", "sex"]
+    output = CliRunner().invoke(cli, [str(w) for w in words]).output
+    assert "  sex F: accuracy " in output
+    assert "subjects (few)" in output
+    assert "no leak between splits found in subjects, bytes" in output
+    document = CliRunner().invoke(cli, [*map(str, words), "--json"])
+    assert json.loads(document.stdout)[0]["subgroups"][0]["column"] == "sex"
