@@ -690,7 +690,7 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
     from features.datasets import open_dataset
     from features.store import DONE, FeatureStore
 
-    if Path(dataset).is_file():
+    if dataset.endswith(".h5") or Path(dataset).is_file():
         with FeatureStore.open(Path(dataset)) as store:
             found = run(
                 store.manifest(),

@@ -18,14 +18,26 @@ from numpy.typing import NDArray
 
 from features.errors import ProbeError
 from features.manifest import Manifest
-from probe.metrics import Metric, one_vs_rest
+from probe.calibration import reliability
+from probe.metrics import Metric, one_vs_rest, per_output
 from probe.ranking import totals
 from probe.statistics import intervals
 
 SMALL = 50  # subjects; a group with fewer is flagged
 GROUPS = 10  # a numeric column with more values is cut into quartiles
-AGGREGATES = ("mean", "max")
-THRESHOLDS = ("youden", "f1")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How test answers are scored."""
+
+    seed: int = 0  # of folds and of the bootstrap
+    bootstrap: int = 1000  # resamples of the subjects
+    interval: str = "percentile"  # or "bca"
+    aggregate: str | None = None  # "mean" or "max" of the images of a unit
+    unit: str = "subject"  # or a column of the manifest
+    by: tuple[str, ...] = ()  # columns whose groups are scored apart
+    threshold: str = "youden"  # or "f1": the rule, applied to what was held out
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,61 @@ class Answers:
     y: NDArray[Any]
     p: NDArray[np.float64]
     columns: Mapping[str, NDArray[Any]]
+
+
+def answers(
+    manifest: Manifest,
+    rows: NDArray[np.integer],
+    y: NDArray[Any],
+    p: NDArray[np.float64],
+    y_train: NDArray[Any],
+    settings: Scoring,
+) -> Answers:
+    """Return what is scored: one answer per image (rows of the manifest), or per unit.
+
+    A finding that training showed one side of only has no label here: a head can't rank it, and
+    scored it would be .5.
+    """
+    if y.ndim == 2:
+        both = (y_train == 1).any(0) & (y_train == 0).any(0)
+        y = np.where(both, y, np.nan)
+    columns = {name: column(manifest, name, rows) for name in settings.by}
+    found = Answers(manifest.id[rows], manifest.subject[rows], y, p, columns)
+    if settings.aggregate is None:
+        return found
+    return aggregate(found, column(manifest, settings.unit, rows), settings.aggregate)
+
+
+def extras(
+    answers: Answers,
+    classes: Sequence[str],
+    metric: Metric,
+    *,
+    held_out: tuple[NDArray[Any], NDArray[np.float64]],
+    chosen_on: str,
+    settings: Scoring,
+) -> dict[str, Any]:
+    """Return what a Result says beside its scores, by the names of its fields."""
+    again: dict[str, Any] = {
+        "n": settings.bootstrap,
+        "seed": settings.seed,
+        "method": settings.interval,
+    }
+    unit = f"{settings.unit} ({settings.aggregate})" if settings.aggregate else "image"
+    rule = settings.threshold
+    return {
+        "interval": f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, "
+        "95 %",
+        "scored_by": unit,
+        "outputs": per_output(answers.y, answers.p, classes),
+        "reliability": reliability(answers.y, answers.p),
+        "subgroups": subgroups(answers, settings.by, metric, **again),
+        "thresholds": {
+            "rule": rule,
+            "chosen_on": chosen_on,
+            "outputs": at_thresholds(held_out, answers, classes, rule=rule, **again),
+        },
+    }
 
 
 def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:

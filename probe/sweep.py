@@ -30,7 +30,6 @@ from features.manifest import (
 )
 from features.store import BAD, DONE, PENDING, FeatureStore
 from probe import evaluation, metrics, protocols, results, splits
-from probe.calibration import reliability
 from probe.heads import Heads, fit_heads
 from probe.path import Progress
 from probe.statistics import intervals
@@ -39,7 +38,7 @@ UNCERTAIN_AS = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(evaluation.Scoring):
     """How to probe. None takes the protocol's, the store's or the task's own."""
 
     protocol: str = "dinov2-logreg"
@@ -47,14 +46,7 @@ class Settings:
     metric: str | None = None
     C: tuple[float, ...] | None = None
     folds: int | None = None
-    seed: int = 0
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
-    bootstrap: int = 1000
-    interval: str = "percentile"  # or "bca"
-    aggregate: str | None = None  # "mean" or "max" of the images of a unit
-    unit: str = "subject"  # or a column of the manifest
-    by: tuple[str, ...] = ()  # columns whose groups are scored apart
-    threshold: str = "youden"  # or "f1": the rule, applied to what was held out
     strict_splits: bool = False  # refuse splits that leak
     device: str = "cpu"
     tol: float = 1e-6
@@ -125,23 +117,8 @@ def probe(
     test = ~data.train
     head = heads.head(manifest.classes, best)
     p = head.predict_proba(data.X[test].double()).cpu().numpy()
-    rows = data.rows[test]
-    answers = evaluation.Answers(
-        ids=manifest.id[rows],
-        subjects=manifest.subject[rows],
-        y=_taught(data.y[test], y),
-        p=p,
-        columns={name: evaluation.column(manifest, name, rows) for name in settings.by},
-    )
-    if settings.aggregate:
-        units = evaluation.column(manifest, settings.unit, rows)
-        answers = evaluation.aggregate(answers, units, settings.aggregate)
+    answers = evaluation.answers(manifest, data.rows[test], data.y[test], p, y, settings)
     y_test, p, subjects = answers.y, answers.p, answers.subjects
-    again: dict[str, Any] = {
-        "n": settings.bootstrap,
-        "seed": settings.seed,
-        "method": settings.interval,
-    }
     scored = intervals(
         metrics.of_task(manifest.task),
         y_test,
@@ -220,22 +197,14 @@ def probe(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=_notes(manifest, y, y_test, heads, settings)
         + [note for note in [evaluation.caveat(low, high, len(np.unique(subjects)))] if note],
-        interval=f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, 95 %",
-        scored_by=f"{settings.unit} ({settings.aggregate})" if settings.aggregate else "image",
-        outputs=metrics.per_output(y_test, p, manifest.classes),
-        reliability=reliability(y_test, p),
-        subgroups=evaluation.subgroups(answers, settings.by, metric, **again),
-        thresholds={
-            "rule": settings.threshold,
-            "chosen_on": chosen_by.kind,
-            "outputs": evaluation.at_thresholds(
-                _held_out(heads, X, y, chosen_by, best),
-                answers,
-                manifest.classes,
-                rule=settings.threshold,
-                **again,
-            ),
-        },
+        **evaluation.extras(
+            answers,
+            manifest.classes,
+            metric,
+            held_out=_held_out(heads, X, y, chosen_by, best),
+            chosen_on=chosen_by.kind,
+            settings=settings,
+        ),
         audit={
             "line": leaks.line(),
             "leaks": len(leaks.leaks),
@@ -307,17 +276,6 @@ def _fold_scores(
         for j in range(len(out)):
             out[j, f] = metrics.evaluate(metric, y[held_out], p[j])[0]
     return out
-
-
-def _taught(y_test: NDArray[Any], y_train: NDArray[Any]) -> NDArray[Any]:
-    """Return test labels without the findings that training showed one side of only.
-
-    A head can't rank those: scored, each would be .5.
-    """
-    if y_test.ndim == 1:
-        return y_test
-    both = (y_train == 1).any(0) & (y_train == 0).any(0)
-    return np.where(both, y_test, np.nan)
 
 
 def _held_out(

@@ -110,6 +110,12 @@ def test_a_store_is_audited_by_its_hashes_and_features(leaking):
     assert "near (" not in result.output
 
 
+def test_a_store_that_is_not_there_is_said():
+    result = call("audit", "none.h5")
+    assert result.exit_code == 2
+    assert "there is no store none.h5" in result.output
+
+
 def test_the_known_duplicates_of_idrid_are_found(shared_data):
     document = json.loads(
         call("audit", f"csv:{shared_data / 'idrid' / 'manifest.csv'}", "--json").output

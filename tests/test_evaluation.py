@@ -152,3 +152,17 @@ def test_groups_and_the_audit_are_printed(store, tmp_path):
     assert "no leak between splits found in subjects, bytes" in output
     document = CliRunner().invoke(cli, [*map(str, words), "--json"])
     assert json.loads(document.stdout)[0]["subgroups"][0]["column"] == "sex"
+
+
+def test_the_report_says_groups_thresholds_their_origin_and_the_audit(store, tmp_path):
+    from probe.report import write_report
+
+    run(store, tmp_path, by=("sex",), interval="bca")
+    page = write_report([tmp_path / "out"], tmp_path / "report").read_text()
+    for words in (
+        "sex F</bdi> <span",
+        "Chosen by <bdi>youden</bdi> on <bdi>3 stratified folds by subject, seed 0</bdi>, not on",
+        "Interval: <bdi>bca bootstrap by subject, 200 resamples, 95 %</bdi>",
+        "Splits: <bdi>no leak between splits found in subjects, bytes</bdi>",
+    ):
+        assert words in page

@@ -305,6 +305,29 @@ def test_a_table_without_any_of_its_images_is_refused(aptos):
         open_dataset(f"aptos2019:{aptos}")
 
 
+@pytest.mark.parametrize(
+    ("dataset", "split", "words"),
+    [
+        ("aptos2019:{}", "official", "aptos2019 has no official split: found study; leave --split"),
+        ("csv:{}/train.csv", "study", "csv has no study split: found none"),
+    ],
+)
+def test_a_split_that_a_source_has_not_got_is_refused(aptos, dataset, split, words):
+    with pytest.raises(DatasetError, match=words):
+        open_dataset(dataset.format(aptos), Options(split=split))
+
+
+def test_the_two_forms_of_ddsm_have_a_split_of_their_own_each(ddsm):
+    with pytest.raises(DatasetError, match="no official split: --split study is that of its lists"):
+        open_dataset(f"ddsm:{ddsm}", Options(split="official"))
+    assert open_dataset(f"ddsm:{ddsm}", Options(split="study")).split_from == "the study's lists"
+
+
+def test_cbis_ddsm_has_no_study_split(cbis):
+    with pytest.raises(DatasetError, match="has no study split: leave --split out"):
+        open_dataset(f"ddsm:{cbis}", Options(split="study"))
+
+
 def test_a_folder_that_is_not_there_says_where_the_data_is():
     with pytest.raises(DatasetError, match="there is no such folder; the data is at https://"):
         open_dataset("chexpert:nowhere")

@@ -1,9 +1,13 @@
 """Real medical images from one end to the other, on the embedded backbone's published weights."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 
 from cli import cli
 
@@ -40,3 +44,25 @@ def test_chest_x_rays_with_several_findings_and_patients(shared_data, tmp_path):
     assert result["n_subjects_test"] < result["n_test"]
     assert result["converged"]
     assert 0.6 < result["value"] < 0.9
+
+
+def test_a_number_of_the_results_page_is_made_again_by_its_command(
+    shared_data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "results.md").read_text()
+    [block] = [b for b in re.findall(r"```console\n(.*?)```", page, re.S) if "ct_contrast" in b]
+    for command in re.findall(r"\$ medprobe (.*)", block):
+        output = call(*shlex.split(command.replace("$DATA", str(shared_data))))
+    numbers = r"auroc ([\d.]+) \[([\d.]+), ([\d.]+)\] on (\d+) test images"
+    shown, made = (re.search(numbers, text).groups() for text in (block, output))
+    assert [float(v) for v in made] == pytest.approx([float(v) for v in shown], abs=0.02)
+
+
+def test_every_score_in_the_table_of_results_is_one_that_a_command_shows():
+    page = (ROOT / "docs" / "results.md").read_text()
+    table, commands = page.split("## The commands")
+    for score, low, high in re.findall(
+        r"\| (?:quadratic kappa|AUROC|mean AUROC) ([\d.]+) \| \[([\d.]+), ([\d.]+)\]", table
+    ):
+        assert f"{score} [{low}, {high}]" in commands

@@ -26,6 +26,7 @@ class Source:
     what: str
     reader: str  # "module:function" taking (path, options), loaded when asked for
     needs_path: bool = True
+    splits: tuple[str, ...] = ()  # of its own: "study", "official"
 
     def read(self, path: Path, options: Options) -> Manifest:
         """Return the manifest."""
@@ -61,24 +62,28 @@ SOURCES = {
             usage="aptos2019:DIR",
             what="fundus photographs, 5 grades of retinopathy; quadratic kappa",
             reader="features.datasets.aptos2019:read",
+            splits=("study",),
         ),
         Source(
             name="ddsm",
             usage="ddsm:DIR",
             what="mammograms, normal or not (lists), benign or malignant (CBIS-DDSM); AUROC",
             reader="features.datasets.ddsm:read",
+            splits=("study", "official"),
         ),
         Source(
             name="isic2019",
             usage="isic2019:DIR",
             what="dermoscopy, 8 kinds of skin lesion, by lesion; balanced accuracy",
             reader="features.datasets.isic2019:read",
+            splits=("study",),
         ),
         Source(
             name="chexpert",
             usage="chexpert:DIR",
             what="chest radiographs, 14 findings, by patient; mean AUROC",
             reader="features.datasets.chexpert:read",
+            splits=("study", "official"),
         ),
     )
 }
@@ -97,4 +102,10 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
         raise DatasetError(f"unknown dataset {dataset!r}: want one of {known}{hint}")
     if source.needs_path and not path:
         raise DatasetError(f"dataset {name!r} needs a path: write {source.usage}")
-    return source.read(Path(path), options or Options())
+    options = options or Options()
+    if options.split not in ("default", "drawn", *source.splits):
+        own = ", ".join(source.splits) or "none"
+        raise DatasetError(
+            f"{name} has no {options.split} split: found {own}; leave --split out, or take drawn"
+        )
+    return source.read(Path(path), options)

@@ -44,6 +44,8 @@ def read(folder: Path, options: Options) -> Manifest:
 
 def _lists(folder: Path, options: Options) -> Manifest:
     where = f"ddsm:{folder}"
+    if options.split == "official":
+        raise DatasetError(f"{where} has no official split: --split study is that of its lists")
     lists = need(folder, ["ddsm_raw_image_lists"], "ddsm", SOURCE)
     need(folder, ["ddsm_raw"], "ddsm", SOURCE)
     paths, splits, labels = [], [], []
