@@ -9,7 +9,6 @@ softmax. Two, or several labels per image: one sigmoid per label column.
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from features.errors import ProbeError
 from probe.objective import Objective
 from probe.path import Path as Strengths
 from probe.path import Progress
-from probe.preconditioner import Basis
+from probe.preconditioner import bases_of
+from probe.rows import Rows, Source, Whole
 
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
 
@@ -128,7 +128,7 @@ def _probabilities(logits: Tensor, kind: str) -> Tensor:
 
 @torch.no_grad()
 def fit_heads(
-    X: Tensor,
+    X: Tensor | Source,
     y: Tensor,
     *,
     C: Tensor | Sequence[float],
@@ -142,7 +142,7 @@ def fit_heads(
 
     Parameters
     ----------
-    X : (N, D), finite; any scale and offset.
+    X : (N, D), finite; any scale and offset; or a Source that reads it block by block.
     y : (N,) class index, or (N, L) of 1, 0 and NaN (left out of that label's loss).
     n_classes : K for class indices, when not all are present in y.
     weights : (G, N); 0 leaves the row out, 2 counts it twice; default one group of ones.
@@ -153,47 +153,51 @@ def fit_heads(
 
     Raises ProbeError where no head can be fitted.
     """
-    rows = _Rows.of(X, device)
     y = y.to(device)
     K = 1 if y.ndim == 2 else n_classes or int(y.max()) + 1
     kind = "sigmoid" if y.ndim == 2 else "binary" if K == 2 else "softmax"
     if y.ndim == 1 and K < 2:
         raise ProbeError("one class is left in the training rows; a head needs at least two")
-    columns = None if kind == "softmax" else y.reshape(len(y), -1).double()
+    softmax = kind == "softmax"
+    source: Source = Whole(X) if isinstance(X, Tensor) else X
+    rows = Rows.of(source, y if softmax else None, torch.device(device))
+    y = y[rows.order]
+    labels = None if softmax else y.reshape(len(y), -1).T.double()  # (L, N)
     w = torch.ones(1, len(y), device=device) if weights is None else weights.to(device)
+    w = w[:, rows.order]
     order = torch.as_tensor(C, dtype=torch.float64, device=device)
     strengths, back = torch.unique(order, return_inverse=True)  # ascending
 
-    # Head (j, g, l). Row weights: a column per group, or per group and label if labels are missing.
-    J, G, L = len(strengths), len(w), 1 if columns is None else columns.shape[1]
+    # Head (j, g, l). Row weights: one row per group, or per group and label if labels are missing.
+    J, G, L = len(strengths), len(w), 1 if labels is None else len(labels)
     j, g, label = (
         t.flatten().to(device)
         for t in torch.meshgrid(torch.arange(J), torch.arange(G), torch.arange(L), indexing="ij")
     )
-    known = (
-        w.double()[:, None] if columns is None else w.double()[:, None] * ~columns.T.isnan()
-    )  # (G, L, N)
+    known = w.double()[:, None]
+    if labels is not None:
+        known = known * ~labels.isnan()  # (G, L, N)
     total = known.sum(2)
     if not (total > 0).all():
         raise ProbeError(
             "a fold or a label has no training row left: use fewer folds, or drop the label"
         )
     l2 = 1 / (strengths[j] * total[g, label] * rows.scale**2)
+    bases, basis = bases_of(rows, w)
 
     def objective(dtype: torch.dtype) -> Objective:
-        Z = rows.Z.to(dtype)
         return Objective(
-            Z=Z,
-            y=y if columns is None else columns.nan_to_num(0).to(dtype),
-            weights=(known / total[..., None]).flatten(0, 1).T.to(dtype).contiguous(),
-            bases=[Basis.of(Z, one) for one in w],
+            rows=rows.to(dtype),
+            y=None if labels is None else labels.nan_to_num(0).to(dtype),
+            weights=(known / total[..., None]).flatten(0, 1).to(dtype),
+            bases=[one.to(dtype) for one in bases],
             l2=l2.to(dtype),
             group=g * L + label,
-            basis=g,
-            column=None if columns is None else label,
+            basis=basis[g],
+            column=None if labels is None else label,
         )
 
-    theta = torch.zeros(J, G * L, 1 if columns is not None else K, rows.Z.shape[1], device=device)
+    theta = torch.zeros(J, G * L, K if softmax else 1, rows.width, device=device)
     path = Strengths(strengths.log10().tolist(), theta)
     path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
     if tol < SINGLE or not path.converged.all():
@@ -213,46 +217,3 @@ def fit_heads(
         for n in ("converged", "gap", "value", "passes")
     }
     return Heads(coef=coef.to(kept), intercept=intercept.to(kept), C=order, kind=kind, **shaped)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows as the solver sees them: centred, scaled to unit mean square, a column of ones.
-
-    Where N < D they are turned into the at most N directions that they span; the optimum has no
-    part outside these, because its gradient there is l2 W.
-    """
-
-    Z: Tensor  # (N, r+1)
-    shift: Tensor  # (D,)
-    scale: float  # a power of two, so that scaling rounds nothing
-    turn: Tensor | None  # (D, r)
-
-    @classmethod
-    def of(cls, X: Tensor, device: torch.device | str) -> _Rows:
-        X = X.to(device)
-        if not X.isfinite().all():
-            raise ProbeError(
-                "the features hold NaN or infinity; run `medprobe verify` on the store"
-            )
-        shift = X.mean(0, dtype=torch.float64).to(X.dtype)
-        X = X - shift
-        size = float(X.square().mean(dtype=torch.float64).sqrt())
-        scale = 2.0 ** round(math.log2(size)) if size > 0 else 1.0
-        X = X / scale
-        turn = None
-        if X.shape[0] < X.shape[1]:
-            Y = X.double()
-            spectrum, U = torch.linalg.eigh(Y @ Y.T)
-            keep = spectrum > spectrum[-1] * 1e-13
-            turn = Y.T @ (U[:, keep] / spectrum[keep].sqrt())  # (D, r), orthonormal columns
-            X = Y @ turn
-        ones = X.new_ones(len(X), 1)
-        return cls(torch.cat([X, ones], 1), shift.double(), scale, turn)
-
-    def back(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return coef (..., D) and intercept (...) in the units of X, from theta (..., r+1)."""
-        coef = theta[..., :-1] / self.scale
-        if self.turn is not None:
-            coef = coef @ self.turn.T
-        return coef, theta[..., -1] - coef @ self.shift

@@ -31,6 +31,7 @@ ORDER = [
     "probe.splits",
     "probe.metrics",
     "probe.statistics",
+    "probe.rows",
     "probe.preconditioner",
     "probe.objective",
     "probe.solver",
