@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,12 @@ class Heads:
             + self.intercept[:, group].flatten(1, 2)[:, None]
         )
         return _probabilities(logits, self.kind)
+
+    def select(self, j: slice, group: int) -> Heads:
+        """Keep some strengths of one group."""
+        names = ("coef", "intercept", "converged", "gap", "value", "passes")
+        kept = {n: getattr(self, n)[j, group : group + 1] for n in names}
+        return replace(self, C=self.C[j], **kept)
 
     def head(self, classes: Sequence[str], j: int = 0, group: int = 0) -> Head:
         """Return one classifier."""

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from probe.memory import available
 from probe.objective import Objective
 from probe.solver import minimise
 
-CURVATURE_BYTES = (
-    2 << 30
-)  # a batch of heads keeps its curvature, N x heads x K numbers, within this
+CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
+SHARES = 8  # of the memory that is left, one for a batch's curvature: up to five copies are alive
 STRIDE = 2  # of the strengths that are solved one after the other
 POINTS = 3  # solved strengths that a start beyond the last one is drawn through
 DECADE = 1.0  # strengths further apart than this are not interpolated over
@@ -121,6 +121,6 @@ def waves(n: int) -> list[list[int]]:
 
 
 def batch_size(objective: Objective, theta: Tensor) -> int:
-    """Return how many heads at once keep their curvature within CURVATURE_BYTES."""
-    outputs = theta.shape[2]
-    return max(1, CURVATURE_BYTES // (theta.element_size() * len(objective.rows) * outputs))
+    """Return how many heads at once keep their curvature within CURVATURE_BYTES or its share."""
+    outputs, room = theta.shape[2], min(CURVATURE_BYTES, available(theta.device) // SHARES)
+    return max(1, room // (theta.element_size() * len(objective.rows) * outputs))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from probe.rows import Rows
 
+ROWS = 4096  # at once in float64
 ALIKE = 0.6  # the share of all rows from which a weighting takes the basis of all
 
 
@@ -73,13 +74,13 @@ def bases_of(rows: Rows, weights: Tensor) -> tuple[list[Basis], Tensor]:
         which = torch.where(alike, 0, which + 1)
     grams = [torch.zeros(D, D, dtype=torch.float64, device=weights.device) for _ in sets]
     for start, chunk in rows.chunks():
-        for i in range(0, len(chunk), 16384):
-            Z = chunk[i : i + 16384].double()
+        for i in range(0, len(chunk), ROWS):
+            Z = chunk[i : i + ROWS].double()
             for w, gram in zip(sets, grams, strict=True):
                 here = w[start + i : start + i + len(Z)].double()
                 used = here.nonzero()[:, 0]
-                Y = Z[used] if len(used) < len(Z) else Z
-                gram += (Y * here[used, None]).T @ Y
+                Y = Z if len(used) == len(Z) else Z[used]
+                gram.addmm_((Y * here[used, None]).T, Y)
     return [Basis.of(gram) for gram in grams], which
 
 

@@ -46,7 +46,7 @@ class Result:
     ci_low: float
     ci_high: float
     metrics: dict[str, dict[str, float | None]]
-    C: float
+    C: float | None  # None for a head without one
     folds: dict[str, Any]
     task: str  # "multiclass" or "multilabel"
     classes: list[str]
@@ -66,6 +66,8 @@ class Result:
     versions: dict[str, str]
     created: str  # UTC, ISO 8601
     notes: list[str] = field(default_factory=list)
+    shots: int | None = None  # training images per class; None for all
+    control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}
 
 
 def append(folder: Path, result: Result) -> None:
@@ -81,7 +83,7 @@ def append(folder: Path, result: Result) -> None:
 def load(source: Path) -> list[Result]:
     """Read the results of a folder or a .jsonl file; of two rows for a cell the later one stands.
 
-    A cell is (dataset, backbone, weights, scenario, head, feature, protocol, metric, seed).
+    A cell is (dataset, backbone, weights, scenario, head, feature, protocol, metric, shots, seed).
     """
     path = source / "results.jsonl" if source.is_dir() else source
     if not path.is_file():
@@ -95,7 +97,9 @@ def load(source: Path) -> list[Result]:
                 f"{path}, line {number} is not a result: {error}; remove that line"
             ) from None
         key = (result.dataset, result.backbone, result.weights, result.scenario, result.head)
-        cells[(*key, result.feature, result.protocol, result.metric, result.seed)] = result
+        cells[(*key, result.feature, result.protocol, result.metric, result.shots, result.seed)] = (
+            result
+        )
     return list(cells.values())
 
 

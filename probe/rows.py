@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from features.errors import ProbeError
 
 CHUNK_BYTES = 32 << 20  # of rows that are read at once
+SHARES = 64  # of the memory that is left, one for a chunk, of which about five copies are alive
 
 
 class Source(Protocol):
@@ -67,7 +67,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Stored:
-    """Features that stay in a file, read chunk by chunk while the chunk before is at work.
+    """Features that stay in a file, read chunk by chunk.
 
     read(slice) returns rows of the file, (n, D); rows (N,) are those wanted, ascending.
     """
@@ -75,6 +75,7 @@ class Stored:
     read: Callable[[slice], NDArray[np.floating]]
     rows: NDArray[np.integer]
     width: int
+    room: int  # bytes of memory that are left
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,18 +84,13 @@ class Stored:
 
     @property
     def step(self) -> int:
-        """Return how many rows keep a chunk within CHUNK_BYTES."""
-        return max(1024, CHUNK_BYTES // (4 * self.width))
+        """Return how many rows keep a chunk within CHUNK_BYTES, or within its share of the room."""
+        return max(256, min(CHUNK_BYTES, self.room // SHARES) // (4 * self.width))
 
     def chunks(self) -> Iterator[Tensor]:
-        """Yield the wanted rows, reading one chunk ahead."""
-        parts = [self.rows[i : i + self.step] for i in range(0, len(self.rows), self.step)]
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._chunk, parts[0])
-            for part in parts[1:]:
-                chunk, ahead = ahead.result(), reader.submit(self._chunk, part)
-                yield chunk
-            yield ahead.result()
+        """Yield the wanted rows, in the order of the file."""
+        for i in range(0, len(self.rows), self.step):
+            yield self._chunk(self.rows[i : i + self.step])
 
     def _chunk(self, part: NDArray[np.integer]) -> Tensor:
         """Read some wanted rows: a slice where they are dense in it, piece by piece elsewhere."""

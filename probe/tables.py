@@ -17,7 +17,7 @@ from probe.results import Result
 CAPITALS = {"auc": "AUC", "auroc": "AUROC", "roc": "ROC", "ap": "AP", "f1": "F1", "mcc": "MCC"}
 FORMULA = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 (what a spreadsheet takes for a formula's start)
 # results.csv holds every field but these; every other metric follows with three columns.
-NOT_IN_CSV = {"metrics", "folds", "task", "classes", "predictions", "heads"}
+NOT_IN_CSV = {"metrics", "folds", "task", "classes", "predictions", "heads", "control"}
 
 
 def score(value: float | None) -> str:
@@ -34,8 +34,10 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{score(low)}, {score(high)}]"
 
 
-def power(C: float) -> str:
+def power(C: float | None) -> str:
     """Return a strength in short form: 10⁻³, 0.316, 1, 3.16 × 10⁻⁶."""
+    if C is None:
+        return "–"  # noqa: RUF001
     if not (C > 0 and math.isfinite(C)):
         return str(C)
     digits = f"{C:.2e}"
