@@ -38,6 +38,7 @@ ORDER = [
     "probe.solver",
     "probe.path",
     "probe.heads",
+    "probe.estimator",
     "probe.predict",
     "probe.knn",
     "probe.data",

@@ -80,7 +80,7 @@ print(repr(result.folds["scores"]), result.converged)
 
 @pytest.mark.slow
 def test_a_quarter_of_the_store_is_memory_enough(tmp_path):
-    n, d = 120_000, 768
+    n, d = 160_000, 768
     X = rng.standard_normal((n, d), dtype=np.float32)
     Y = (X[:, :4] + 2 * rng.standard_normal((n, 4))).argmax(1)
     split = np.where(np.arange(n) % 50 == 0, "test", "train")
