@@ -36,6 +36,7 @@ ORDER = [
     "probe.preconditioner",
     "probe.objective",
     "probe.solver",
+    "probe.certificate",
     "probe.path",
     "probe.heads",
     "probe.estimator",

@@ -73,7 +73,8 @@ try:
     sys.exit("the limit does not hold")
 except MemoryError:
     pass
-result = probe(Path(sys.argv[1]), out=Path(sys.argv[2]), settings=Settings(C=(0.01, 1.0), folds=2))
+settings = Settings(C=(0.01, 1.0), bootstrap=100)
+result = probe(Path(sys.argv[1]), out=Path(sys.argv[2]), settings=settings)
 print(repr(result.folds["scores"]), result.converged)
 """
 
@@ -83,12 +84,14 @@ def test_a_quarter_of_the_store_is_memory_enough(tmp_path):
     n, d = 160_000, 768
     X = rng.standard_normal((n, d), dtype=np.float32)
     Y = (X[:, :4] + 2 * rng.standard_normal((n, 4))).argmax(1)
-    split = np.where(np.arange(n) % 50 == 0, "test", "train")
+    split = np.where(
+        np.arange(n) % 50 == 0, "test", np.where(np.arange(n) % 10 == 1, "val", "train")
+    )
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y, split=split), batch=8192)
     words = [sys.executable, "-c", LIMITED, path, tmp_path / "out", str(path.stat().st_size // 4)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    settings = Settings(C=(0.01, 1.0), folds=2)
+    settings = Settings(C=(0.01, 1.0), bootstrap=100)
     here = probe(path, out=Path(tmp_path / "here"), settings=settings)
     scores, converged = done.stdout.strip().rsplit(" ", 1)
     np.testing.assert_allclose(np.array(eval(scores)), here.folds["scores"], atol=1e-4)
