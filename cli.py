@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from features.manifest import Manifest
     from features.plan import Settings
     from features.store import FeatureStore
+    from probe.results import Result
 
 FILE = click.Path(path_type=Path)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "h5py", "pillow")
@@ -752,13 +753,31 @@ def show_audit(found: Audit) -> None:
     show_default=True,
     help="A preset of strengths and folds.",
 )
-@click.option("--feature", metavar="LAYER/POOL", help="Instead of the store's default feature.")
+@click.option("--head", type=click.Choice(["linear", "knn"]), help="Default the protocol's.")
+@click.option(
+    "--feature",
+    metavar="LAYER/POOL|all",
+    help="Instead of the store's default feature; all: every vector that is in it.",
+)
 @click.option("--metric", help="What chooses C and heads the report; default the data set's own.")
 @click.option(
     "--C", "strengths", metavar="LIST", help="Strengths as in scikit-learn, such as 0.01,1,100."
 )
+@click.option("--k", "neighbours", metavar="LIST", help="knn: numbers of neighbours to try.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0, min_open=True), help="knn: of the votes."
+)
 @click.option("--folds", type=click.IntRange(min=2), help="Instead of the protocol's.")
-@click.option("--seed", default=0, show_default=True, help="For folds and the bootstrap.")
+@click.option(
+    "--shots", metavar="LIST", help="Training images per class, such as 1,2,4,all; default all."
+)
+@click.option("--seeds", type=click.IntRange(min=1), help="Draws of each number of shots.")
+@click.option("--seed", default=0, show_default=True, help="The first seed of draws and folds.")
+@click.option(
+    "--control",
+    type=click.Choice(["shuffle"]),
+    help="Fit to shuffled labels as well: the score of no information.",
+)
 @click.option(
     "--uncertain",
     type=click.Choice(["zeros", "ones", "ignore"]),
@@ -800,27 +819,39 @@ def show_audit(found: Audit) -> None:
 @device_option
 @json_option
 def probe(
-    stores: tuple[Path, ...], out: Path, strengths: str | None, json_: bool, **given: Any
+    stores: tuple[Path, ...],
+    out: Path,
+    strengths: str | None,
+    neighbours: str | None,
+    shots: str | None,
+    json_: bool,
+    **given: Any,
 ) -> None:
     """Choose C on folds of the training images, refit, and test once.
 
-    All strengths and folds are solved together.
-    Writes a line of results.jsonl, the predictions and the head.
+    All strengths, folds and draws are solved together. Features that don't fit
+    the memory are read block by block. Writes lines of results.jsonl, the
+    predictions and the heads.
 
     \b
     medprobe probe features/sample/efficientnet_lite0.h5
     """
     from features.devices import resolve_device
     from probe.sweep import Settings
-    from probe.sweep import probe as run
+    from probe.sweep import probe_all as run
 
     given["device"] = resolve_device(given["device"])
-    settings = Settings(C=parse_strengths(strengths), **given)
+    settings = Settings(
+        C=parse_strengths(strengths),
+        k=parse_counts(neighbours, "--k"),
+        shots=parse_shots(shots),
+        **given,
+    )
     command = "medprobe " + shlex.join(sys.argv[1:])
     found = []
     for store in stores:
         with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
-            result = run(
+            results = run(
                 store,
                 out=out,
                 settings=settings,
@@ -828,24 +859,11 @@ def probe(
                 versions=versions(),
                 progress=passes(show),
             )
-        found.append(result)
+        found += results
         if not json_:
-            click.echo(
-                f"{result.dataset} x {result.backbone}: {result.metric} {result.value:.3f} "
-                f"[{result.ci_low:.3f}, {result.ci_high:.3f}] on {result.n_test} test images, "
-                f"C = {result.C:.3g}"
-            )
-            if result.ci_low == result.ci_high:
-                click.echo(f"  {result.notes[-1]}", err=True)
-            for group in result.subgroups:
-                say_group(result.metric, group)
-            click.echo(f"  {result.audit['line']}", err=True)
-        if result.weights == "random":
-            click.echo(
-                "  the backbone's weights are random: the score says nothing about it", err=True
-            )
-        if not result.converged:
-            click.echo("  not every head converged: see the result's notes and folds", err=True)
+            for result in results:
+                say_result(result, several=len(results) > 1)
+            click.echo(f"  {results[0].audit['line']}", err=True)
     if json_:
         as_json([asdict(result) for result in found])
 
@@ -860,6 +878,31 @@ def say_group(metric: str, group: dict[str, Any]) -> None:
         f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}, "
         f"{group['subjects']} subjects" + (" (few)" if group["small"] else "")
     )
+
+
+def say_result(result: Result, *, several: bool) -> None:
+    """Print a result in one line, and on standard error what must be known of it."""
+    cell = [result.feature] if several else []
+    cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
+    chosen = f"C = {result.C:.3g}" if result.C else f"k = {result.folds['chosen']}"
+    click.echo(
+        f"{' '.join([f'{result.dataset} x {result.backbone}', *cell])}: "
+        f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
+        f"on {result.n_test} test images, {chosen}"
+    )
+    if control := result.control:
+        click.echo(
+            f"  with shuffled labels: {control['value']:.3f} "
+            f"[{control['ci_low']:.3f}, {control['ci_high']:.3f}]"
+        )
+    if result.ci_low == result.ci_high:
+        click.echo(f"  {result.notes[-1]}", err=True)
+    for group in result.subgroups:
+        say_group(result.metric, group)
+    if result.weights == "random":
+        click.echo("  the backbone's weights are random: the score says nothing about it", err=True)
+    if not result.converged:
+        click.echo("  not every head converged: see the result's notes and folds", err=True)
 
 
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
@@ -880,6 +923,27 @@ def parse_strengths(text: str | None) -> tuple[float, ...] | None:
             f"{text!r}: want positive numbers with commas between them", param_hint="--C"
         )
     return values
+
+
+def parse_counts(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Return the values of --k: whole numbers from 1 on."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(
+            f"{text!r}: want whole numbers from 1 on with commas between them", param_hint=option
+        )
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def parse_shots(text: str | None) -> tuple[int | None, ...] | None:
+    """Return the values of --shots, None for all."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    few = parse_counts(",".join(p for p in parts if p != "all") or None, "--shots") or ()
+    return (*few, None) if "all" in parts else few
 
 
 @cli.command()

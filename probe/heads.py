@@ -9,10 +9,9 @@ softmax. Two, or several labels per image: one sigmoid per label column.
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,12 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from features.errors import ProbeError
+from probe.certificate import certify
 from probe.objective import Objective
 from probe.path import Path as Strengths
-from probe.path import Progress
-from probe.preconditioner import Basis
+from probe.path import Progress, batch_size
+from probe.preconditioner import bases_of
+from probe.rows import Rows, Source, Whole
 
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
 
@@ -92,7 +93,8 @@ class Heads:
     """J x G fitted heads of L label columns with K outputs (softmax: L = 1, sigmoids: K = 1).
 
     coef (J, G, L, K, D), intercept (J, G, L, K); converged, gap, value, passes (J, G, L). gap is
-    the estimated distance to the optimum, relative to max(value, 1e-3).
+    the estimated distance to the optimum, relative to max(value, 1e-3); bound, where asked for, is
+    never less than that distance (certificate.py).
     """
 
     coef: Tensor
@@ -103,6 +105,7 @@ class Heads:
     gap: Tensor
     value: Tensor
     passes: Tensor
+    bound: Tensor | None = None
 
     def probabilities(self, X: Tensor, group: int = 0) -> Tensor:
         """Return a group's probabilities for X (N, D): (J, N, K), or of L labels (J, N, L)."""
@@ -112,6 +115,12 @@ class Heads:
             + self.intercept[:, group].flatten(1, 2)[:, None]
         )
         return _probabilities(logits, self.kind)
+
+    def select(self, j: slice, group: int) -> Heads:
+        """Keep some strengths of one group."""
+        names = ("coef", "intercept", "converged", "gap", "value", "passes")
+        kept = {n: getattr(self, n)[j, group : group + 1] for n in names}
+        return replace(self, C=self.C[j], **kept)
 
     def head(self, classes: Sequence[str], j: int = 0, group: int = 0) -> Head:
         """Return one classifier."""
@@ -128,13 +137,14 @@ def _probabilities(logits: Tensor, kind: str) -> Tensor:
 
 @torch.no_grad()
 def fit_heads(
-    X: Tensor,
+    X: Tensor | Source,
     y: Tensor,
     *,
     C: Tensor | Sequence[float],
     n_classes: int | None = None,
     weights: Tensor | None = None,
     tol: float = 1e-6,
+    certified: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Heads:
@@ -142,58 +152,63 @@ def fit_heads(
 
     Parameters
     ----------
-    X : (N, D), finite; any scale and offset.
+    X : (N, D), finite; any scale and offset; or a Source that reads it block by block.
     y : (N,) class index, or (N, L) of 1, 0 and NaN (left out of that label's loss).
     n_classes : K for class indices, when not all are present in y.
     weights : (G, N); 0 leaves the row out, 2 counts it twice; default one group of ones.
     tol : the gap, (objective - optimum) / max(objective, 1e-3), under which a head is done.
         float32 does the work and float64 finishes what float32 can't: heads it left unconverged,
         or all of them when tol < 1e-7.
+    certified : also bound each head's gap, in about four passes in float64.
     progress : called with heads done, heads in all, and the passes of the batch at work.
 
     Raises ProbeError where no head can be fitted.
     """
-    rows = _Rows.of(X, device)
     y = y.to(device)
     K = 1 if y.ndim == 2 else n_classes or int(y.max()) + 1
     kind = "sigmoid" if y.ndim == 2 else "binary" if K == 2 else "softmax"
     if y.ndim == 1 and K < 2:
         raise ProbeError("one class is left in the training rows; a head needs at least two")
-    columns = None if kind == "softmax" else y.reshape(len(y), -1).double()
+    softmax = kind == "softmax"
+    source: Source = Whole(X) if isinstance(X, Tensor) else X
+    rows = Rows.of(source, y if softmax else None, torch.device(device))
+    y = y[rows.order]
+    labels = None if softmax else y.reshape(len(y), -1).T.double()  # (L, N)
     w = torch.ones(1, len(y), device=device) if weights is None else weights.to(device)
+    w = w[:, rows.order]
     order = torch.as_tensor(C, dtype=torch.float64, device=device)
     strengths, back = torch.unique(order, return_inverse=True)  # ascending
 
-    # Head (j, g, l). Row weights: a column per group, or per group and label if labels are missing.
-    J, G, L = len(strengths), len(w), 1 if columns is None else columns.shape[1]
+    # Head (j, g, l). Row weights: one row per group, or per group and label if labels are missing.
+    J, G, L = len(strengths), len(w), 1 if labels is None else len(labels)
     j, g, label = (
         t.flatten().to(device)
         for t in torch.meshgrid(torch.arange(J), torch.arange(G), torch.arange(L), indexing="ij")
     )
-    known = (
-        w.double()[:, None] if columns is None else w.double()[:, None] * ~columns.T.isnan()
-    )  # (G, L, N)
+    known = w.double()[:, None]
+    if labels is not None:
+        known = known * ~labels.isnan()  # (G, L, N)
     total = known.sum(2)
     if not (total > 0).all():
         raise ProbeError(
             "a fold or a label has no training row left: use fewer folds, or drop the label"
         )
     l2 = 1 / (strengths[j] * total[g, label] * rows.scale**2)
+    bases, basis = bases_of(rows, w)
 
     def objective(dtype: torch.dtype) -> Objective:
-        Z = rows.Z.to(dtype)
         return Objective(
-            Z=Z,
-            y=y if columns is None else columns.nan_to_num(0).to(dtype),
-            weights=(known / total[..., None]).flatten(0, 1).T.to(dtype).contiguous(),
-            bases=[Basis.of(Z, one) for one in w],
+            rows=rows.to(dtype),
+            y=None if labels is None else labels.nan_to_num(0).to(dtype),
+            weights=(known / total[..., None]).flatten(0, 1).to(dtype),
+            bases=[one.to(dtype) for one in bases],
             l2=l2.to(dtype),
             group=g * L + label,
-            basis=g,
-            column=None if columns is None else label,
+            basis=basis[g],
+            column=None if labels is None else label,
         )
 
-    theta = torch.zeros(J, G * L, 1 if columns is not None else K, rows.Z.shape[1], device=device)
+    theta = torch.zeros(J, G * L, K if softmax else 1, rows.width, device=device)
     path = Strengths(strengths.log10().tolist(), theta)
     path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
     if tol < SINGLE or not path.converged.all():
@@ -206,53 +221,19 @@ def fit_heads(
             ConvergenceWarning,
             stacklevel=2,
         )
+    bound = None
+    if certified:
+        exact, flat = objective(torch.float64), path.theta.flatten(0, 1).double()
+        step = batch_size(exact, path.theta.double())
+        parts = [torch.arange(i, min(i + step, len(flat))) for i in range(0, len(flat), step)]
+        bound = torch.cat([certify(exact.select(part), flat[part]) for part in parts])
+        bound = torch.unflatten(bound.view(J, G * L), 1, (G, L))[back]
     coef, intercept = rows.back(torch.unflatten(path.theta.double(), 1, (G, L))[back])
     kept = torch.float64 if tol < SINGLE else torch.float32
     shaped = {
         n: torch.unflatten(getattr(path, n), 1, (G, L))[back]
         for n in ("converged", "gap", "value", "passes")
     }
-    return Heads(coef=coef.to(kept), intercept=intercept.to(kept), C=order, kind=kind, **shaped)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows as the solver sees them: centred, scaled to unit mean square, a column of ones.
-
-    Where N < D they are turned into the at most N directions that they span; the optimum has no
-    part outside these, because its gradient there is l2 W.
-    """
-
-    Z: Tensor  # (N, r+1)
-    shift: Tensor  # (D,)
-    scale: float  # a power of two, so that scaling rounds nothing
-    turn: Tensor | None  # (D, r)
-
-    @classmethod
-    def of(cls, X: Tensor, device: torch.device | str) -> _Rows:
-        X = X.to(device)
-        if not X.isfinite().all():
-            raise ProbeError(
-                "the features hold NaN or infinity; run `medprobe verify` on the store"
-            )
-        shift = X.mean(0, dtype=torch.float64).to(X.dtype)
-        X = X - shift
-        size = float(X.square().mean(dtype=torch.float64).sqrt())
-        scale = 2.0 ** round(math.log2(size)) if size > 0 else 1.0
-        X = X / scale
-        turn = None
-        if X.shape[0] < X.shape[1]:
-            Y = X.double()
-            spectrum, U = torch.linalg.eigh(Y @ Y.T)
-            keep = spectrum > spectrum[-1] * 1e-13
-            turn = Y.T @ (U[:, keep] / spectrum[keep].sqrt())  # (D, r), orthonormal columns
-            X = Y @ turn
-        ones = X.new_ones(len(X), 1)
-        return cls(torch.cat([X, ones], 1), shift.double(), scale, turn)
-
-    def back(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return coef (..., D) and intercept (...) in the units of X, from theta (..., r+1)."""
-        coef = theta[..., :-1] / self.scale
-        if self.turn is not None:
-            coef = coef @ self.turn.T
-        return coef, theta[..., -1] - coef @ self.shift
+    return Heads(
+        coef=coef.to(kept), intercept=intercept.to(kept), C=order, kind=kind, bound=bound, **shaped
+    )

@@ -1,6 +1,7 @@
 """The penalised loss of many heads at once: value, gradient and curvature.
 
-All are products over blocks of rows.
+All are products over blocks of rows, and sums over blocks: the rows may lie in memory, in a file,
+or on several machines.
 
 Shapes: N rows, D columns, H heads, K outputs of a head, G columns of row weights.
 Z (N, D) centred features with a last column of ones, so that the intercept is a
@@ -12,7 +13,8 @@ sigmoid K = 1 and a head is one column of labels.
 
 Everything is computed relative to the true class, so that a loss of 1e-9 keeps its digits in
 float32: with margins m_k = logit_k - logit_y the loss is log(1 + sum_{k != y} exp m_k), never
-a difference of large numbers.
+a difference of large numbers. A block's rows are of one class, and lie along the last axis: every
+step on logits (H, K, n) then runs along memory.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import torch
 from torch import Tensor
 
 from probe.preconditioner import Basis, Preconditioner
+from probe.rows import Rows
 
-BLOCK = 1 << 21  # elements of a block's logits: 8 MB in float32, about a core's cache
+BLOCK = 1 << 19  # elements of a block's logits: 2 MB in float32, near a core's own cache
 TINY = 1e-20  # a probability below this counts as none
 HARD = 12  # products in a Newton step after which a better preconditioner is looked for
 RARE = 0.1  # a class direction is rare where this share of the rows holds its curvature
@@ -34,37 +37,32 @@ MEMORY = 1 << 30  # bytes for the inverses of rare directions
 
 @dataclass(frozen=True)
 class Point:
-    """f at a theta: value (H,) float64, gradient (H, K, D), and the curvature of each block."""
+    """f at a theta: value (H,) float64, gradient (H, K, D), and the curvature of each row.
+
+    curvature (H, K, N): probabilities of softmax, p * (1 - p) of sigmoid.
+    """
 
     value: Tensor
     gradient: Tensor
-    curvature: list[Tensor]  # softmax: probabilities (n, H, K); sigmoid: p * (1 - p) (n, H, 1)
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the row ranges that the curvature was computed in, each with its curvature."""
-        start = 0
-        for curved in self.curvature:
-            yield slice(start, start + len(curved)), curved
-            start += len(curved)
+    curvature: Tensor
 
     def select(self, heads: Tensor) -> Point:
         """Keep the heads of an index (H',)."""
-        curvature = [c[:, heads] for c in self.curvature]
-        return Point(self.value[heads], self.gradient[heads], curvature)
+        return Point(self.value[heads], self.gradient[heads], self.curvature[heads])
 
 
 @dataclass(frozen=True)
 class Objective:
     """H penalised losses over the same rows.
 
-    y: (N,) class index for softmax, or (N, L) of 0 and 1 for sigmoid, whose columns heads pick
-        by `column` (H,).
-    weights: (N, G), each column summing to 1; heads pick by `group` (H,), and from the bases
+    y: None for softmax, whose classes the rows know, or (L, N) of 0 and 1 for sigmoid, whose rows
+        heads pick by `column` (H,).
+    weights: (G, N), each row summing to 1; heads pick by `group` (H,), and from the bases
         by `basis` (H,).
     """
 
-    Z: Tensor
-    y: Tensor
+    rows: Rows
+    y: Tensor | None
     weights: Tensor
     bases: list[Basis]
     l2: Tensor
@@ -79,19 +77,9 @@ class Objective:
             self, l2=self.l2[heads], group=self.group[heads], basis=self.basis[heads], column=column
         )
 
-    def blocks(self, outputs: int) -> Iterator[slice]:
-        """Row ranges whose logits stay within BLOCK elements."""
-        step = max(1024, BLOCK // (len(self.l2) * outputs))
-        return (slice(i, min(i + step, len(self.Z))) for i in range(0, len(self.Z), step))
-
-    def logits(self, rows: slice, theta: Tensor) -> Tensor:
-        """Return Z theta' of a block, (n, H, K)."""
-        H, K, D = theta.shape
-        return (self.Z[rows] @ theta.reshape(H * K, D).T).view(-1, H, K)
-
-    def pull(self, rows: slice, R: Tensor) -> Tensor:
-        """Return R' Z of a block, (H, K, D): what residuals (n, H, K) give in parameter space."""
-        return (R.flatten(1).T @ self.Z[rows]).view(R.shape[1], R.shape[2], -1)
+    def blocks(self, outputs: int) -> Iterator[tuple[slice, Tensor, int]]:
+        """Yield rows, Z (n, D) and class of blocks whose logits hold about BLOCK elements."""
+        return self.rows.blocks(min(max(512, BLOCK // (len(self.l2) * outputs)), 4096))
 
     def penalised(self, theta: Tensor) -> Tensor:
         """Return l2 * theta, zero for the intercept, (H, K, D): the penalty's gradient."""
@@ -99,56 +87,55 @@ class Objective:
         out[..., -1] = 0
         return out
 
+    def weighted(self, rows: slice) -> Tensor:
+        """Return each head's weights of a block, (H, n)."""
+        return self.weights[:, rows][self.group]
+
     def __call__(self, theta: Tensor) -> Point:
         """Evaluate all heads at theta (H, K, D)."""
-        K = theta.shape[1]
+        H, K, _ = theta.shape
         value = 0.5 * self.l2.double() * theta[..., :-1].double().square().sum((1, 2))
         gradient = self.penalised(theta)
-        curvature = []
-        for rows in self.blocks(K):
-            w = self.weights[rows][:, self.group]  # (n, H)
-            loss, R, curved = self._loss(rows, self.logits(rows, theta))
-            value += torch.einsum("nh,nh->h", w.double(), loss.double())
-            gradient += self.pull(rows, R * w[..., None])
-            curvature.append(curved)
+        curvature = theta.new_empty(H, K, len(self.rows))
+        for rows, Z, true in self.blocks(K):
+            w = self.weighted(rows)
+            loss, R, curvature[..., rows] = self._loss(rows, logits(Z, theta), true)
+            value += torch.einsum("hn,hn->h", w.double(), loss.double())
+            pull(gradient, R.mul_(w[:, None]), Z)
         return Point(value, gradient, curvature)
 
-    def _loss(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss (n, H), its derivative by the logits (n, H, K), and curvature (n, H, K)."""
-        if self.column is not None:
-            sign = 1 - 2 * self.y[rows][:, self.column].to(logits.dtype)  # -1 where the label is 1
-            m = sign[..., None] * logits
+    def _loss(self, rows: slice, m: Tensor, true: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss (H, n), its derivative by the logits m (H, K, n), and the curvature."""
+        if self.y is not None:
+            sign = 1 - 2 * self.y[:, rows][self.column][:, None]  # -1 where the label is 1
+            m = sign * m
             p = _floored(torch.sigmoid(m))
-            return (
-                torch.nn.functional.softplus(m[..., 0], threshold=40),
-                sign[..., None] * p,
-                p * torch.sigmoid(-m),
-            )
-        true = self._true(rows, logits)
-        m = logits - logits.gather(2, true)
-        top = m.amax(2, keepdim=True)  # >= 0, and 0 where the true class wins
-        e = _floored(torch.exp(m - top)).scatter_(2, true, 0)
-        others = e.sum(2, keepdim=True)
+            curved = p * torch.sigmoid(-m)
+            return torch.nn.functional.softplus(m[:, 0], threshold=40), sign * p, curved
+        m -= m[:, true : true + 1].clone()
+        top = m.amax(1, keepdim=True)  # >= 0, and 0 where the true class wins
+        down = torch.exp(-top)
+        e = _floored(torch.exp(m.sub_(top)))
+        e[:, true] = 0
+        others = e.sum(1, keepdim=True)
         loss = top + torch.log1p(others + torch.expm1(-top))
-        total = others + torch.exp(-top)
-        R = (e / total).scatter_(2, true, -others / total)
-        p = R.scatter(2, true, torch.exp(-top) / total)
-        return loss[..., 0], R, p
-
-    def _true(self, rows: slice, like: Tensor) -> Tensor:
-        """Return each row's class as an index into (n, H, K)."""
-        return self.y[rows][:, None, None].expand(-1, like.shape[1], 1)
+        total = others + down
+        R = e.div_(total)
+        p = R.clone()
+        R[:, true] = (-others / total)[:, 0]
+        p[:, true] = down.div_(total)[:, 0]
+        return loss[:, 0], R, p
 
     def hessian_product(self, point: Point, V: Tensor) -> Tensor:
         """Return the Hessian at a point times V, both (H, K, D)."""
         out = self.penalised(V)
-        for rows, curved in point.blocks():
-            A = self.logits(rows, V)  # (n, H, K)
-            if self.column is None:  # (diag(p) - p p') A, taken relative to the true class
-                A = A - A.gather(2, self._true(rows, A))
-                A = A - (curved * A).sum(2, keepdim=True)
-            A = A.mul_(curved).mul_(self.weights[rows][:, self.group][..., None])
-            out += self.pull(rows, A)
+        for rows, Z, true in self.blocks(V.shape[1]):
+            curved = point.curvature[..., rows]
+            A = logits(Z, V)  # (H, K, n)
+            if self.y is None:  # (diag(p) - p p') A, taken relative to the true class
+                A -= A[:, true : true + 1].clone()
+                A -= (curved * A).sum(1, keepdim=True)
+            pull(out, A.mul_(curved).mul_(self.weighted(rows)[:, None]), Z)
         return out
 
     def preconditioner(self, point: Point, effort: Tensor) -> Preconditioner:
@@ -158,50 +145,73 @@ class Objective:
         they cost more than building it, the class directions whose curvature sits in a few rows (a
         rare or separable class) get the inverse of their own weighted Gram matrix.
         """
-        N, D = self.Z.shape
+        N, D = len(self.rows), self.rows.width
         H, K = point.gradient.shape[:2]
-        M = torch.zeros(H, K, K, dtype=torch.float64, device=self.Z.device)
-        for rows, curved in point.blocks():
-            wp = curved * self.weights[rows][:, self.group][..., None]
-            if self.column is None:
-                M -= torch.einsum("nhk,nhl->hkl", wp, curved)
+        M = torch.zeros(H, K, K, dtype=torch.float64, device=point.gradient.device)
+        for start in range(0, N, 4096):
+            rows = slice(start, start + 4096)
+            curved = point.curvature[..., rows]
+            wp = curved * self.weighted(rows)[:, None]
+            if self.y is None:
+                M -= torch.einsum("hkn,hln->hkl", wp, curved)
             else:
-                M += wp.sum(0)[..., None]
+                M += wp.sum(2)[..., None]
         kronecker = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
         hard = (effort > HARD).nonzero()[:, 0]
         if not len(hard):
             return kronecker
-        v = self._curvature_along(point.select(hard), hard, kronecker.Q[hard])  # (N, H', K-1)
-        rows_of = 1 / self.weights.square().sum(0)[self.group[hard]]  # (H',) effective rows
-        share = v.sum(0).square() / v.square().sum(0).clamp_min(1e-38) / rows_of[:, None]
+        v = self._curvature_along(point.select(hard), hard, kronecker.Q[hard])  # (H', K-1, N)
+        rows_of = 1 / self.weights.square().sum(1)[self.group[hard]]  # (H',) effective rows
+        share = v.sum(2).square() / v.square().sum(2).clamp_min(1e-38) / rows_of[:, None]
         rare = share < RARE
         build = rare.sum(1) * (4.0 * D**3 + 2 * RARE * N * D**2)  # float64 counts twice
         spent = effort[hard] * (4.0 * N * D * K + 4 * D**2 * K)
         rare &= (build < spent)[:, None]
-        which = rare.nonzero()[: MEMORY // (self.Z.element_size() * D * D)]
-        inverses = [self._inverse(v[:, i, q], int(hard[i])) for i, q in which.tolist()]
+        which = rare.nonzero()[: MEMORY // (point.gradient.element_size() * D * D)]
+        inverses = self._inverses(v[which[:, 0], which[:, 1]], hard[which[:, 0]])
         return kronecker.with_inverses(hard[which[:, 0]], which[:, 1], inverses)
 
     def _curvature_along(self, point: Point, heads: Tensor, Q: Tensor) -> Tensor:
-        """Return each row's weighted curvature along class directions Q (H, K, q), (N, H, q)."""
-        out = []
-        for rows, p in point.blocks():
-            if self.column is None:
-                along = torch.einsum("nhk,hkq->nhq", p, Q.square())
-                along = along - torch.einsum("nhk,hkq->nhq", p, Q).square()
-            else:
-                along = p
-            out.append(along.clamp_min(0) * self.weights[rows][:, self.group[heads]][..., None])
-        return torch.cat(out)
+        """Return each row's weighted curvature along class directions Q (H, K, q), (H, q, N)."""
+        p = point.curvature
+        if self.y is None:
+            p = (
+                torch.einsum("hkn,hkq->hqn", p, Q.square())
+                - torch.einsum("hkn,hkq->hqn", p, Q).square_()
+            )
+        return p.clamp_min(0).mul_(self.weights[self.group[heads]][:, None])
 
-    def _inverse(self, v: Tensor, head: int) -> Tensor:
-        """Return (Z' diag(v) Z + l2)^-1, (D, D); the rows with the last percent of v as one."""
-        v, rows = v.sort(descending=True)
-        n = int((v.cumsum(0) < 0.99 * v.sum()).sum()) + 1
-        Z = self.Z[rows[:n]].double() * v[:n, None].double().sqrt()
-        gram = Z.T @ Z + v[n:].sum().double() * self.bases[int(self.basis[head])].gram
-        gram.diagonal()[:-1] += self.l2[head].double()
-        return torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(self.Z.dtype)
+    def _inverses(self, v: Tensor, heads: Tensor) -> list[Tensor]:
+        """Return (Z' diag(v) Z + l2)^-1, (D, D), for each v (R, N).
+
+        The rows with the last percent of v are taken as one.
+        """
+        grams, least = [], []
+        for one, head in zip(v.double(), heads.tolist(), strict=True):
+            falling = one.sort(descending=True).values
+            n = int((falling.cumsum(0) < 0.99 * one.sum()).sum())
+            least.append(falling[n])
+            rest = one[one < falling[n]].sum()
+            grams.append(rest * self.bases[int(self.basis[head])].gram)
+            grams[-1].diagonal()[:-1].add_(self.l2[head].double())
+        for start, Z in self.rows.chunks() if grams else ():
+            for one, gram, smallest in zip(v, grams, least, strict=True):
+                here = one[start : start + len(Z)]
+                rows = (here >= smallest).nonzero()[:, 0]
+                Y = Z[rows].double() * here[rows, None].double().sqrt()
+                gram += Y.T @ Y
+        return [torch.cholesky_inverse(torch.linalg.cholesky(g)).to(v.dtype) for g in grams]
+
+
+def logits(Z: Tensor, theta: Tensor) -> Tensor:
+    """Return theta Z' of a block, (H, K, n)."""
+    H, K, D = theta.shape
+    return (theta.reshape(H * K, D) @ Z.T).view(H, K, -1)
+
+
+def pull(into: Tensor, R: Tensor, Z: Tensor) -> None:
+    """Add R Z of a block to `into` (H, K, D): what residuals R (H, K, n) give in parameters."""
+    into.view(-1, into.shape[2]).addmm_(R.flatten(0, 1), Z)
 
 
 def _floored(p: Tensor) -> Tensor:

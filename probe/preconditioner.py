@@ -21,6 +21,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from probe.rows import Rows
+
+ROWS = 4096  # at once in float64
+ALIKE = 0.6  # the share of all rows from which a weighting takes the basis of all
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -35,15 +40,9 @@ class Basis:
     gram: Tensor
 
     @classmethod
-    def of(cls, Z: Tensor, w: Tensor) -> Basis:
-        """Diagonalise the features' covariance about their mean, both weighted by w (N,)."""
-        D = Z.shape[1]
-        gram = torch.zeros(D, D, dtype=torch.float64, device=Z.device)
-        for start in range(0, len(Z), 16384):
-            rows = slice(start, start + 16384)
-            Y = Z[rows].double()
-            gram += (Y * w[rows].double()[:, None]).T @ Y
-        gram /= gram[-1, -1].clone()
+    def of(cls, gram: Tensor) -> Basis:
+        """Diagonalise the covariance of features whose Gram matrix, with a one each, is gram."""
+        gram = gram / gram[-1, -1]
         mean = gram[-1, :-1]  # of the features, because the last column is ones
         spectrum, V = torch.linalg.eigh(gram[:-1, :-1] - torch.outer(mean, mean))
         B = torch.zeros_like(gram)
@@ -51,7 +50,38 @@ class Basis:
         B[-1, :-1] = -mean @ V  # moving along a feature holds the mean logit still
         B[-1, -1] = 1
         spectrum = torch.cat([spectrum.clamp_min(0), spectrum.new_ones(1)])
-        return cls(B.to(Z.dtype), spectrum.to(Z.dtype), gram)
+        return cls(B, spectrum, gram)
+
+    def to(self, dtype: torch.dtype) -> Basis:
+        """Return the coordinates in another type; gram stays float64."""
+        return Basis(self.B.to(dtype), self.spectrum.to(dtype), self.gram)
+
+
+def bases_of(rows: Rows, weights: Tensor) -> tuple[list[Basis], Tensor]:
+    """Return bases for weightings (G, N), and which of them each weighting takes, (G,).
+
+    Weightings that use nearly the same rows share one, that of all their rows: folds then turn in
+    one matrix product, and a basis costs as much as a hundred passes of a head.
+    """
+    N, D = len(rows), rows.width
+    share = (weights > 0).double().mean(1)
+    same = weights.amax(1) == torch.where(weights > 0, weights, torch.inf).amin(1)
+    alike = same & (share >= ALIKE) & (share * N >= 10 * D)
+    sets = [w for w, like in zip(weights, alike.tolist(), strict=True) if not like]
+    which = torch.cumsum(~alike, 0) - 1
+    if alike.any():
+        sets = [torch.ones_like(weights[0]), *sets]
+        which = torch.where(alike, 0, which + 1)
+    grams = [torch.zeros(D, D, dtype=torch.float64, device=weights.device) for _ in sets]
+    for start, chunk in rows.chunks():
+        for i in range(0, len(chunk), ROWS):
+            Z = chunk[i : i + ROWS].double()
+            for w, gram in zip(sets, grams, strict=True):
+                here = w[start + i : start + i + len(Z)].double()
+                used = here.nonzero()[:, 0]
+                Y = Z if len(used) == len(Z) else Z[used]
+                gram.addmm_((Y * here[used, None]).T, Y)
+    return [Basis.of(gram) for gram in grams], which
 
 
 @dataclass(frozen=True)

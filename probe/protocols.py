@@ -11,12 +11,21 @@ from features.errors import ProbeError
 
 @dataclass(frozen=True)
 class Protocol:
-    """The strengths C that are tried, and the folds that choose among them."""
+    """The head; the strengths C or the numbers of neighbours k tried; folds, shots and seeds."""
 
     name: str
-    C: tuple[float, ...]
-    folds: int
     source: str
+    head: str = "linear"
+    C: tuple[float, ...] = ()
+    k: tuple[int, ...] = ()
+    temperature: float = 0.07
+    folds: int = 5
+    shots: tuple[int | None, ...] = (None,)
+    seeds: int = 1
+
+
+def _powers(first: float, last: float, n: int) -> tuple[float, ...]:
+    return tuple(float(c) for c in 10 ** np.linspace(first, last, n))
 
 
 PROTOCOLS = {
@@ -24,8 +33,7 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             name="dinov2-logreg",
-            C=tuple(float(c) for c in 10 ** np.linspace(-6, 5, 45)),
-            folds=5,
+            C=_powers(-6, 5, 45),
             source="facebookresearch/dinov2, dinov2/eval/log_regression.py: no scaling, "
             "these 45 values of C; "
             "there a random 10 % of train chooses, here stratified folds by subject",
@@ -33,8 +41,32 @@ PROTOCOLS = {
         Protocol(
             name="clip-readme",
             C=(0.316,),
-            folds=5,
             source="openai/CLIP, README.md: C = 0.316 (the folds only report)",
+        ),
+        Protocol(
+            name="clip-paper",
+            C=_powers(-6, 6, 96),
+            source="Radford et al. 2021, arXiv:2103.00020, A.3: penalties 1e-6 to 1e6 in 96 steps, "
+            "taken as scikit-learn's 1 / C; there a search by halves, here all 96",
+        ),
+        Protocol(
+            name="patho-bench",
+            C=_powers(-5, 6, 45),
+            source="mahmoodlab/Patho-Bench: these 45 values of C",
+        ),
+        Protocol(
+            name="mieb",
+            C=(1.0,),
+            shots=(16,),
+            seeds=5,
+            source="MIEB (embeddings-benchmark/mteb): 16 images per class, 5 draws, C = 1",
+        ),
+        Protocol(
+            name="knn",
+            head="knn",
+            k=(10, 20, 100, 200),
+            source="Caron et al. 2021, arXiv:2104.14294; facebookresearch/dinov2, "
+            "dinov2/eval/knn.py: cosine similarity, temperature 0.07; folds choose k",
         ),
     )
 }

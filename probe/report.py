@@ -188,8 +188,8 @@ def _curve(result: Result, key: str) -> Curve | None:
     converged = np.array(folds.get("converged") or np.ones_like(scores), dtype=bool)
     words = in_words(result.metric)
     return Curve(
-        figure=draw_curve(C, scores, converged, chosen=result.C, metric=words, key=key),
-        at_edge=len(C) > 1 and bool(np.isclose(result.C, [C.min(), C.max()], atol=0).any()),
+        figure=draw_curve(C, scores, converged, chosen=result.C or 0.0, metric=words, key=key),
+        at_edge=len(C) > 1 and bool(np.isclose(result.C or 0.0, [C.min(), C.max()], atol=0).any()),
         fits=converged.size,
         loose=int((~converged).sum()),
     )

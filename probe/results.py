@@ -46,7 +46,7 @@ class Result:
     ci_low: float
     ci_high: float
     metrics: dict[str, dict[str, float | None]]
-    C: float
+    C: float | None  # None for a head without one
     folds: dict[str, Any]
     task: str  # "multiclass" or "multilabel"
     classes: list[str]
@@ -73,6 +73,8 @@ class Result:
     subgroups: list[dict[str, Any]] = field(default_factory=list)  # the metric per group, --by
     thresholds: dict[str, Any] = field(default_factory=dict)  # {"rule", "chosen_on", "outputs"}
     audit: dict[str, Any] = field(default_factory=dict)  # {"line", "leaks", "conflicts"}
+    shots: int | None = None  # training images per class; None for all
+    control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}
 
 
 def append(folder: Path, result: Result) -> None:
@@ -88,7 +90,7 @@ def append(folder: Path, result: Result) -> None:
 def load(source: Path) -> list[Result]:
     """Read the results of a folder or a .jsonl file; of two rows for a cell the later one stands.
 
-    A cell is (dataset, backbone, weights, scenario, head, feature, protocol, metric, seed,
+    A cell is (dataset, backbone, weights, scenario, head, feature, protocol, metric, shots, seed,
     scored_by).
     """
     path = source / "results.jsonl" if source.is_dir() else source
@@ -109,7 +111,7 @@ def load(source: Path) -> list[Result]:
             result.scenario,
             result.head,
         )
-        key += (result.feature, result.protocol, result.metric)
+        key += (result.feature, result.protocol, result.metric, result.shots)
         cells[(*key, result.seed, result.scored_by)] = result
     return list(cells.values())
 

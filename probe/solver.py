@@ -26,13 +26,17 @@ FLOOR = 1e-3  # a gap is measured against max(objective, FLOOR)
 
 @dataclass(frozen=True)
 class Solution:
-    """theta (H, K, D); per head value, gap (relative, before the last step), converged, passes."""
+    """theta (H, K, D); per head value, gap (relative, before the last step), converged, passes.
+
+    effort (H,) is the number of products of the hardest Newton step.
+    """
 
     theta: Tensor
     value: Tensor
     gap: Tensor
     converged: Tensor
     passes: Tensor
+    effort: Tensor
 
 
 @torch.no_grad()
@@ -40,14 +44,16 @@ def minimise(
     objective: Objective,
     theta: Tensor,
     *,
+    effort: Tensor | None = None,
     tol: float = 1e-6,
     max_newton: int = 100,
     progress: Callable[[int, int], None] | None = None,
 ) -> Solution:
     """Minimise every head from theta (H, K, D) on.
 
-    progress(passes, heads left) is called once per Newton step; a pass is one product
-    with the rows and one back.
+    effort (H,) is what the hardest step of a similar head took: it asks for a better
+    preconditioner from the start. progress(passes, heads left) is called once per Newton step;
+    a pass is one product with the rows and one back.
     """
     H = len(theta)
     done = Solution(
@@ -56,11 +62,12 @@ def minimise(
         gap=torch.full((H,), torch.inf, dtype=torch.float64, device=theta.device),
         converged=torch.zeros(H, dtype=torch.bool, device=theta.device),
         passes=torch.ones(H, dtype=torch.long, device=theta.device),
+        effort=torch.zeros(H, dtype=torch.long, device=theta.device),
     )
     active = torch.arange(H, device=theta.device)
     here = objective(theta)
     done.value[:] = here.value
-    effort = torch.zeros_like(done.passes)
+    effort = torch.zeros_like(done.passes) if effort is None else effort
     for _ in range(max_newton):
         step, decrease, used = newton_step(objective, here, effort)
         gap = decrease / here.value.clamp_min(FLOOR)
@@ -69,13 +76,15 @@ def minimise(
         done.theta[active], done.value[active] = theta, there.value
         done.gap[active], done.converged[active] = gap, finished
         done.passes[active] += used + tried
+        # The hardest step so far: a good preconditioner makes steps easy, and must stay.
+        effort = torch.maximum(effort, used)
+        done.effort[active] = effort
         keep = (~finished & moved).nonzero()[:, 0]
         if progress:
             progress(int(done.passes.max()), len(keep))
         if not len(keep):
             break
-        # The hardest step so far: a good preconditioner makes steps easy, and must stay.
-        active, theta, effort = active[keep], theta[keep], torch.maximum(effort, used)[keep]
+        active, theta, effort = active[keep], theta[keep], effort[keep]
         objective, here = objective.select(keep), there.select(keep)
     return done
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from features.errors import ProbeError
 from features.manifest import Manifest
 from features.splits import deal
 
@@ -27,3 +28,31 @@ def folds(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -
     part = deal(manifest.subject[rows], manifest.label[rows], [1 / k] * k, seed=seed)
     by = "image" if np.array_equal(manifest.subject, manifest.id) else "subject"
     return Folds(f"{k} stratified folds by {by}, seed {seed}", part == np.arange(k)[:, None])
+
+
+def few(y: NDArray[np.integer], shots: int, *, seed: int) -> NDArray[np.int64]:
+    """Return an ascending index of `shots` rows of every class of y (n,), drawn by a seed.
+
+    Raises ProbeError for a class that has fewer rows.
+    """
+    counts = np.bincount(y)
+    present = np.flatnonzero(counts)
+    if counts[present].min() < shots:
+        least = int(present[counts[present].argmin()])
+        raise ProbeError(
+            f"{shots} shots of class number {least}, which has {counts[least]} training images: "
+            "want --shots of at most that many"
+        )
+    rng = np.random.default_rng([seed, shots])
+    rows = [rng.choice(np.flatnonzero(y == k), shots, replace=False) for k in present]
+    return np.sort(np.concatenate(rows))
+
+
+def within(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -> Folds:
+    """Return folds over a few rows, at most k; none where a class has a single row."""
+    label = manifest.label[rows]
+    k = min(k, int(np.bincount(label)[np.unique(label)].min()), len(set(manifest.subject[rows])))
+    if k < 2:
+        return Folds("nothing: one image per class", np.zeros((0, len(rows)), dtype=bool))
+    part = deal(manifest.subject[rows], label, [1 / k] * k, seed=seed)
+    return Folds(f"{k} stratified folds of the few, seed {seed}", part == np.arange(k)[:, None])

@@ -1,14 +1,14 @@
-"""One store in, one result out.
+"""One store in, results out.
 
-Choose C on folds of the training rows, refit on all of them, test once. All heads are fitted
-together: the refit on every training row is group 0, fold f is group f + 1.
+Choose C (or k) on folds of the training rows, refit on all of them, test once. A cell is a feature,
+a number of shots and a seed; all cells of a feature with as many shots are fitted together.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.audit import audit
+from features.audit import Audit, audit
 from features.errors import ProbeError
-from features.manifest import (
-    ABSENT,
-    NO_LABEL,
-    NOT_STATED,
-    PRESENT,
-    SPLITS,
-    UNCERTAIN,
-    Manifest,
-)
-from features.store import BAD, DONE, PENDING, FeatureStore
-from probe import evaluation, metrics, protocols, results, splits
-from probe.heads import Heads, fit_heads
+from features.manifest import Manifest
+from features.store import DONE, FeatureStore
+from probe import choose, evaluation, metrics, protocols, results, splits
+from probe.choose import Chosen, Draw
+from probe.data import Data, Features, load
 from probe.path import Progress
 from probe.statistics import intervals
-
-UNCERTAIN_AS = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
 
 
 @dataclass(frozen=True)
@@ -42,28 +33,52 @@ class Settings(evaluation.Scoring):
     """How to probe. None takes the protocol's, the store's or the task's own."""
 
     protocol: str = "dinov2-logreg"
-    feature: str | None = None
+    head: str | None = None  # linear or knn
+    feature: str | None = None  # "all": every vector in the store
     metric: str | None = None
     C: tuple[float, ...] | None = None
+    k: tuple[int, ...] | None = None
+    temperature: float | None = None
     folds: int | None = None
+    shots: tuple[int | None, ...] | None = None  # training images per class; None in it: all
+    seeds: int | None = None  # draws of each number of shots
+    control: str | None = None  # "shuffle": fit to shuffled labels as well
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
     strict_splits: bool = False  # refuse splits that leak
     device: str = "cpu"
     tol: float = 1e-6
 
+    def filled(self) -> Settings:
+        """Return the settings with the protocol's values where none is given.
 
-@dataclass(frozen=True)
-class Data:
-    """What of a store is probed: manifest rows (n,), X (n, D), y (n,) or (n, L), and train (n,)."""
+        Raises ProbeError where the protocol has none for the head.
+        """
+        protocol = protocols.find(self.protocol)
+        head = self.head or protocol.head
+        if head != protocol.head and self.protocol != Settings.protocol:
+            raise ProbeError(f"protocol {protocol.name} has a {protocol.head} head, not {head}")
+        if head == "knn":
+            protocol = protocols.find("knn") if protocol.head != "knn" else protocol
+        return replace(
+            self,
+            protocol=protocol.name,
+            head=head,
+            C=tuple(sorted(self.C or protocol.C)),
+            k=tuple(sorted(self.k or protocol.k)),
+            temperature=self.temperature or protocol.temperature,
+            folds=self.folds or protocol.folds,
+            shots=self.shots or protocol.shots,
+            seeds=self.seeds or protocol.seeds,
+        )
 
-    rows: NDArray[np.int64]
-    X: torch.Tensor
-    y: NDArray[Any]
-    train: NDArray[np.bool_]  # train and val rows
-    n_bad: int
+
+def probe(path: Path, **given: Any) -> results.Result:
+    """Probe a store where the settings ask for one result; see probe_all."""
+    [result] = probe_all(path, **given)
+    return result
 
 
-def probe(
+def probe_all(
     path: Path,
     *,
     out: Path,
@@ -71,190 +86,238 @@ def probe(
     command: str = "",
     versions: Mapping[str, str] | None = None,
     progress: Progress | None = None,
-) -> results.Result:
-    """Probe a store and return the result.
+) -> list[results.Result]:
+    """Probe a store and return a result per feature, number of shots and seed.
 
-    Writes heads, predictions and a line of results.jsonl into `out`. Raises StoreError for a store
+    Writes heads, predictions and lines of results.jsonl into `out`. Raises StoreError for a store
     that can't be read, ProbeError for labels or options no head can be fitted to.
     """
-    settings = settings or Settings()
-    started = time.perf_counter()
-    protocol = protocols.find(settings.protocol)
+    settings = (settings or Settings()).filled()
+    found = []
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
         metric = metrics.find(
             settings.metric or manifest.metric or metrics.DEFAULT[manifest.task], manifest.task
         )
-        feature = settings.feature or store.default_feature
-        data = load(store, manifest, feature, settings.uncertain)
-        made_from, fingerprint_digest = store.fingerprint, store.fingerprint_digest
         leaks = audit(manifest, hashes=store.source()["hash"].tolist(), usable=store.done == DONE)
-    if settings.strict_splits and leaks.leaks:
-        raise ProbeError(f"{path}: {leaks.line()}. See `medprobe audit {path}`, or --split drawn")
+        if settings.strict_splits and leaks.leaks:
+            raise ProbeError(
+                f"{path}: {leaks.line()}. See `medprobe audit {path}`, or --split drawn"
+            )
+        for feature in _features(store, settings.feature):
+            data = load(store, manifest, feature, settings.uncertain, settings.device)
+            for shots in settings.shots or ():
+                started = time.perf_counter()
+                draws = _draws(manifest, data, settings, shots)
+                chosen = _choose(data, draws, settings, manifest, metric, progress)
+                controls = _control(data, draws, settings, manifest, metric)
+                seconds = (time.perf_counter() - started) / len(draws)
+                cell = _Cell(path, store, manifest, metric, feature, data, settings, leaks, out)
+                for draw, one, control in zip(draws, chosen, controls, strict=True):
+                    result = cell.test(draw, one, control, seconds)
+                    result = replace(result, command=command, versions=dict(versions or {}))
+                    results.append(out, result)
+                    found.append(result)
+    return found
 
-    strengths = tuple(sorted(settings.C or protocol.C))
-    chosen_by = splits.folds(
-        manifest,
-        data.rows[data.train],
-        k=_check_folds(settings.folds or protocol.folds, manifest, data),
-        seed=settings.seed,
-    )
-    X, y = data.X[data.train], data.y[data.train]
-    weights = np.vstack([np.ones((1, len(y)), dtype=np.float32), ~chosen_by.held_out])
-    heads = fit_heads(
-        X,
-        torch.from_numpy(y),
-        C=strengths,
-        n_classes=len(manifest.classes),
-        weights=torch.from_numpy(weights),
+
+def _features(store: FeatureStore, asked: str | None) -> list[str]:
+    if asked != "all":
+        return [asked or store.default_feature]
+    return [name for name, shape in store.features.items() if len(shape) == 1]
+
+
+def _draws(manifest: Manifest, data: Data, settings: Settings, shots: int | None) -> list[Draw]:
+    """Return the training sets of a number of shots, one per seed; all rows once."""
+    train, k = np.flatnonzero(data.train), settings.folds or 0
+    if shots is None:
+        k = _check_folds(k, manifest, data)
+        folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
+        return [Draw(np.arange(len(train)), folds, settings.seed)]
+    if manifest.task != "multiclass":
+        raise ProbeError("--shots counts images per class; this data set has several labels each")
+    draws = []
+    for seed in range(settings.seed, settings.seed + (settings.seeds or 1)):
+        rows = splits.few(data.y[train], shots, seed=seed)
+        folds = splits.within(manifest, data.rows[train[rows]], k=k, seed=seed)
+        draws.append(Draw(rows, folds, seed, shots))
+    return draws
+
+
+def _choose(
+    data: Data,
+    draws: list[Draw],
+    settings: Settings,
+    manifest: Manifest,
+    metric: metrics.Metric,
+    progress: Progress | None = None,
+    order: NDArray[np.int64] | None = None,
+) -> list[Chosen]:
+    """Fit the draws' heads on the training rows, whose labels may come in another order."""
+    features, y = data.features.take(data.train), data.y[data.train]
+    y = y if order is None else y[order]
+    if settings.head == "knn":
+        return choose.neighbours(
+            features,
+            y,
+            draws,
+            k=settings.k or (),
+            temperature=settings.temperature or 1.0,
+            classes=manifest.classes,
+            metric=metric,
+            device=settings.device,
+        )
+    return choose.linear(
+        features,
+        y,
+        draws,
+        C=settings.C or (),
+        classes=manifest.classes,
+        metric=metric,
         tol=settings.tol,
         device=settings.device,
         progress=progress,
     )
-    scores = _fold_scores(heads, X, y, chosen_by, metric)
-    best = _choose(scores, metric)
 
-    test = ~data.train
-    head = heads.head(manifest.classes, best)
-    p = head.predict_proba(data.X[test].double()).cpu().numpy()
-    answers = evaluation.answers(manifest, data.rows[test], data.y[test], p, y, settings)
-    y_test, p, subjects = answers.y, answers.p, answers.subjects
-    scored = intervals(
-        metrics.of_task(manifest.task),
-        y_test,
-        p,
-        subjects,
-        n=settings.bootstrap,
-        rng=np.random.default_rng(settings.seed),
-        method=settings.interval,
-    )
-    value, low, high = (scored[metric.name][k] for k in ("value", "ci_low", "ci_high"))
-    if value is None or low is None or high is None:
-        raise ProbeError(
-            f"{path}: {metric.name} is not defined on this test split "
-            f"({_unranked(manifest, y_test)}); choose another --metric or another split"
+
+def _control(
+    data: Data, draws: list[Draw], settings: Settings, manifest: Manifest, metric: metrics.Metric
+) -> list[Chosen | None]:
+    """Fit the same heads to labels that were shuffled among each draw's rows."""
+    if settings.control is None:
+        return [None] * len(draws)
+    found: list[Chosen | None] = []
+    for draw in draws:
+        order = np.arange(int(data.train.sum()))
+        rng = np.random.default_rng([draw.seed, 1])
+        order[draw.rows] = draw.rows[rng.permutation(len(draw.rows))]
+        found += _choose(data, [draw], settings, manifest, metric, order=order)
+    return found
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What the results of one feature and number of shots share."""
+
+    path: Path
+    store: FeatureStore
+    manifest: Manifest
+    metric: metrics.Metric
+    feature: str
+    data: Data
+    settings: Settings
+    leaks: Audit
+    out: Path
+
+    def test(
+        self, draw: Draw, chosen: Chosen, control: Chosen | None, seconds: float
+    ) -> results.Result:
+        """Score the test rows once; write the head and what it said; return the result."""
+        started = time.perf_counter()
+        manifest, data = self.manifest, self.data
+        settings = replace(self.settings, seed=draw.seed)
+        test = ~data.train
+        y_train = data.y[data.train][draw.rows]
+
+        def answers(head: Chosen) -> evaluation.Answers:
+            p = _said(head, data.features.take(test))
+            rows = data.rows[test]
+            return evaluation.answers(manifest, rows, data.y[test], p, y_train, settings)
+
+        said = answers(chosen)
+        subjects = len(np.unique(said.subjects))
+        scored = _scored(metrics.of_task(manifest.task), said, settings)
+        value, low, high = (scored[self.metric.name][k] for k in ("value", "ci_low", "ci_high"))
+        if value is None or low is None or high is None:
+            raise ProbeError(
+                f"{self.path}: {self.metric.name} is not defined on this test split "
+                f"({_unranked(manifest, said.y)}); choose another --metric or another split"
+            )
+        run = self._folder(draw)
+        predictions = results.Predictions(
+            ids=said.ids.tolist(),
+            subjects=said.subjects.tolist(),
+            labels=said.y,
+            probabilities=said.p,
+            classes=manifest.classes,
+        )
+        results.write_predictions(self.out / run / "predictions.csv", predictions)
+        made_from, digest = self.store.fingerprint, self.store.fingerprint_digest
+        if chosen.head:
+            chosen.head.save(
+                self.out / run / "heads",
+                feature=self.feature,
+                task=manifest.task,
+                dataset=manifest.dataset,
+                backbone=made_from["backbone"],
+                store_fingerprint=digest,
+            )
+        against = None
+        if control:
+            by_chance = _scored([self.metric], answers(control), settings)
+            against = {"kind": settings.control, "C": control.C} | by_chance[self.metric.name]
+        return results.Result(
+            dataset=manifest.dataset,
+            backbone=made_from["backbone"]["name"],
+            weights=made_from["backbone"]["weights"],
+            scenario=f"frozen-{settings.head}",
+            head=settings.head or "linear",
+            feature=self.feature,
+            protocol=settings.protocol,
+            metric=self.metric.name,
+            value=value,
+            ci_low=low,
+            ci_high=high,
+            metrics=scored,
+            C=chosen.C,
+            folds=chosen.folds,
+            task=manifest.task,
+            classes=list(manifest.classes),
+            n_train=len(draw.rows),
+            n_test=len(said.y),
+            n_bad=data.n_bad,
+            n_subjects_test=subjects,
+            seed=draw.seed,
+            split_digest=manifest.split_digest(),
+            store=str(self.path),
+            store_fingerprint=digest,
+            predictions=(run / "predictions.csv").as_posix(),
+            heads=(run / "heads.json").as_posix() if chosen.head else "",
+            converged=chosen.converged,
+            seconds=round(seconds + time.perf_counter() - started, 3),
+            command="",
+            versions={},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            notes=_notes(manifest, y_train, said.y, chosen, settings)
+            + [note for note in [evaluation.caveat(low, high, subjects)] if note],
+            shots=draw.shots,
+            control=against,
+            audit={
+                "line": self.leaks.line(),
+                "leaks": len(self.leaks.leaks),
+                "conflicts": len(self.leaks.conflicts),
+            },
+            **evaluation.extras(
+                said,
+                manifest.classes,
+                self.metric,
+                held_out=chosen.held_out(),
+                chosen_on=draw.folds.kind,
+                settings=settings,
+            ),
         )
 
-    predictions = results.Predictions(
-        ids=answers.ids.tolist(),
-        subjects=subjects.tolist(),
-        labels=y_test,
-        probabilities=p,
-        classes=manifest.classes,
-    )
-    run = Path(
-        manifest.dataset,
-        path.stem,
-        f"{protocol.name}_{feature.replace('/', '-')}_{metric.name}_seed{settings.seed}"
-        + (f"_{settings.unit}-{settings.aggregate}" if settings.aggregate else ""),
-    )
-    results.write_predictions(out / run / "predictions.csv", predictions)
-    head.save(
-        out / run / "heads",
-        feature=feature,
-        task=manifest.task,
-        dataset=manifest.dataset,
-        backbone=made_from["backbone"],
-        store_fingerprint=fingerprint_digest,
-    )
-    result = results.Result(
-        dataset=manifest.dataset,
-        backbone=made_from["backbone"]["name"],
-        weights=made_from["backbone"]["weights"],
-        scenario="frozen-linear",
-        head="linear",
-        feature=feature,
-        protocol=protocol.name,
-        metric=metric.name,
-        value=value,
-        ci_low=low,
-        ci_high=high,
-        metrics=scored,
-        C=strengths[best],
-        folds={
-            "kind": chosen_by.kind,
-            "C": list(strengths),
-            "scores": _jsonable(scores),
-            "converged": heads.converged[:, 1:].all(2).tolist(),
-            "gap": heads.gap[:, 1:].amax(2).tolist(),
-        },
-        task=manifest.task,
-        classes=list(manifest.classes),
-        n_train=int(data.train.sum()),
-        n_test=len(y_test),
-        n_bad=data.n_bad,
-        n_subjects_test=len(np.unique(subjects)),
-        seed=settings.seed,
-        split_digest=manifest.split_digest(),
-        store=str(path),
-        store_fingerprint=fingerprint_digest,
-        predictions=(run / "predictions.csv").as_posix(),
-        heads=(run / "heads.json").as_posix(),
-        converged=bool(heads.converged.all()),
-        seconds=round(time.perf_counter() - started, 3),
-        command=command,
-        versions=dict(versions or {}),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=_notes(manifest, y, y_test, heads, settings)
-        + [note for note in [evaluation.caveat(low, high, len(np.unique(subjects)))] if note],
-        **evaluation.extras(
-            answers,
-            manifest.classes,
-            metric,
-            held_out=_held_out(heads, X, y, chosen_by, best),
-            chosen_on=chosen_by.kind,
-            settings=settings,
-        ),
-        audit={
-            "line": leaks.line(),
-            "leaks": len(leaks.leaks),
-            "conflicts": len(leaks.conflicts),
-        },
-    )
-    results.append(out, result)
-    return result
+    def _folder(self, draw: Draw) -> Path:
+        few = "" if draw.shots is None else f"_shots{draw.shots}"
+        name = f"{self.settings.protocol}_{self.feature.replace('/', '-')}_{self.metric.name}"
+        unit = self.settings.unit, self.settings.aggregate
+        joined = "_{}-{}".format(*unit) if self.settings.aggregate else ""
+        return Path(self.manifest.dataset, self.path.stem, f"{name}{few}_seed{draw.seed}{joined}")
 
 
-def load(store: FeatureStore, manifest: Manifest, feature: str, uncertain: str) -> Data:
-    """Read what can be probed: committed rows with a label. ProbeError if a split is left empty."""
-    done = store.done
-    if (done == PENDING).any():
-        raise ProbeError(
-            f"{store.path} is not complete: "
-            f"{int((done == PENDING).sum())} of {len(done)} images are still to be done; "
-            "run the same `medprobe extract` again"
-        )
-    if len(store.features.get(feature, (0,))) > 1:
-        raise ProbeError(
-            f"{feature} is a matrix per image: a linear head takes a vector, see --feature"
-        )
-    used = np.isin(manifest.split, SPLITS)
-    rows = np.flatnonzero((done == DONE) & _labelled(manifest.label) & used)
-    X = torch.from_numpy(store.read(feature, rows))
-    y = _targets(manifest.label[rows], uncertain)
-    train = manifest.split[rows] != "test"
-    if not train.any() or train.all():
-        raise ProbeError(
-            f"{store.path}: no usable image is left "
-            f"in the {'test' if train.all() else 'train'} split"
-        )
-    return Data(rows, X, y, train, int((done == BAD).sum()))
-
-
-def _labelled(label: NDArray[np.int32]) -> NDArray[np.bool_]:
-    there = label[:, None] != NO_LABEL if label.ndim == 1 else label != NOT_STATED
-    return np.asarray(there.any(1))
-
-
-def _targets(label: NDArray[np.int32], uncertain: str) -> NDArray[Any]:
-    """Return class indices as they are; states of findings as 1, 0 or NaN (left out)."""
-    if label.ndim == 1:
-        return label.astype(np.int64)
-    y = np.full(label.shape, np.nan)
-    y[label == PRESENT], y[label == ABSENT] = 1, 0
-    y[label == UNCERTAIN] = UNCERTAIN_AS[uncertain]
-    y[label == NOT_STATED] = np.nan if uncertain == "ignore" else 0
-    return y
+def _said(chosen: Chosen, features: Features) -> NDArray[Any]:
+    """Return a head's probabilities of some rows, (n, K)."""
+    return torch.cat([chosen.predict(X) for X in features.chunks()]).cpu().numpy()
 
 
 def _check_folds(k: int, manifest: Manifest, data: Data) -> int:
@@ -266,43 +329,19 @@ def _check_folds(k: int, manifest: Manifest, data: Data) -> int:
     return k
 
 
-def _fold_scores(
-    heads: Heads, X: torch.Tensor, y: NDArray[Any], chosen_by: splits.Folds, metric: metrics.Metric
-) -> NDArray[np.float64]:
-    """Return the metric of every strength on every fold's held-out rows, (J, F)."""
-    out = np.full((len(heads.C), len(chosen_by.held_out)), np.nan)
-    for f, held_out in enumerate(chosen_by.held_out):
-        p = heads.probabilities(X[held_out].to(heads.coef.device), f + 1).cpu().numpy()
-        for j in range(len(out)):
-            out[j, f] = metrics.evaluate(metric, y[held_out], p[j])[0]
-    return out
-
-
-def _held_out(
-    heads: Heads, X: torch.Tensor, y: NDArray[Any], chosen_by: splits.Folds, best: int
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return labels and probabilities of every held-out row, by the fold's head that hadn't it."""
-    parts = [
-        (y[rows], heads.probabilities(X[rows].to(heads.coef.device), f + 1)[best].cpu().numpy())
-        for f, rows in enumerate(chosen_by.held_out)
-    ]
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
-def _choose(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
-    """Return the strength with the best mean; of equals the smallest C, the strongest penalty."""
-    defined = ~np.isnan(scores)
-    if not defined.any():
-        raise ProbeError(
-            f"{metric.name} is not defined on any fold: use fewer folds or another --metric"
-        )
-    mean = np.where(defined, scores, 0).sum(1) / np.maximum(defined.sum(1), 1)
-    mean[~defined.any(1)] = -np.inf if metric.higher else np.inf
-    return int(np.argmax(mean if metric.higher else -mean))
-
-
-def _jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:
-    return [[float(v) if np.isfinite(v) else None for v in row] for row in scores]
+def _scored(
+    wanted: Sequence[metrics.Metric], said: evaluation.Answers, settings: Settings
+) -> dict[str, dict[str, float | None]]:
+    """Return value and interval of every metric, on the same resamples whatever is asked."""
+    return intervals(
+        wanted,
+        said.y,
+        said.p,
+        said.subjects,
+        n=settings.bootstrap,
+        rng=np.random.default_rng(settings.seed),
+        method=settings.interval,
+    )
 
 
 def _unranked(manifest: Manifest, y: NDArray[Any]) -> str:
@@ -315,7 +354,7 @@ def _notes(
     manifest: Manifest,
     y_train: NDArray[Any],
     y_test: NDArray[Any],
-    heads: Heads,
+    chosen: Chosen,
     settings: Settings,
 ) -> list[str]:
     """Return what a reader of the number must know."""
@@ -330,7 +369,4 @@ def _notes(
         notes.append(f"one side only in training{scored}: {', '.join(untaught)}")
     if manifest.task == "multilabel":
         notes.append(f"uncertain labels: {settings.uncertain}")
-    loose = int((~heads.converged).sum())
-    if loose:
-        notes.append(f"{loose} of {heads.converged.numel()} heads did not converge")
-    return notes
+    return notes + ([chosen.loose] if chosen.loose else [])

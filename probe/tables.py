@@ -19,7 +19,7 @@ FORMULA = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 (what a spreadsheet take
 # results.csv holds every field but these; every other metric follows with three columns.
 NOT_IN_CSV = {
     *("metrics", "folds", "task", "classes", "predictions", "heads"),
-    *("outputs", "reliability", "subgroups", "thresholds", "audit"),
+    *("outputs", "reliability", "subgroups", "thresholds", "audit", "control"),
 }
 
 
@@ -37,8 +37,10 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{score(low)}, {score(high)}]"
 
 
-def power(C: float) -> str:
+def power(C: float | None) -> str:
     """Return a strength in short form: 10⁻³, 0.316, 1, 3.16 × 10⁻⁶."""
+    if C is None:
+        return "–"  # noqa: RUF001
     if not (C > 0 and math.isfinite(C)):
         return str(C)
     digits = f"{C:.2e}"

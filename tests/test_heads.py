@@ -135,6 +135,23 @@ def check_gap(X, y):
 
 
 @pytest.mark.parametrize("name", ["multinomial", "binary", "wide", "one class with 3 images"])
+def test_the_certificate_is_never_less_than_the_gap(name):
+    X, y = problem(name)
+    Xt, yt = torch.from_numpy(X), torch.from_numpy(y)
+    C = [1e-4, 1e-1, 10.0]
+    rough = fit_heads(Xt, yt, C=C, tol=1e-2, certified=True)
+    fine = fit_heads(Xt, yt, C=C, tol=1e-11, certified=True)
+    assert (fine.bound < 1e-8).all()
+    for j, c in enumerate(C):
+        model = LogisticRegression(C=c, tol=1e-12, max_iter=20000).fit(X, y)
+        best = value_and_gradient(X, y, model.coef_, model.intercept_, c)[0]
+        at = rough.coef[j, 0].flatten(0, 1).double(), rough.intercept[j, 0].flatten().double()
+        gap = value_and_gradient(X, y, *(t.numpy() for t in at), c)[0] - best
+        assert gap <= rough.bound[j, 0, 0] * max(best, FLOOR) + 1e-9
+    assert rough.bound.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["multinomial", "binary", "wide", "one class with 3 images"])
 def test_probabilities_are_those_of_scikit_learn(name):
     X, y = problem(name)
     for C in (1e-3, 1.0, 30.0):

@@ -1,5 +1,7 @@
 """The objective's derivatives are judged by finite differences, its weights by leaving rows out."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,32 +9,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probe.objective import Objective
-from probe.preconditioner import Basis
+from probe.preconditioner import bases_of
+from probe.rows import Rows, Whole
 
 N, D, K = 30, 4, 3
 
 
-def problem(seed, kind, groups=2):
+def objective_of(X, y, weights, l2, kind):
+    """An objective of one group of heads per row of weights (G, N), as sums, not means."""
+    rows = Rows.of(Whole(X), y if kind == "softmax" else None, torch.device("cpu"))
+    rows = replace(rows, kept=torch.cat([X[rows.order], torch.ones(len(X), 1).double()], 1))
+    rows = rows.to(torch.float64)
+    weights = weights[:, rows.order]
+    bases, basis = bases_of(rows, weights)
+    G = len(weights)
+    return Objective(
+        rows=rows,
+        y=None if kind == "softmax" else y[rows.order].T,
+        weights=weights,
+        bases=bases,
+        l2=torch.full((G,), l2, dtype=torch.float64),
+        group=torch.arange(G),
+        basis=basis,
+        column=None if kind == "softmax" else torch.arange(G) % y.shape[1],
+    )
+
+
+def data(seed, kind, n=N):
     rng = np.random.default_rng(seed)
-    Z = torch.from_numpy(np.c_[rng.standard_normal((N, D)), np.ones(N)])
-    weights = torch.from_numpy(rng.integers(0, 3, (N, groups)).astype(float) + 0.1)
-    weights /= weights.sum(0)
-    group = torch.arange(groups)
-    common = {
-        "Z": Z,
-        "weights": weights,
-        "bases": [Basis.of(Z, w) for w in weights.T],
-        "l2": torch.tensor([0.1, 0.01])[:groups].double(),
-        "group": group,
-        "basis": group,
-    }
-    if kind == "softmax":
-        y = torch.from_numpy(rng.integers(0, K, N))
-        theta = torch.from_numpy(rng.standard_normal((groups, K, D + 1)))
-        return Objective(y=y, **common), theta
-    y = torch.from_numpy(rng.integers(0, 2, (N, 2)).astype(float))
-    theta = torch.from_numpy(rng.standard_normal((groups, 1, D + 1)))
-    return Objective(y=y, column=torch.tensor([1, 0])[:groups], **common), theta
+    X = torch.from_numpy(rng.standard_normal((n, D)))
+    y = rng.integers(0, K, n) if kind == "softmax" else rng.integers(0, 2, (n, 2)).astype(float)
+    return X, torch.from_numpy(y), rng
+
+
+def problem(seed, kind, groups=2):
+    X, y, rng = data(seed, kind)
+    weights = torch.from_numpy(rng.integers(0, 3, (groups, N)).astype(float) + 0.1)
+    weights /= weights.sum(1, keepdim=True)
+    theta = torch.from_numpy(rng.standard_normal((groups, K if kind == "softmax" else 1, D + 1)))
+    return objective_of(X, y, weights, 0.1, kind), theta
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -55,55 +70,115 @@ def test_gradient_and_hessian_product_agree_with_finite_differences(kind, seed):
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_value_is_that_of_torch_and_blocks_change_nothing(kind, monkeypatch):
+def test_value_is_that_of_torch(kind):
     objective, theta = problem(3, kind)
-    whole = objective(theta)
-    logits = torch.einsum("nd,hkd->hnk", objective.Z, theta)
+    rows = objective.rows
+    logits = torch.einsum("nd,hkd->hnk", rows.kept, theta)
     if kind == "softmax":
-        loss = torch.stack(
-            [
-                torch.nn.functional.cross_entropy(one, objective.y, reduction="none")
-                for one in logits
-            ]
-        )
+        ce = torch.nn.functional.cross_entropy
+        loss = torch.stack([ce(one, rows.kind, reduction="none") for one in logits])
     else:
-        y = objective.y[:, objective.column].T
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits[..., 0], y, reduction="none"
+            logits[..., 0], objective.y[objective.column], reduction="none"
         )
     penalty = objective.l2 / 2 * theta[..., :-1].square().sum((1, 2))
-    torch.testing.assert_close(whole.value, (loss * objective.weights.T).sum(1) + penalty)
-    monkeypatch.setattr(
-        Objective, "blocks", lambda self, K: (slice(i, i + 7) for i in range(0, N, 7))
-    )
-    pieces = objective(theta)
-    torch.testing.assert_close(pieces.gradient, whole.gradient)
-    torch.testing.assert_close(
-        objective.hessian_product(pieces, theta), objective.hessian_product(whole, theta)
-    )
+    torch.testing.assert_close(objective(theta).value, (loss * objective.weights).sum(1) + penalty)
+
+
+KINDS = pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+MANY = settings(max_examples=15, deadline=None)
+
+
+def same(one, other, theta):
+    """Two objectives have the same value, gradient and curvature at theta."""
+    a, b = one(theta), other(theta)
+    torch.testing.assert_close(a.value, b.value)
+    torch.testing.assert_close(a.gradient, b.gradient)
+    torch.testing.assert_close(one.hessian_product(a, theta), other.hessian_product(b, theta))
+
+
+@KINDS
+@MANY
+@given(seed=st.integers(0, 10**6))
+def test_the_order_of_rows_changes_nothing(kind, seed):
+    X, y, rng = data(seed, kind)
+    w = torch.from_numpy(rng.random((2, N)))
+    theta = torch.from_numpy(rng.standard_normal((2, K if kind == "softmax" else 1, D + 1)))
+    turn = torch.from_numpy(rng.permutation(N))
+    other = objective_of(X[turn], y[turn], w[:, turn], 0.1, kind)
+    same(objective_of(X, y, w, 0.1, kind), other, theta)
+
+
+@KINDS
+@MANY
+@given(seed=st.integers(0, 10**6), step=st.integers(1, N), chunk=st.integers(1, N))
+def test_blocks_and_chunks_change_nothing(kind, seed, step, chunk):
+    objective, theta = problem(seed, kind)
+    cut = objective.rows
+
+    class Small(Rows):
+        def chunks(self):
+            for start in range(0, N, chunk):
+                yield start, self.kept[start : start + chunk]
+
+        def blocks(self, _):
+            return super().blocks(step)
+
+    small = Small(**{f.name: getattr(cut, f.name) for f in fields(Rows)})
+    same(objective, replace(objective, rows=small), theta)
+
+
+@KINDS
+@MANY
+@given(seed=st.integers(0, 10**6))
+def test_a_weight_of_zero_is_removal_and_of_two_is_duplication(kind, seed):
+    X, y, rng = data(seed, kind)
+    theta = torch.from_numpy(rng.standard_normal((2, K if kind == "softmax" else 1, D + 1)))
+    counts = torch.from_numpy(rng.integers(0, 3, N))
+    again = torch.repeat_interleave(torch.arange(N), counts)
+    whole = objective_of(X, y, counts.double().expand(2, N).clone(), 0.1, kind)
+    listed = objective_of(X[again], y[again], torch.ones(2, len(again)).double(), 0.1, kind)
+    same(whole, listed, theta)
+
+
+@KINDS
+@MANY
+@given(seed=st.integers(0, 10**6))
+def test_the_intercept_is_an_appended_column_without_penalty(kind, seed):
+    X, y, rng = data(seed, kind)
+    w = torch.from_numpy(rng.random((2, N)))
+    shape = (2, K if kind == "softmax" else 1, D + 1)
+    theta = torch.from_numpy(rng.standard_normal(shape))
+    objective = objective_of(X, y, w, 0.1, kind)
+    # Another column of ones, and the intercept at zero: only its penalty differs.
+    moved = torch.cat([theta[..., :-1], theta[..., -1:], torch.zeros(*shape[:2], 1).double()], 2)
+    wider = objective_of(torch.cat([X, torch.ones(N, 1).double()], 1), y, w, 0.1, kind)
+    a, b = objective(theta), wider(moved)
+    penalty = 0.1 / 2 * theta[..., -1].square().sum(1)
+    torch.testing.assert_close(a.value, b.value - penalty)
+    torch.testing.assert_close(a.gradient[..., -1], b.gradient[..., -1])
+    torch.testing.assert_close(a.gradient[..., -1], b.gradient[..., -2] - 0.1 * theta[..., -1])
 
 
 def test_a_loss_far_below_float32s_rounding_of_its_logits_keeps_its_digits():
-    objective, theta = problem(0, "softmax", groups=1)
-    y = objective.y
-    Z = torch.nn.functional.one_hot(y, D + 1).double() * 20
-    Z[:, -1] = 1
-    easy = Objective(
-        Z.float(),
-        y,
-        objective.weights.float(),
-        objective.bases,
-        torch.zeros(1),
-        objective.group,
-        objective.basis,
-    )
+    _, y, _ = data(0, "softmax")
+    easy = torch.nn.functional.one_hot(y, D).double() * 20
+    objective = objective_of(easy, y, torch.full((1, N), 1 / N).double(), 0.0, "softmax")
     theta = torch.eye(K, D + 1)[None]
+    objective = replace(
+        objective,
+        rows=objective.rows.to(torch.float32),
+        weights=objective.weights.float(),
+        l2=objective.l2.float(),
+    )
     exact = np.log1p((K - 1) * np.exp(-20.0))
-    assert easy(theta).value.item() == pytest.approx(exact, rel=1e-5)
+    assert objective(theta).value.item() == pytest.approx(exact, rel=1e-5)
 
 
 def test_the_basis_diagonalises_the_weighted_gram_matrix():
     objective, _ = problem(5, "softmax")
-    for w, basis in zip(objective.weights.T, objective.bases, strict=True):
-        gram = basis.B.T @ (objective.Z.T * w) @ objective.Z @ basis.B
+    Z = objective.rows.kept
+    for w, i in zip(objective.weights, objective.basis.tolist(), strict=True):
+        basis = objective.bases[i]
+        gram = basis.B.T @ (Z.T * w / w.sum()) @ Z @ basis.B
         torch.testing.assert_close(gram, torch.diag(basis.spectrum), atol=1e-12, rtol=1e-9)

@@ -1,0 +1,237 @@
+"""Choose a head's C, or its number of neighbours, on folds of the training rows; then fit on all.
+
+Nothing in here is given a test row. A draw is one training set: all rows, or a few per class.
+Draws are fitted in one batch: head group (draw, 0) is the refit, (draw, f + 1) leaves out fold f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from features.errors import ProbeError
+from probe import metrics, splits
+from probe.data import Features
+from probe.heads import Head, Heads, fit_heads
+from probe.knn import vote
+from probe.path import Progress
+
+PROBABILITIES = 1 << 27  # numbers of held-out probabilities kept at once: 512 MB
+
+
+HeldOut = tuple[NDArray[Any], NDArray[np.float64]]  # y (n,) or (n, L), p (n, K)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Training rows as an ascending index (m,), the folds of them, and the seed that drew them."""
+
+    rows: NDArray[np.int64]
+    folds: splits.Folds
+    seed: int
+    shots: int | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a draw led to. predict turns X (N, D) into probabilities; `head` is linear heads' own.
+
+    `folds` is what was chosen by, as results.jsonl has it. held_out gives labels and probabilities
+    of every row that a fold held out, by the head of the choice that hadn't it.
+    """
+
+    predict: Callable[[torch.Tensor], torch.Tensor]
+    head: Head | None
+    C: float | None
+    folds: dict[str, Any]
+    converged: bool
+    loose: str
+    held_out: Callable[[], HeldOut]
+
+
+def linear(
+    features: Features,
+    y: NDArray[Any],
+    draws: Sequence[Draw],
+    *,
+    C: Sequence[float],
+    classes: Sequence[str],
+    metric: metrics.Metric,
+    tol: float,
+    device: str,
+    progress: Progress | None = None,
+) -> list[Chosen]:
+    """Fit every strength on every fold of every draw, and choose."""
+    used = np.unique(np.concatenate([draw.rows for draw in draws]))
+    groups: list[NDArray[np.float32]] = []  # weights (m,) of each head group
+    first = []  # the group of each draw's refit
+    for draw in draws:
+        place = np.searchsorted(used, draw.rows)
+        first.append(len(groups))
+        for kept in [np.ones(len(place), dtype=bool), *~draw.folds.held_out]:
+            groups.append(np.zeros(len(used), dtype=np.float32))
+            groups[-1][place[kept]] = 1
+    heads = fit_heads(
+        features.take(used).source(),
+        torch.from_numpy(y[used]),
+        C=C,
+        n_classes=len(classes),
+        weights=torch.from_numpy(np.stack(groups)),
+        tol=tol,
+        device=device,
+        progress=progress,
+    )
+    return [
+        _chosen(heads, group, features.take(draw.rows), y[draw.rows], draw, classes, metric)
+        for group, draw in zip(first, draws, strict=True)
+    ]
+
+
+def _chosen(
+    heads: Heads,
+    group: int,
+    features: Features,
+    y: NDArray[Any],
+    draw: Draw,
+    classes: Sequence[str],
+    metric: metrics.Metric,
+) -> Chosen:
+    held_out = draw.folds.held_out
+    scores = np.full((len(heads.C), len(held_out)), np.nan)
+    width = len(classes)
+    for f, held in enumerate(held_out):
+        step = max(1, PROBABILITIES // (int(held.sum()) * width))
+        for j in range(0, len(scores), step):
+            some = heads.select(slice(j, j + step), group + f + 1)
+            parts = [some.probabilities(X.to(heads.coef.device)) for X in _chunks(features, held)]
+            p = torch.cat(parts, 1).cpu().numpy()
+            scores[j : j + step, f] = [metrics.evaluate(metric, y[held], one)[0] for one in p]
+    # Without folds, scikit-learn's default C = 1, or what was tried next to it.
+    best = best_of(scores, metric) if len(held_out) else int(heads.C.log().abs().argmin())
+    head = heads.head(classes, best, group)
+    mine = slice(group, group + 1 + len(held_out))
+    converged = heads.converged[:, mine]
+    loose = int((~converged).sum())
+
+    def of_rows(f: int, held: NDArray[np.bool_]) -> torch.Tensor:
+        one = heads.select(slice(best, best + 1), group + f + 1)
+        parts = [one.probabilities(X.to(heads.coef.device))[0] for X in _chunks(features, held)]
+        return torch.cat(parts)
+
+    return Chosen(
+        predict=lambda X: head.predict_proba(X.double()),
+        head=head,
+        C=float(heads.C[best]),
+        folds={
+            "kind": draw.folds.kind,
+            "C": heads.C.tolist(),
+            "scores": _jsonable(scores),
+            "converged": converged[:, 1:].all(2).tolist(),
+            "gap": heads.gap[:, mine][:, 1:].amax(2).tolist(),
+        },
+        converged=bool(converged.all()),
+        loose=f"{loose} of {converged.numel()} heads did not converge" if loose else "",
+        held_out=lambda: _held_out(of_rows, y, draw, width),
+    )
+
+
+def neighbours(
+    features: Features,
+    y: NDArray[Any],
+    draws: Sequence[Draw],
+    *,
+    k: Sequence[int],
+    temperature: float,
+    classes: Sequence[str],
+    metric: metrics.Metric,
+    device: str,
+) -> list[Chosen]:
+    """Score every k on every fold of every draw, and choose; then all rows of the draw vote."""
+    found = []
+    for draw in draws:
+        mine, labels = features.take(draw.rows), y[draw.rows]
+        votes = torch.from_numpy(np.eye(len(classes))[labels] if y.ndim == 1 else labels)
+        scores = np.full((len(k), len(draw.folds.held_out)), np.nan)
+        for f, held in enumerate(draw.folds.held_out):
+            cast = votes[torch.from_numpy(~held)].to(device)
+            X = torch.cat(list(_chunks(mine, held))).to(device)
+            p = vote(_chunks(mine, ~held), cast, X, k=k, temperature=temperature).cpu().numpy()
+            scores[:, f] = [metrics.evaluate(metric, labels[held], one)[0] for one in p]
+        best = int(k[best_of(scores, metric)]) if len(draw.folds.held_out) else min(k)
+
+        def of_rows(
+            f: int,
+            held: NDArray[np.bool_],
+            mine: Features = mine,
+            votes: torch.Tensor = votes,
+            k: int = best,
+        ) -> torch.Tensor:
+            X = torch.cat(list(_chunks(mine, held))).to(device)
+            cast = votes[torch.from_numpy(~held)].to(device)
+            return vote(_chunks(mine, ~held), cast, X, k=[k], temperature=temperature)[0]
+
+        def predict(
+            X: torch.Tensor, mine: Features = mine, votes: torch.Tensor = votes, k: int = best
+        ) -> torch.Tensor:
+            X = X.to(device)
+            return vote(mine.chunks(), votes.to(device), X, k=[k], temperature=temperature)[0]
+
+        found.append(
+            Chosen(
+                predict=predict,
+                head=None,
+                C=None,
+                folds={
+                    "kind": draw.folds.kind,
+                    "k": list(k),
+                    "chosen": best,
+                    "temperature": temperature,
+                    "scores": _jsonable(scores),
+                },
+                converged=True,
+                loose="",
+                held_out=partial(_held_out, of_rows, labels, draw, len(classes)),
+            )
+        )
+    return found
+
+
+def _held_out(
+    of_rows: Callable[[int, NDArray[np.bool_]], torch.Tensor],
+    y: NDArray[Any],
+    draw: Draw,
+    width: int,
+) -> HeldOut:
+    """Return what each fold's head says of the rows that the fold held out, fold after fold."""
+    ps = [np.empty((0, width))]
+    ps += [of_rows(f, held).cpu().numpy() for f, held in enumerate(draw.folds.held_out)]
+    ys = [y[:0], *(y[held] for held in draw.folds.held_out)]
+    return np.concatenate(ys), np.concatenate(ps)
+
+
+def _chunks(features: Features, mask: NDArray[np.bool_]) -> Any:
+    return features.take(mask).chunks()
+
+
+def best_of(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
+    """Return the row (J,) with the best mean; of equals the first, the strongest penalty."""
+    if len(scores) == 1:
+        return 0
+    defined = ~np.isnan(scores)
+    if not defined.any():
+        raise ProbeError(
+            f"{metric.name} is not defined on any fold: use fewer folds or another --metric"
+        )
+    mean = np.where(defined, scores, 0).sum(1) / np.maximum(defined.sum(1), 1)
+    mean[~defined.any(1)] = -np.inf if metric.higher else np.inf
+    return int(np.argmax(mean if metric.higher else -mean))
+
+
+def _jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:
+    return [[float(v) if np.isfinite(v) else None for v in row] for row in scores]

@@ -1,0 +1,228 @@
+"""The rows that heads are fitted to, as the solver sees them, in memory or read block by block.
+
+Shapes: N rows, D features. Rows are centred, scaled to unit mean square, and get a last column of
+ones. Where N < D they are turned into the at most N directions that they span: the optimum has no
+part outside these, because its gradient there is l2 W.
+
+Rows come in chunks, which may be read anew for every pass. Within a chunk they are sorted by class:
+a segment of one class needs no lookup of each row's own logit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.errors import ProbeError
+
+CHUNK_BYTES = 32 << 20  # of rows that are read at once
+SHARES = 64  # of the memory that is left, one for a chunk, of which about five copies are alive
+
+
+class Source(Protocol):
+    """Raw features (N, D), handed out as chunks of at most `step` rows in a fixed order."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, D)."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Return the rows of a chunk; the last may have fewer."""
+        ...
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield (n, D) float32 from the first row on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Features that are in memory."""
+
+    X: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, D)."""
+        return self.X.shape[0], self.X.shape[1]
+
+    @property
+    def step(self) -> int:
+        """Return N: one chunk holds all."""
+        return len(self.X)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield all rows at once."""
+        yield self.X
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Features that stay in a file, read chunk by chunk.
+
+    read(slice) returns rows of the file, (n, D); rows (N,) are those wanted, ascending.
+    """
+
+    read: Callable[[slice], NDArray[np.floating]]
+    rows: NDArray[np.integer]
+    width: int
+    room: int  # bytes of memory that are left
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, D)."""
+        return len(self.rows), self.width
+
+    @property
+    def step(self) -> int:
+        """Return how many rows keep a chunk within CHUNK_BYTES, or within its share of the room."""
+        return max(256, min(CHUNK_BYTES, self.room // SHARES) // (4 * self.width))
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield the wanted rows, in the order of the file."""
+        for i in range(0, len(self.rows), self.step):
+            yield self._chunk(self.rows[i : i + self.step])
+
+    def _chunk(self, part: NDArray[np.integer]) -> Tensor:
+        """Read some wanted rows: a slice where they are dense in it, piece by piece elsewhere."""
+        out = np.empty((len(part), self.width), dtype=np.float32)
+        start = 0
+        while start < len(part):
+            near = int(np.searchsorted(part, part[start] + self.step))
+            first, last = int(part[start]), int(part[near - 1])
+            out[start:near] = self.read(slice(first, last + 1))[part[start:near] - first]
+            start = near
+        return torch.from_numpy(out)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in the solver's order and units.
+
+    order (N,): which of the caller's rows stands at each place. kind (N,): the class of the row at
+    each place, or None where rows of all classes may stand together.
+    """
+
+    source: Source
+    order: Tensor
+    kind: Tensor | None
+    shift: Tensor  # (D,) float64
+    scale: float  # a power of two, so that scaling rounds nothing
+    turn: Tensor | None  # (D, r)
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    kept: Tensor | None = None  # (N, r+1): the finished rows, where they are in memory
+
+    @classmethod
+    def of(cls, source: Source, kind: Tensor | None, device: torch.device) -> Rows:
+        """Measure the rows, in two passes. Raises ProbeError for one that is not finite."""
+        N, D = source.shape
+        if isinstance(source, Stored) and N < D:
+            source = Whole(torch.cat(list(source.chunks())))
+        total = torch.zeros(D, dtype=torch.float64, device=device)
+        for X in source.chunks():
+            part = X.to(device).sum(0, dtype=torch.float64)
+            if not part.isfinite().all():
+                raise ProbeError(
+                    "the features hold NaN or infinity; run `medprobe verify` on the store"
+                )
+            total += part
+        # Rounded as the rows are, so that subtracting it and adding it back is the same.
+        shift, square = (total / N).to(X.dtype).double(), 0.0
+        for X in source.chunks():
+            X = X.to(device)
+            square += float((X - shift.to(X.dtype)).square().sum(dtype=torch.float64))
+        size = math.sqrt(square / (N * D))
+        order = torch.arange(N, device=device)
+        if kind is not None:
+            step = source.step
+            order = torch.cat(
+                [i + kind[i : i + step].argsort(stable=True) for i in range(0, N, step)]
+            )
+        rows = cls(
+            source=source,
+            order=order,
+            kind=None if kind is None else kind[order],
+            shift=shift,
+            scale=2.0 ** round(math.log2(size)) if size > 0 else 1.0,
+            turn=None,
+            device=device,
+        )
+        return rows._keep() if isinstance(source, Whole) else rows
+
+    def _keep(self) -> Rows:
+        """Hold the finished rows, turned into the directions they span where N < D."""
+        [X] = self.source.chunks()
+        X = (X.to(self.device)[self.order] - self.shift.to(X.dtype)) / self.scale
+        turn = None
+        if X.shape[0] < X.shape[1]:
+            Y = X.double()
+            spectrum, U = torch.linalg.eigh(Y @ Y.T)
+            keep = spectrum > spectrum[-1] * 1e-13
+            turn = Y.T @ (U[:, keep] / spectrum[keep].sqrt())  # (D, r), orthonormal columns
+            X = Y @ turn
+        Z = torch.cat([X, X.new_ones(len(X), 1)], 1)
+        return replace(self, turn=turn, kept=Z)
+
+    def to(self, dtype: torch.dtype) -> Rows:
+        """Return the rows with chunks of another type."""
+        kept = None if self.kept is None else self.kept.to(dtype)
+        return replace(self, dtype=dtype, kept=kept)
+
+    @property
+    def width(self) -> int:
+        """Return the number of columns, with that of ones."""
+        return (self.source.shape[1] if self.kept is None else self.kept.shape[1] - 1) + 1
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.order)
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the place of a chunk's first row, and the chunk (n, width)."""
+        if self.kept is not None:
+            yield 0, self.kept
+            return
+        start = 0
+        for X in self.source.chunks():
+            X = X.to(self.device)[self.order[start : start + len(X)] - start]
+            Z = X.new_ones(len(X), X.shape[1] + 1, dtype=self.dtype)
+            Z[:, :-1] = X.sub_(self.shift.to(X.dtype)).div_(self.scale)
+            yield start, Z
+            start += len(Z)
+
+    def blocks(self, step: int) -> Iterator[tuple[slice, Tensor, int]]:
+        """Yield ranges of at most `step` rows of one class, their rows Z (n, width), and the class.
+
+        Where no class was given it is 0.
+        """
+        for start, Z in self.chunks():
+            for first, last, kind in self._segments(start, start + len(Z)):
+                pieces = max(1, round((last - first) / step))
+                size = -(-(last - first) // pieces)
+                for i in range(first, last, size):
+                    stop = min(i + size, last)
+                    yield slice(i, stop), Z[i - start : stop - start], kind
+
+    def _segments(self, start: int, stop: int) -> Sequence[tuple[int, int, int]]:
+        if self.kind is None:
+            return [(start, stop, 0)]
+        kinds, counts = self.kind[start:stop].unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+        ends = (start + counts.cumsum(0)).tolist()
+        return list(zip([start, *ends[:-1]], ends, kinds.tolist(), strict=True))
+
+    def back(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return coef (..., D) and intercept (...) in the units of X, from theta (..., r+1)."""
+        coef = theta[..., :-1] / self.scale
+        if self.turn is not None:
+            coef = coef @ self.turn.T
+        return coef, theta[..., -1] - coef @ self.shift
