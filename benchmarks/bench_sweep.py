@@ -68,7 +68,7 @@ def theirs(X, y, c):
 def main():
     X, y = problem()
     Xt, yt = torch.from_numpy(X), torch.from_numpy(y)
-    exact = fit_heads(Xt, yt, C=C, tol=1e-11).value[:, 0, 0].numpy()
+    exact = fit_heads(Xt, yt, C=C, tol=1e-9).value[:, 0, 0].numpy()
 
     def gap(coef, intercept, j):
         return (objective(X, y, coef, intercept, C[j]) - exact[j]) / max(exact[j], 1e-3)
@@ -93,10 +93,9 @@ def main():
         rows.append((f"Medprobe, 45 strengths, tol {tol:g}", seconds, worst))
     folds = torch.from_numpy(np.random.default_rng(0).permutation(len(y)) % 5)
     weights = torch.stack([torch.ones(len(y)), *((folds != f).float() for f in range(5))])
-    for tol in (1e-5, 1e-6):
-        seconds, heads = timed(fit_heads, Xt, yt, C=C, weights=weights, tol=tol)
-        what = f"Medprobe, 45 strengths x (5 folds + refit), tol {tol:g}"
-        rows.append((f"{what} (its own estimate of the gap)", seconds, float(heads.gap.max())))
+    seconds, heads = timed(fit_heads, Xt, yt, C=C, weights=weights, tol=1e-5)
+    what = "Medprobe, 45 strengths x (5 folds + refit), tol 1e-05 (its own estimate of the gap)"
+    rows.append((what, seconds, float(heads.gap.max())))
     passes = float(heads.passes.sum()) * 4 * X.size * 8 / seconds / 1e9
 
     print(

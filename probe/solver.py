@@ -69,7 +69,8 @@ def minimise(
     done.value[:] = here.value
     effort = torch.zeros_like(done.passes) if effort is None else effort
     for _ in range(max_newton):
-        step, decrease, used = newton_step(objective, here, effort)
+        close = tol * here.value.clamp_min(FLOOR)
+        step, decrease, used = newton_step(objective, here, effort, close=3 * close)
         gap = decrease / here.value.clamp_min(FLOOR)
         theta, there, moved, tried = line_search(objective, theta, here, step)
         finished = gap <= tol
@@ -94,6 +95,7 @@ def newton_step(
     here: Point,
     effort: Tensor,
     *,
+    close: Tensor,
     eta: float = 0.3,
     max_iterations: int = 250,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +104,10 @@ def newton_step(
     Returns s (H, K, D), the model's decrease (H,), and the products used (H,).
 
     A head stops when its k-th iteration adds less than eta / k of the decrease so far (Nash & Sofer
-    1990, Assessing a search direction within a truncated-Newton method).
+    1990, Assessing a search direction within a truncated-Newton method). Where the decrease is
+    below `close` (H,) the head is about to be called done: one whose steps have been hard then goes
+    on for a quarter of its hardest step, because slow directions show late. Without it the estimate
+    of separable heads at C = 1e5 fell to 5e-5 in one step and was 3e-3 in the next.
     """
     precondition = objective.preconditioner(here, effort)
     step = torch.zeros_like(here.gradient)
@@ -119,7 +124,8 @@ def newton_step(
         step[live] += _times(length, state.direction)
         decrease[live] += added
         used[live] += 1
-        go = ahead & (k * added > eta * decrease[live])
+        doubt = (4 * k < effort[live]) & (decrease[live] <= close[live])
+        go = ahead & ((k * added > eta * decrease[live]) | doubt)
         if not go.any():
             break
         state = state.next(length, product, precondition)
