@@ -4,8 +4,8 @@ Shapes: J strengths in ascending order, B heads for each (folds, labels), K outp
 head (j, b) is number j * B + b of the objective. The optimum is a smooth function of log C, and
 where classes can be separated nearly a line: extrapolation through three solved strengths leaves
 little to do. Every second strength is solved so; those between are interpolated and solved at once.
-How hard a neighbour was says which preconditioner is worth building. Measured on the folds of
-benchmarks/bench_sweep.py: 55 passes per head when a first wave started from zero, 25 so.
+How hard a neighbour was says which preconditioner is worth building. benchmarks/README.md has what
+it saves.
 """
 
 from __future__ import annotations
