@@ -408,6 +408,7 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     from features.backbones import load_backbone
     from features.datasets import open_dataset
     from features.devices import resolve_device
+    from features.dicom import applied
     from features.extract import extract as run
     from features.plan import Settings
 
@@ -452,6 +453,9 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
             click.echo(f"  bad: {path}: {reason}", err=True)
         if len(r.bad) > 5:
             click.echo(f"  and {len(r.bad) - 5} more: medprobe inspect {r.store}", err=True)
+    if shown := applied(manifest.path.tolist(), settings.window, settings.frame):
+        window = shown["window"] if isinstance(shown["window"], str) else given["window"]
+        click.echo(f"  DICOM: window {window}; of several frames: {shown['frame']}", err=True)
     return None
 
 
