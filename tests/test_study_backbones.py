@@ -169,7 +169,13 @@ def test_the_study_s_one_channel_input_is_a_normalisation():
     torch.testing.assert_close(conv(pixels), one, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+# A transformer and a convolutional one; bfloat16 is emulated, and slow, on many processors.
+QUICK = ("deit", "seem")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REFERENCES]
+)
 def test_bfloat16_keeps_the_direction_of_every_feature(name):
     x = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     found = []
