@@ -265,7 +265,6 @@ def table_of_eight(n=BATCH):
 
 def table_of_reading(n=60_000, d=768, tokens=(197, 768)):
     print("\n### Reading a store, warm\n")
-    from features.datasets import Options  # noqa: F401
     from features.manifest import Manifest
 
     ids = np.array([f"{i:06d}" for i in range(n)])

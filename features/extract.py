@@ -26,7 +26,7 @@ from features.errors import ImageError, StoreError
 from features.jobs import Chunk, Commits, Job
 from features.lock import writing
 from features.manifest import Manifest
-from features.plan import Plan, Settings, begin, plan
+from features.plan import Plan, Settings, begin, plan, store_path
 from features.store import DONE
 from features.workers import Loaded, Recipe, Workers
 
@@ -70,8 +70,8 @@ def extract(
     with ExitStack() as stack:
         begun: list[tuple[Plan, list[Job]]] = []
         for backbone in backbones:
-            planned = plan(manifest, backbone, out, settings)
-            stack.enter_context(writing(planned.path))
+            stack.enter_context(writing(store_path(out, manifest.dataset, backbone.spec.name)))
+            planned = plan(manifest, backbone, out, settings)  # nobody changes it from here on
             stores = begin(planned, manifest, settings)
             jobs = [Job(stack.enter_context(s), planned.backbone, settings.device) for s in stores]
             begun.append((planned, jobs))
