@@ -15,7 +15,7 @@ from torch import Tensor
 from probe.objective import Objective, Point
 from probe.solver import FLOOR
 
-NEWTON = 6  # steps of the intercept at most: it starts next to its optimum
+NEWTON = 30  # steps of the intercept at most: from next to its optimum it takes two
 SETTLED = 1e-14  # the intercept's gradient, per unit of weight, that counts as zero
 
 

@@ -19,19 +19,21 @@ step on logits (H, K, n) then runs along memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from probe.preconditioner import Basis, Preconditioner
+from probe.preconditioner import Basis, Inverse, Own, Preconditioner, Woodbury
 from probe.rows import Rows
 
 BLOCK = 1 << 19  # elements of a block's logits: 2 MB in float32, near a core's own cache
 TINY = 1e-20  # a probability below this counts as none
 HARD = 12  # products in a Newton step after which a better preconditioner is looked for
-RARE = 0.1  # a class direction is rare where this share of the rows holds its curvature
+BUILD = 32  # products that an inverse by rows may cost, or as many as the hardest step took
+REST = 1e-5  # of a class's curvature that may lie in other rows than those counted out
+RARE = 0.2  # a class is rare where this share of the rows holds its curvature
 MEMORY = 1 << 30  # bytes for the inverses of rare directions
 
 
@@ -49,6 +51,15 @@ class Point:
     def select(self, heads: Tensor) -> Point:
         """Keep the heads of an index (H',)."""
         return Point(self.value[heads], self.gradient[heads], self.curvature[heads])
+
+    def put(self, heads: Tensor, other: Point) -> None:
+        """Write another point over the heads of an index (H',)."""
+        for mine, theirs in zip(
+            (self.value, self.gradient, self.curvature),
+            (other.value, other.gradient, other.curvature),
+            strict=True,
+        ):
+            mine[heads] = theirs
 
 
 @dataclass(frozen=True)
@@ -138,17 +149,36 @@ class Objective:
             pull(out, A.mul_(curved).mul_(self.weighted(rows)[:, None]), Z)
         return out
 
-    def preconditioner(self, point: Point, effort: Tensor) -> Preconditioner:
+    def preconditioner(
+        self, point: Point, effort: Tensor, kept: Mapping[int, Own]
+    ) -> Preconditioner:
         """Return an approximate inverse of the Hessian, better where `effort` (H,) asks for it.
 
         effort is how many products the hardest Newton step took. Where more than HARD, and where
-        they cost more than building it, the class directions whose curvature sits in a few rows (a
-        rare or separable class) get the inverse of their own weighted Gram matrix.
+        they cost more than building it, a head gets an inverse of its own (preconditioner.py), if
+        its curvature, or that of one of its classes, sits in few rows. kept are such inverses, by
+        head, that are still good.
         """
-        N, D = len(self.rows), self.rows.width
+        M = self._mean_curvature(point)
+        hard = [h for h in (effort > HARD).nonzero()[:, 0].tolist() if h not in kept]
+        if self.y is not None:
+            base = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
+            return replace(base, own=dict(kept) | self._inverses(point, hard, effort))
+        parts = {h: part for h in hard if (part := self._active(point, h, int(effort[h])))}
+        for h, (_, f) in parts.items():
+            M[h] -= f.T @ f
+        base = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
+        own = dict(kept)
+        for h, (rows, f) in parts.items():
+            basis, Z = self.bases[int(self.basis[h])], self.rows.take(rows)
+            own[h] = Woodbury.of(basis, base.Q[h], base.m[h], self.l2[h], f, Z)
+        return replace(base, own=own)
+
+    def _mean_curvature(self, point: Point) -> Tensor:
+        """Return sum_i w_i (diag(p_i) - p_i p_i') without its diagonal, (H, K, K) in float64."""
         H, K = point.gradient.shape[:2]
         M = torch.zeros(H, K, K, dtype=torch.float64, device=point.gradient.device)
-        for start in range(0, N, 4096):
+        for start in range(0, len(self.rows), 4096):
             rows = slice(start, start + 4096)
             curved = point.curvature[..., rows]
             wp = curved * self.weighted(rows)[:, None]
@@ -156,51 +186,65 @@ class Objective:
                 M -= torch.einsum("hkn,hln->hkl", wp, curved)
             else:
                 M += wp.sum(2)[..., None]
-        kronecker = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
-        hard = (effort > HARD).nonzero()[:, 0]
-        if not len(hard):
-            return kronecker
-        v = self._curvature_along(point.select(hard), hard, kronecker.Q[hard])  # (H', K-1, N)
-        rows_of = 1 / self.weights.square().sum(1)[self.group[hard]]  # (H',) effective rows
-        share = v.sum(2).square() / v.square().sum(2).clamp_min(1e-38) / rows_of[:, None]
-        rare = share < RARE
-        build = rare.sum(1) * (4.0 * D**3 + 2 * RARE * N * D**2)  # float64 counts twice
-        spent = effort[hard] * (4.0 * N * D * K + 4 * D**2 * K)
-        rare &= (build < spent)[:, None]
-        which = rare.nonzero()[: MEMORY // (point.gradient.element_size() * D * D)]
-        inverses = self._inverses(v[which[:, 0], which[:, 1]], hard[which[:, 0]])
-        return kronecker.with_inverses(hard[which[:, 0]], which[:, 1], inverses)
+        return M
 
-    def _curvature_along(self, point: Point, heads: Tensor, Q: Tensor) -> Tensor:
-        """Return each row's weighted curvature along class directions Q (H, K, q), (H, q, N)."""
-        p = point.curvature
-        if self.y is None:
-            p = (
-                torch.einsum("hkn,hkq->hqn", p, Q.square())
-                - torch.einsum("hkn,hkq->hqn", p, Q).square_()
-            )
-        return p.clamp_min(0).mul_(self.weights[self.group[heads]][:, None])
+    def _active(self, point: Point, head: int, effort: int) -> tuple[Tensor, Tensor] | None:
+        """Return rows (R,) that hold the curvature of the rarest class r, and their f (R, K).
 
-    def _inverses(self, v: Tensor, heads: Tensor) -> list[Tensor]:
-        """Return (Z' diag(v) Z + l2)^-1, (D, D), for each v (R, N).
-
-        The rows with the last percent of v are taken as one.
+        A class is rare where few rows hold its curvature, w p_r (1 - p_r). Such a row's
+        w (diag(p) - p p') has the part f f', f = sqrt(w p_r / (1 - p_r)) (e_r - p), that holds all
+        of the row's curvature along r: what is left has none there.
         """
-        grams, least = [], []
-        for one, head in zip(v.double(), heads.tolist(), strict=True):
-            falling = one.sort(descending=True).values
-            n = int((falling.cumsum(0) < 0.99 * one.sum()).sum())
-            least.append(falling[n])
-            rest = one[one < falling[n]].sum()
-            grams.append(rest * self.bases[int(self.basis[head])].gram)
-            grams[-1].diagonal()[:-1].add_(self.l2[head].double())
+        p, w = point.curvature[head].double(), self.weights[self.group[head]].double()
+        v = w * p * (1 - p)  # (K, N)
+        share = v.sum(1).square() / v.square().sum(1).clamp_min(1e-300) * w.square().sum()
+        r = int(share.argmin())
+        if share[r] > RARE:
+            return None
+        falling, order = v[r].sort(descending=True)
+        rest = max(REST * float(falling.sum()), float(self.l2[head]))
+        R = int((falling.cumsum(0) < falling.sum() - rest).sum()) + 1
+        N, D, K = len(self.rows), self.rows.width, len(p)
+        price, worth = R * R * (6.0 * D + R), max(effort, BUILD) * 4.0 * N * D * K
+        if price > worth:
+            return None
+        rows = order[:R]
+        f = -p[:, rows]
+        f[r] += 1
+        f *= (w[rows] * p[r, rows] / (1 - p[r, rows])).sqrt()
+        return rows, f.T
+
+    def _inverses(self, point: Point, hard: list[int], effort: Tensor) -> dict[int, Inverse]:
+        """Return the inverse Hessian of heads of one output whose curvature sits in few rows.
+
+        The rows with the last percent of the curvature are taken as one.
+        """
+        N, D = len(self.rows), self.rows.width
+        curved = {
+            h: self.weights[self.group[h]].double() * point.curvature[h, 0].double() for h in hard
+        }
+        room = MEMORY // (point.gradient.element_size() * D * D)
+        grams: dict[int, Tensor] = {}
+        least: dict[int, Tensor] = {}
+        for h, v in curved.items():
+            falling = v.sort(descending=True).values
+            n = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
+            if (
+                n > RARE * N
+                or 4.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * 4.0 * N * D
+                or len(grams) == room
+            ):
+                continue
+            least[h] = falling[n]
+            grams[h] = v[v < least[h]].sum() * self.bases[int(self.basis[h])].gram
+            grams[h].diagonal()[:-1].add_(self.l2[h].double())
         for start, Z in self.rows.chunks() if grams else ():
-            for one, gram, smallest in zip(v, grams, least, strict=True):
-                here = one[start : start + len(Z)]
-                rows = (here >= smallest).nonzero()[:, 0]
-                Y = Z[rows].double() * here[rows, None].double().sqrt()
+            for h, gram in grams.items():
+                v = curved[h][start : start + len(Z)]
+                rows = (v >= least[h]).nonzero()[:, 0]
+                Y = Z[rows].double() * v[rows, None].sqrt()
                 gram += Y.T @ Y
-        return [torch.cholesky_inverse(torch.linalg.cholesky(g)).to(v.dtype) for g in grams]
+        return {h: Inverse.of(gram, self.l2.dtype) for h, gram in grams.items()}
 
 
 def logits(Z: Tensor, theta: Tensor) -> Tensor:

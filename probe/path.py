@@ -3,7 +3,9 @@
 Shapes: J strengths in ascending order, B heads for each (folds, labels), K outputs, D columns;
 head (j, b) is number j * B + b of the objective. The optimum is a smooth function of log C, and
 where classes can be separated nearly a line: extrapolation through three solved strengths leaves
-little to do. Every second strength is solved so; those between are interpolated and solved at once.
+little to do. It may also lead too far, where a class begins to be separable, so the way there is
+searched along like any step. Every second strength is solved so; those between are interpolated and
+solved at once.
 How hard a neighbour was says which preconditioner is worth building. benchmarks/README.md has what
 it saves.
 """
@@ -17,8 +19,8 @@ import torch
 from torch import Tensor
 
 from probe.memory import available
-from probe.objective import Objective
-from probe.solver import minimise
+from probe.objective import Objective, Point
+from probe.solver import UNKNOWN, line_search, minimise
 
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
 SHARES = 8  # of the memory that is left, one for a batch's curvature: up to five copies are alive
@@ -27,6 +29,14 @@ POINTS = 3  # solved strengths that a start beyond the last one is drawn through
 DECADE = 1.0  # strengths further apart than this are not interpolated over
 
 Progress = Callable[[int, int, int], None]  # heads done, heads in all, passes of the batch at work
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Where heads may start, theta (J * B, K, D), and which solved head each stands at, near."""
+
+    theta: Tensor
+    near: Tensor
 
 
 @dataclass
@@ -40,6 +50,7 @@ class Path:
     converged: Tensor = field(init=False)
     passes: Tensor = field(init=False)
     effort: Tensor = field(init=False)
+    bend: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Start from nothing solved."""
@@ -49,6 +60,7 @@ class Path:
         self.converged = torch.zeros(shape, dtype=torch.bool, device=device)
         self.passes = torch.zeros(shape, dtype=torch.long, device=device)
         self.effort = torch.zeros(shape, dtype=torch.long, device=device)
+        self.bend = torch.full(shape, UNKNOWN, dtype=torch.float64, device=device)
 
     def solve(self, objective: Objective, *, tol: float, progress: Progress | None = None) -> None:
         """Solve every head that is not converged to a relative gap of tol."""
@@ -56,11 +68,8 @@ class Path:
         solved: list[int] = []
         again = not bool(self.value.isnan().any())  # solved before, now to a smaller gap
         for wave in [[*range(J)]] if again else waves(J):
-            for j in wave:
-                nodes = [n for n in solved if bool(self.converged[n].all())]
-                if self.value[j].isnan().all() and nodes:
-                    self.theta[j] = self._start(j, nodes)
-                    self.effort[j] = self.effort[min(nodes, key=lambda n: abs(n - j))]
+            nodes = [n for n in solved if bool(self.converged[n].all())]
+            ahead = None if again or not nodes else self._ahead(wave, nodes)
             self.converged[wave] &= self.gap[wave] <= tol
             heads = torch.tensor(
                 [j * B + b for j in wave for b in range(B) if not self.converged[j, b]]
@@ -68,11 +77,16 @@ class Path:
             step = batch_size(objective, self.theta)
             for start in range(0, len(heads), step):
                 batch = heads[start : start + step].to(self.theta.device)
-                self._solve(objective, batch, tol, progress)
+                self._solve(objective, batch, ahead, tol, progress)
             solved = sorted(solved + wave)
 
     def _solve(
-        self, objective: Objective, heads: Tensor, tol: float, progress: Progress | None
+        self,
+        objective: Objective,
+        heads: Tensor,
+        ahead: Ahead | None,
+        tol: float,
+        progress: Progress | None,
     ) -> None:
         done, total = int(self.converged.sum()), self.converged.numel()
 
@@ -80,15 +94,38 @@ class Path:
             if progress:
                 progress(done + len(heads) - left, total, passes)
 
-        theta = self.theta.flatten(0, 1)  # views: what is written to them stays
-        effort = self.effort.view(-1)[heads]
-        found = minimise(
-            objective.select(heads), theta[heads], effort=effort, tol=tol, progress=report
-        )
-        theta[heads] = found.theta
-        for name in ("value", "gap", "converged", "effort"):
+        start, here = self.theta.flatten(0, 1)[heads], None
+        mine = objective.select(heads)
+        if ahead:
+            known = self._known(objective, heads, ahead.near[heads])
+            step = ahead.theta[heads] - start
+            start, here, _, tries = line_search(mine, start, known, step)
+            self.passes.view(-1)[heads] += tries
+        effort, bend = self.effort.view(-1)[heads], self.bend.view(-1)[heads]
+        found = minimise(mine, start, here=here, effort=effort, bend=bend, tol=tol, progress=report)
+        self.theta.flatten(0, 1)[heads] = found.theta  # views: what is written to them stays
+        for name in ("value", "gap", "converged", "effort", "bend"):
             getattr(self, name).view(-1)[heads] = getattr(found, name)
         self.passes.view(-1)[heads] += found.passes
+
+    def _ahead(self, wave: list[int], nodes: list[int]) -> Ahead:
+        """Put a wave's heads where their nearest solved strength is; return where they may go."""
+        J, B = self.gap.shape
+        theta, near = self.theta.clone(), torch.arange(J * B, device=self.gap.device).view(J, B)
+        for j in wave:
+            n = min(nodes, key=lambda n: abs(n - j))
+            theta[j], near[j] = self._start(j, nodes), near[n]
+            for mine in (self.theta, self.value, self.effort, self.bend):
+                mine[j] = mine[n]
+        return Ahead(theta.flatten(0, 1), near.flatten())
+
+    def _known(self, objective: Objective, heads: Tensor, near: Tensor) -> Point:
+        """Return the objective of heads that stand at the optimum of others: only l2 differs."""
+        theta = self.theta.flatten(0, 1)[heads]
+        theta[..., -1] = 0
+        more = objective.l2[heads] - objective.l2[near]
+        value = self.value.view(-1)[heads] + more.double() / 2 * theta.double().square().sum((1, 2))
+        return Point(value, more[:, None, None] * theta, theta[..., :0])
 
     def _start(self, j: int, solved: list[int]) -> Tensor:
         """Return theta[j] as solved strengths suggest: a polynomial in log C through up to four.

@@ -9,14 +9,17 @@ rows where a diagonal scaling by p (1 - p) needs over 1,000.
 Moving all classes together changes no softmax, and at the optimum the classes of a feature sum to
 zero: that direction, which has no curvature but l2's, is left out, so q runs over K - 1 directions.
 
-The mean misleads where the curvature of a direction sits in few rows, as for a rare class that can
-be separated. Such a direction q gets its own inverse, of its own weighted Gram matrix.
+The mean misleads where the curvature of a class sits in few rows, as for a rare class that can be
+separated. These rows are counted out one by one, with all they couple (Woodbury); a head of one
+output gets the inverse of its own Hessian. Measured on such a head at C = 1e5 (N = 12,800, 265 rows
+of the class, 794 counted out): 3 products where the Kronecker product needs over 300, and the
+inverse of the class's own Gram matrix, which leaves out the coupling of classes, 80.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -85,15 +88,80 @@ def bases_of(rows: Rows, weights: Tensor) -> tuple[list[Basis], Tensor]:
 
 
 @dataclass(frozen=True)
+class Inverse:
+    """A head of one output, solved by the inverse of its own Hessian, (D, D)."""
+
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor, dtype: torch.dtype) -> Inverse:
+        """Invert a Hessian, (D, D) in float64."""
+        return cls(torch.cholesky_inverse(torch.linalg.cholesky(hessian)).to(dtype))
+
+    def __call__(self, G: Tensor) -> Tensor:
+        """Apply to G (1, D)."""
+        return G @ self.inverse
+
+
+@dataclass(frozen=True)
+class Woodbury:
+    """The inverse of M ⊗ Gram + l2 + sum_a (f_a ⊗ z_a) (f_a ⊗ z_a)', rows a = 1 ... R counted out.
+
+    In class directions q and the coordinates B: scale (q, D) is the inverse of the first two terms,
+    f (R, q), Y (R, D) = z B. Woodbury's identity leaves a Cholesky factor (R, R) to solve with.
+    """
+
+    Q: Tensor
+    B: Tensor
+    scale: Tensor
+    f: Tensor
+    Y: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, basis: Basis, Q: Tensor, m: Tensor, l2: Tensor, f: Tensor, Z: Tensor) -> Woodbury:
+        """Build it from class directions Q (K, q) of curvature m (q,), the first one small.
+
+        f (R, K) in float64, Z (R, D). The others share one l2 / m, which is
+        little beside their curvature, so that one Gram matrix of the rows serves them all.
+        """
+        spectrum = basis.spectrum.double()
+        penalty = torch.full_like(spectrum, float(l2))
+        penalty[-1] = 0
+        first, others = m[0].clamp_min(0), m[1:]
+        rest = spectrum + penalty / others.mean()
+        scale = torch.cat([(first * spectrum + penalty)[None], others[:, None] * rest])
+        scale = torch.where(scale > 0, 1 / scale, 0)
+        f, Y = f @ Q.double(), Z @ basis.B.to(Z.dtype)
+        S = torch.eye(len(f), dtype=torch.float64, device=f.device)
+        G = Y.double() * (f[:, :1] * scale[0].sqrt())
+        S.addmm_(G, G.T)
+        G = Y / rest.to(Y.dtype).sqrt()
+        S += (f[:, 1:] / others) @ f[:, 1:].T * (G @ G.T).double()
+        scale, f, factor = (t.to(Z.dtype) for t in (scale, f, torch.linalg.cholesky(S)))
+        return cls(Q, basis.B.to(Z.dtype), scale, f, Y, factor)
+
+    def __call__(self, G: Tensor) -> Tensor:
+        """Apply to G (K, D)."""
+        T = (self.Q.T @ G @ self.B) * self.scale
+        along = (T @ self.Y.T * self.f.T).sum(0)  # (R,)
+        share = torch.cholesky_solve(along[:, None], self.factor)[:, 0]
+        return self.Q @ (T - (self.f.T * share) @ self.Y * self.scale) @ self.B.T
+
+
+Own = Inverse | Woodbury
+
+
+@dataclass(frozen=True)
 class Preconditioner:
-    """Turn classes (Q) and features (B), divide, turn back; rare directions by an inverse."""
+    """Turn classes (Q) and features (B), divide, turn back; hard heads by inverses of their own."""
 
     bases: Sequence[Basis]
     basis: Tensor  # (H,) an index into bases
     Q: Tensor  # (H, K, K-1)
+    m: Tensor  # (H, K-1) the curvature of class directions, ascending, float64
     scale: Tensor  # (H, K-1, D)
-    rare: Tensor  # (R, 2) head and direction of each inverse
-    inverses: Tensor  # (R, D, D)
+    own: Mapping[int, Own] = field(default_factory=dict)  # by head
 
     @classmethod
     def kronecker(
@@ -114,39 +182,22 @@ class Preconditioner:
         scale = m.clamp_min(0)[:, :, None] * spectrum[:, None, :]
         scale[..., :-1] += l2.double()[:, None, None]
         scale = torch.where(scale > 0, 1 / scale, 0).to(l2.dtype)
-        none = torch.empty(0, 2, dtype=torch.long, device=M.device)
-        return cls(bases, basis, (U @ Q).to(l2.dtype), scale, none, scale.new_empty(0, 0, 0))
-
-    def with_inverses(
-        self, heads: Tensor, directions: Tensor, inverses: Sequence[Tensor]
-    ) -> Preconditioner:
-        """Give direction q of head h, for (R,) of them, an inverse (D, D) of its own."""
-        if not len(inverses):
-            return self
-        rare = torch.stack([heads, directions], 1)
-        return replace(self, rare=rare, inverses=torch.stack(list(inverses)))
+        return cls(bases, basis, (U @ Q).to(l2.dtype), m, scale)
 
     def __call__(self, G: Tensor) -> Tensor:
         """Apply to G (H, K, D)."""
         T = torch.einsum("hkq,hkd->hqd", self.Q, G)
         out = self._turn(self._turn(T, back=False) * self.scale, back=True)
-        if len(self.rare):
-            h, q = self.rare.T
-            out[h, q] = torch.einsum("rde,re->rd", self.inverses, T[h, q])
-        return torch.einsum("hkq,hqd->hkd", self.Q, out)
+        out = torch.einsum("hkq,hqd->hkd", self.Q, out)
+        for head, inverse in self.own.items():
+            out[head] = inverse(G[head])
+        return out
 
     def select(self, heads: Tensor) -> Preconditioner:
         """Keep the heads of an index (H',)."""
-        place = torch.full_like(self.basis, -1)
-        place[heads] = torch.arange(len(heads), device=heads.device)
-        h, q = place[self.rare[:, 0]], self.rare[:, 1]
+        own = {n: self.own[h] for n, h in enumerate(heads.tolist()) if h in self.own}
         return Preconditioner(
-            self.bases,
-            self.basis[heads],
-            self.Q[heads],
-            self.scale[heads],
-            torch.stack([h, q], 1)[h >= 0],
-            self.inverses if (h >= 0).all() else self.inverses[h >= 0],
+            self.bases, self.basis[heads], self.Q[heads], self.m[heads], self.scale[heads], own
         )
 
     def _turn(self, T: Tensor, *, back: bool) -> Tensor:

@@ -200,6 +200,16 @@ class Rows:
             yield start, Z
             start += len(Z)
 
+    def take(self, which: Tensor) -> Tensor:
+        """Return the rows of an index (R,), (R, width)."""
+        if self.kept is not None:
+            return self.kept[which]
+        out = torch.empty(len(which), self.width, dtype=self.dtype, device=self.device)
+        for start, Z in self.chunks():
+            here = ((which >= start) & (which < start + len(Z))).nonzero()[:, 0]
+            out[here] = Z[which[here] - start]
+        return out
+
     def blocks(self, step: int) -> Iterator[tuple[slice, Tensor, int]]:
         """Yield ranges of at most `step` rows of one class, their rows Z (n, width), and the class.
 

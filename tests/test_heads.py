@@ -47,6 +47,9 @@ def problem(name):
     rare = np.where(noisy == 3, 0, noisy)
     rare[:3] = 3
     wide = rng.standard_normal((120, 400))
+    many = rng.standard_normal((4000, 300)) * np.arange(1, 301) ** -0.7
+    classes = (many[:, :4] + rng.standard_normal((4000, 4))).argmax(1)
+    classes[rng.permutation(4000)[:40]] = 4  # fewer images than features: separable in the end
     return {
         "multinomial": (X, noisy),
         "binary": (X, noisy % 2),
@@ -59,6 +62,7 @@ def problem(name):
         "mixed scales": (X * scales, noisy),
         "far from the origin": (X + 1000, noisy),
         "fifty rows": (X[:50], noisy[:50]),
+        "a rare class that can be separated": (many, classes),
     }[name]
 
 
@@ -76,6 +80,7 @@ def problem(name):
         "mixed scales",
         "far from the origin",
         "fifty rows",
+        "a rare class that can be separated",
     ],
 )
 def test_every_strength_reaches_the_optimum(name):
@@ -147,7 +152,8 @@ def test_the_certificate_is_never_less_than_the_gap(name):
         best = value_and_gradient(X, y, model.coef_, model.intercept_, c)[0]
         at = rough.coef[j, 0].flatten(0, 1).double(), rough.intercept[j, 0].flatten().double()
         gap = value_and_gradient(X, y, *(t.numpy() for t in at), c)[0] - best
-        assert gap <= rough.bound[j, 0, 0] * max(best, FLOOR) + 1e-9
+        value = float(rough.value[j, 0, 0])
+        assert gap <= rough.bound[j, 0, 0] * max(value, FLOOR) + 1e-9
     assert rough.bound.isfinite().all()
 
 
