@@ -1,7 +1,8 @@
 """LogisticSweep: the sweep with scikit-learn's face, for pipelines, clones and metadata routing.
 
 It does what LogisticRegressionCV does with an l2 penalty: the strength with the best mean score on
-the folds, refitted on all rows. All strengths and folds are solved in one batch.
+the folds, refitted on all rows. All strengths and folds are solved in one batch. Sparse rows are
+taken and made dense.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
@@ -66,13 +68,20 @@ class LogisticSweep(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.tol = tol
         self.device = device
 
+    def __sklearn_tags__(self) -> Any:
+        """Say that sparse rows are taken."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     def fit(self, X: Array, y: Array, sample_weight: Array | None = None, **params: Any) -> Self:
         """Choose C and fit. `params` go where metadata routing sends them: groups to the splitter.
 
         Raises ValueError for labels of a single class.
         """
         _raise_for_params(params, self, "fit")
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], accept_sparse="csr")
+        X = X.toarray() if issparse(X) else X
         check_classification_targets(y)
         self.classes_, index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -170,7 +179,7 @@ class LogisticSweep(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: Array) -> Array:
         """Return logits (N, K), or (N,) of the second of two classes."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
         logits = X @ self.coef_.T + self.intercept_
         found: Array = logits[:, 0] if logits.shape[1] == 1 else logits
         return found

@@ -213,6 +213,10 @@ def fit_heads(
     path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
     if tol < SINGLE or not path.converged.all():
         path.theta = path.theta.double()
+        if softmax:  # what rounding moved all classes by: no step of the solver goes there
+            path.theta -= path.theta.mean(2, keepdim=True)
+        if tol < SINGLE:  # float32 can't tell how near it came
+            path.gap[:] = torch.inf
         path.solve(objective(torch.float64), tol=tol, progress=progress)
     if loose := int((~path.converged).sum()):
         warnings.warn(

@@ -94,6 +94,9 @@ class Stored:
 
     def _chunk(self, part: NDArray[np.integer]) -> Tensor:
         """Read some wanted rows: a slice where they are dense in it, piece by piece elsewhere."""
+        if part[-1] - part[0] + 1 == len(part):
+            whole = self.read(slice(int(part[0]), int(part[-1]) + 1))
+            return torch.from_numpy(np.require(whole, np.float32, "CW"))
         out = np.empty((len(part), self.width), dtype=np.float32)
         start = 0
         while start < len(part):
@@ -192,11 +195,13 @@ class Rows:
         if self.kept is not None:
             yield 0, self.kept
             return
-        start = 0
+        start, down = 0, (-self.shift / self.scale).to(self.dtype)
         for X in self.source.chunks():
-            X = X.to(self.device)[self.order[start : start + len(X)] - start]
-            Z = X.new_ones(len(X), X.shape[1] + 1, dtype=self.dtype)
-            Z[:, :-1] = X.sub_(self.shift.to(X.dtype)).div_(self.scale)
+            order = self.order[start : start + len(X)] - start
+            X = X.to(self.device).index_select(0, order).to(self.dtype)
+            Z = X.new_empty(len(X), X.shape[1] + 1)
+            Z[:, -1] = 1
+            torch.add(down, X, alpha=1 / self.scale, out=Z[:, :-1])
             yield start, Z
             start += len(Z)
 
