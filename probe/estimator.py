@@ -81,7 +81,7 @@ class LogisticSweep(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         _raise_for_params(params, self, "fit")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], accept_sparse="csr")
-        X = X.toarray() if issparse(X) else X
+        X = X.toarray() if issparse(X) else X  # type: ignore[attr-defined]
         check_classification_targets(y)
         self.classes_, index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:

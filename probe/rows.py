@@ -96,7 +96,7 @@ class Stored:
         """Read some wanted rows: a slice where they are dense in it, piece by piece elsewhere."""
         if part[-1] - part[0] + 1 == len(part):
             whole = self.read(slice(int(part[0]), int(part[-1]) + 1))
-            return torch.from_numpy(np.require(whole, np.float32, "CW"))
+            return torch.from_numpy(np.require(whole, np.float32, ["C", "W"]))
         out = np.empty((len(part), self.width), dtype=np.float32)
         start = 0
         while start < len(part):

@@ -1,0 +1,150 @@
+"""Options and arguments as they are written on a command line, turned into what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from features.datasets import Options
+    from features.manifest import Manifest
+
+
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how a data set is read."""
+    for option in reversed(
+        [
+            click.option(
+                "--path-col", default="path", show_default=True, help="csv: the image's path."
+            ),
+            click.option("--label-col", default="label", show_default=True, help="csv: the label."),
+            click.option(
+                "--subject-col", default="subject", show_default=True, help="csv: the patient."
+            ),
+            click.option(
+                "--split-col", default="split", show_default=True, help="csv: train, val or test."
+            ),
+            click.option(
+                "--label-sep", metavar="CHAR", help="csv: splits a cell into several labels."
+            ),
+            click.option(
+                "--split-seed",
+                default=0,
+                show_default=True,
+                help="Draws a split where none is given.",
+            ),
+            click.option(
+                "--split",
+                type=click.Choice(["default", "drawn", "study", "official"]),
+                default="default",
+                show_default=True,
+                help="default: the given one, else drawn.",
+            ),
+            click.option(
+                "--test-share",
+                type=click.FloatRange(0, 1, min_open=True, max_open=True),
+                default=0.2,
+                show_default=True,
+                help="Of a drawn split.",
+            ),
+            click.option(
+                "--val-share",
+                type=click.FloatRange(0, 1, max_open=True),
+                default=0.0,
+                help="Of a drawn split; without, C is chosen on folds.",
+            ),
+            click.option("--test-fold", metavar="I/K", help="Test on fold I of K drawn ones."),
+            click.option(
+                "--merge", multiple=True, metavar="NEW=OLD+OLD", help="Classes to make one of."
+            ),
+            click.option(
+                "--subject-from-dicom", is_flag=True, help="Take DICOM's patient id as subject."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def options_of(given: dict[str, Any]) -> Options:
+    """Return the source options among a command's arguments."""
+    from features.datasets import Options
+
+    names = (
+        "path_col",
+        "label_col",
+        "subject_col",
+        "split_col",
+        "label_sep",
+        "subject_from_dicom",
+        "split",
+        "test_share",
+        "val_share",
+        "merge",
+    )
+    return Options(
+        **{name: given[name] for name in names},
+        seed=given["split_seed"],
+        test_fold=parse_fold(given["test_fold"]),
+    )
+
+
+def parse_fold(text: str | None) -> tuple[int, int] | None:
+    """Return I and K of --test-fold."""
+    if text is None:
+        return None
+    i, _, k = text.partition("/")
+    if i.isdecimal() and k.isdecimal() and 1 <= int(i) <= int(k) and int(k) > 1:
+        return int(i), int(k)
+    raise click.BadParameter(f"{text!r}: want I/K such as 1/5", param_hint="--test-fold")
+
+
+def parse_batch_size(text: str) -> int | None:
+    """Return the number of --batch-size, or None for auto."""
+    if text == "auto":
+        return None
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise click.BadParameter(f"{text!r}: want a number, or auto", param_hint="--batch-size")
+
+
+def parse_window(text: str | None) -> tuple[float, float] | None:
+    """Return centre and width of --window."""
+    if text is None:
+        return None
+    try:
+        center, width = (float(part) for part in text.split("/"))
+        if abs(center) < float("inf") and 0 < width < float("inf"):
+            return center, width
+    except ValueError:
+        pass
+    raise click.BadParameter(
+        f"{text!r}: want CENTRE/WIDTH such as 40/400, width above 0", param_hint="--window"
+    )
+
+
+def parse_normalize(
+    text: str, manifest: Manifest
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and std of --normalize, or None for the backbone's own."""
+    if text == "model":
+        return None
+    if text == "dataset":
+        if manifest.normalize is None:
+            raise click.BadParameter(
+                f"{manifest.dataset} has no published mean and std: give them as MEAN/STD",
+                param_hint="--normalize",
+            )
+        return manifest.normalize
+    try:
+        mean, std = (tuple(float(v) for v in part.split(",")) for part in text.split("/"))
+        if {len(mean), len(std)} <= {1, 3} and all(s > 0 for s in std):
+            return mean, std
+    except ValueError:
+        pass
+    raise click.BadParameter(
+        f"{text!r}: want model, dataset, or MEAN/STD such as .5/.25 or .4,.3,.2/.3,.2,.1",
+        param_hint="--normalize",
+    )

@@ -1,0 +1,132 @@
+"""What commands share: how they print, show progress, stop and fail, and the options many have."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+FILE = click.Path(path_type=Path)
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "h5py", "pillow")
+
+
+class Failure(click.ClickException):
+    """An error of Medprobe as click prints it."""
+
+    exit_code = 2
+
+
+class Damaged(Failure):
+    """A fault that the work found."""
+
+    exit_code = 1
+
+
+def as_json(value: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def as_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows in columns."""
+    cells = [[str(c) for c in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        click.echo("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+
+
+def versions() -> dict[str, str]:
+    """Return what ran: Python, Medprobe and the libraries that numbers depend on."""
+    from importlib.metadata import version
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python} | {name: version(name) for name in ("medprobe", *LIBRARIES)}
+
+
+@contextmanager
+def bar(title: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show progress on standard error if on a terminal; yields a function (done, of, remark)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[remark]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(title, total=None, remark="")
+
+        def show(done: int, of: int, remark: str = "") -> None:
+            progress.update(task, completed=done, total=of, remark=remark)
+
+        yield show
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: 42 s, 12 min, 3 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a wish, the second into a stop; yields "stop?"."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            signal.default_int_handler(number, frame)
+        asked.append(number)
+        click.echo("Stopping after this batch; once more stops at once.", err=True)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def images_per_second(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
+    """Return a progress function that adds the speed since its first call."""
+    import time
+
+    first: list[tuple[float, int]] = []
+
+    def progress(done: int, of: int, bad: int) -> None:
+        first.append((time.monotonic(), done))
+        (t0, n0), (t1, _) = first[0], first[-1]
+        speed = f"{(done - n0) / (t1 - t0):.1f}/s" if t1 > t0 else ""
+        show(done, of, speed + (f" {bad} bad" if bad else ""))
+
+    return progress
+
+
+json_option = click.option("--json", "json_", is_flag=True, help="Print one JSON document.")
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)

@@ -1,0 +1,185 @@
+"""The commands that look into stores and data sets and change nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from features.arguments import options_of, parse_window, source_options
+from features.console import FILE, Damaged, as_json, as_table, bar, json_option
+
+if TYPE_CHECKING:
+    from features.audit import Audit
+    from features.store import FeatureStore
+
+
+@click.command()
+@click.argument("store", type=FILE)
+@json_option
+def inspect(store: Path, json_: bool) -> None:
+    """Show what is in STORE, from what it was made, and how complete it is.
+
+    \b
+    medprobe inspect features/sample/efficientnet_lite0.h5
+    """
+    from features.store import FeatureStore
+
+    with FeatureStore.open(store) as opened:
+        found = describe(opened)
+    if json_:
+        return as_json(found)
+    bad = found.pop("bad")
+    as_table(
+        [
+            (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
+            for k, v in found.items()
+        ]
+    )
+    for path, reason in bad.items():
+        click.echo(f"bad: {path}: {reason}")
+    return None
+
+
+def describe(store: FeatureStore) -> dict[str, Any]:
+    """Return what `inspect` shows."""
+    manifest, done = store.manifest(), store.done
+    return {
+        "store": str(store.path),
+        "dataset": manifest.dataset,
+        "note": manifest.note,
+        "images": len(manifest),
+        "done": int((done == 1).sum()),
+        "pending": int((done == 0).sum()),
+        "features": {k: list(v) for k, v in store.features.items()},
+        "default_feature": store.default_feature,
+        "task": manifest.task,
+        "classes": list(manifest.classes),
+        "splits": {
+            s: int((manifest.split == s).sum()) for s in dict.fromkeys(manifest.split.tolist())
+        },
+        "split_from": manifest.split_from,
+        "split_digest": manifest.split_digest(),
+        "fingerprint_digest": store.fingerprint_digest,
+        "fingerprint": store.fingerprint,
+        "bad": {str(manifest.path[i]): reason for i, reason in store.bad().items()},
+    }
+
+
+@click.command()
+@click.argument("store", type=FILE)
+@json_option
+def verify(store: Path, json_: bool) -> None:
+    """Check every stored row of STORE against its checksum; exit 1 names the bad rows.
+
+    \b
+    medprobe verify features/sample/efficientnet_lite0.h5
+    """
+    from features.errors import StoreError
+    from features.store import FeatureStore
+
+    try:
+        with FeatureStore.open(store) as opened:
+            wrong = {feature: rows.tolist() for feature, rows in opened.verify()}
+            done, pending = (int((opened.done == mark).sum()) for mark in (1, 0))
+    except StoreError as error:
+        if not store.is_file():
+            raise
+        raise Damaged(str(error)) from None
+    if json_:
+        as_json({"store": str(store), "rows": done, "pending": pending, "damaged": wrong})
+    for feature, rows in wrong.items():
+        if rows and not json_:
+            click.echo(f"{store}: {feature}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
+    if any(wrong.values()):
+        click.echo("Compute them anew with `medprobe extract ... --overwrite always`.", err=True)
+        click.get_current_context().exit(1)
+    if not json_:
+        left = f"; {pending} are still to be done" if pending else ""
+        features = len(wrong) - 1  # the source is checked too
+        click.echo(f"{store}: {done} rows of {features} features are as they were written{left}")
+
+
+@click.command()
+@click.argument("dataset", metavar="DATASET|STORE")
+@click.option(
+    "--near",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="STORE: cosine of centred features from which images are near-duplicates.",
+)
+@click.option("--feature", metavar="LAYER/POOL", help="STORE: instead of its default feature.")
+@click.option("--window", metavar="C/W", help="DICOM of DATASET: as for extract.")
+@click.option("--frame", type=click.IntRange(min=1), help="DICOM of DATASET: as for extract.")
+@source_options
+@json_option
+def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: Any) -> None:
+    """Look for leaks between splits; exit 1 if there are any.
+
+    Found are subjects and identical images in more than one split, identical images with contrary
+    labels, and near-duplicates. Of a DATASET the files are read, and pixels compared; of a STORE
+    the hashes and features that it holds.
+
+    \b
+    medprobe audit features/sample/efficientnet_lite0.h5
+    """
+    from features.audit import audit as run
+    from features.audit import hash_images
+    from features.datasets import open_dataset
+    from features.store import DONE, FeatureStore
+
+    if dataset.endswith(".h5") or Path(dataset).is_file():
+        with FeatureStore.open(Path(dataset)) as store:
+            found = run(
+                store.manifest(),
+                hashes=store.source()["hash"].tolist(),
+                features=store.read(feature or store.default_feature),
+                usable=store.done == DONE,
+                threshold=near,
+            )
+    else:
+        manifest = open_dataset(dataset, options_of(given))
+        with bar(manifest.dataset, "images") as show:
+            hashes, pixels, usable = hash_images(
+                manifest,
+                window=parse_window(given["window"]),
+                frame=given["frame"],
+                progress=lambda done, of: show(done, of, ""),
+            )
+        found = run(manifest, hashes=hashes, pixel_hashes=pixels, usable=usable)
+    if json_:
+        as_json(found.to_json())
+    else:
+        show_audit(found)
+    if found.leaks:
+        click.get_current_context().exit(1)
+
+
+def show_audit(found: Audit) -> None:
+    """Print an audit as lines and a table."""
+    splits = ", ".join(f"{k} {v}" for k, v in found.images.items())
+    click.echo(f"{found.dataset}: {splits}; split {found.split_from}")
+    click.echo(f"{found.line()}")
+    rows = [("what", "splits", "labels", "images")]
+    shown = [
+        *(("subject in several splits", g) for g in found.subjects),
+        *(("same bytes", g) for g in found.bytes),
+        *(("same pixels", g) for g in found.pixels),
+        *((f"near ({g.cosine:.4f})", g) for g in found.near),
+    ]
+    for what, group in shown[:50]:
+        labels = "contrary" if group.conflicts and group.kind != "subject" else ""
+        names = ", ".join(group.images[:4]) + (", ..." if len(group.images) > 4 else "")
+        rows.append((what, "/".join(dict.fromkeys(group.splits)), labels, names))
+    if len(rows) > 1:
+        as_table(rows)
+    if len(shown) > 50:
+        click.echo(f"and {len(shown) - 50} more: --json has all")
+    if found.n_near:
+        click.echo("Near-duplicates are a suspicion, and do not count as a leak.")
+
+
+COMMANDS = (inspect, verify, audit)  # in order of use
