@@ -156,7 +156,7 @@ def main():
     top = peak()
     print(
         f"\nThe last row's passes run at {reached:.0f} GFLOP/s over its whole time, with "
-        f"preconditioners: {reached / top:.0%} of this machine's matrix product ({top:.0f} GFLOP/s).\n"
+        f"preconditioners: {reached / top:.0%} of this machine's product ({top:.0f} GFLOP/s).\n"
     )
     print("| N | 45 strengths, tol 1e-6, seconds |\n|---|---|")
     for n, seconds in growth():
