@@ -34,7 +34,7 @@ from probe.feeds import Feed, Images, Tokens
 from probe.heads import fit_heads
 from probe.statistics import intervals
 from probe.token_head import token_head
-from probe.training import Say, Task, Training, best_of, predict, train
+from probe.training import Say, Task, Training, best_of, predict, processes, train
 from probe.tuned import Tuned, feature_of, unfreeze
 
 HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there is no val split
@@ -224,9 +224,8 @@ def _run(
         "best_epoch": best,
         "history": history,
     }
-    checkpoints.write_json(out / folder / "run.json", made)
     value = partial_result(rows, p_val, p_test, replace(settings, seed=training.seed))
-    results.write_predictions(out / folder / "predictions.csv", value.pop("predictions_of"))
+    predictions = value.pop("predictions_of")
     result = results.Result(
         dataset=rows.manifest.dataset,
         backbone=backbone["name"],
@@ -254,7 +253,10 @@ def _run(
         history=history,
         **value,
     )
-    results.append(out, result)
+    if processes(training.device).is_main_process:
+        checkpoints.write_json(out / folder / "run.json", made)
+        results.write_predictions(out / folder / "predictions.csv", predictions)
+        results.append(out, result)
     return result
 
 

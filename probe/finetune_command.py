@@ -12,7 +12,15 @@ from typing import Any
 import click
 
 from features.arguments import options_of, parse_normalize, source_options
-from features.console import FILE, as_json, bar, device_option, json_option, versions
+from features.console import (
+    FILE,
+    as_json,
+    bar,
+    device_option,
+    images_per_second,
+    json_option,
+    versions,
+)
 
 POSITIVE = click.IntRange(min=1)
 
@@ -148,7 +156,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
 
     Frozen features are extracted first: a linear head starts at their probe. A
     run that was stopped goes on from its last epoch when the same command is
-    given again. On several GPUs: accelerate launch -m cli finetune ...
+    given again. On several GPUs: torchrun --nproc-per-node 4 -m cli finetune ...
 
     \b
     medprobe finetune csv:labels.csv -m efficientnet_lite0 --epochs 10
@@ -157,7 +165,9 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
     from features.datasets import open_dataset
     from features.extract import extract
     from features.plan import Settings as Extraction
+    from features.plan import store_path
     from probe.finetune import finetune as run
+    from probe.training import processes
     from probe.tuned import feature_of
 
     manifest = open_dataset(dataset, options_of(given))
@@ -177,20 +187,24 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
             precision="float32",
             device=settings.training.device,
         )
-        with bar(f"{manifest.dataset} x {name}: frozen features", "images") as show:
-            [made] = extract(
-                manifest,
-                [backbone],
-                out=stores,
-                settings=extraction,
-                progress=lambda done, of, bad: show(done, of, ""),
-            )
+        process = processes(settings.training.device)
+        with process.main_process_first():
+            if process.is_main_process:
+                with bar(f"{manifest.dataset} x {name}: frozen features", "images") as show:
+                    extract(
+                        manifest,
+                        [backbone],
+                        out=stores,
+                        settings=extraction,
+                        progress=images_per_second(show),
+                    )
+        store = store_path(stores, manifest.dataset, name)
         about = {"command": "medprobe " + shlex.join(sys.argv[1:]), "versions": versions()}
-        result = run(made.store, backbone, out=out, settings=settings, say=say, about=about)
+        result = run(store, backbone, out=out, settings=settings, say=say, about=about)
         found.append(result)
-        if not json_:
+        if not json_ and process.is_main_process:
             say_tuned(result)
-    if json_:
+    if json_ and process.is_main_process:
         as_json([asdict(result) for result in found])
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -124,6 +124,11 @@ def train(
         accelerator.wait_for_everyone()
     bare.load_state_dict(checkpoints.load_best(folder))
     return history
+
+
+def processes(device: str) -> PartialState:
+    """Return what this process is among those that train together, which may be this one alone."""
+    return PartialState(cpu=device == "cpu")
 
 
 def run_epoch(

@@ -32,6 +32,7 @@ from probe.token_head import TokenHead, grid_of, token_head
 from probe.tuned import Tuned, depths, feature_of, parameter_groups, unfreeze
 
 NAME = "timm:test_vit"
+STUDY = ["sam", "seem", "dinov2", "openclip", "blip", "deit", "dino", "resnet152"]
 FAST = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "warmup": 0, "augment": True}
 
 
@@ -273,3 +274,68 @@ def test_an_image_s_view_depends_on_seed_content_and_epoch_only(made):
     assert torch.equal(once[3:4], alone)
     assert not torch.equal(once, next(feed.batches([rows], 2)))
     assert not torch.equal(once, next(feed.batches([rows], None)))
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import test_finetune as t
+t.tune((None, Path(sys.argv[1])), Path(sys.argv[2]), epochs=1, batch_size=8, lr=1e-4)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(made, tmp_path):
+    alone = tune(made, tmp_path / "one", epochs=1, batch_size=16, lr=1e-4)
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    # accelerate's own launcher starts several processes on a CPU by MPI only.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(made[1]), str(tmp_path / "two")],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    [together] = results.load(tmp_path / "two")
+    lines = (tmp_path / "two" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+    assert together.history[1]["train_loss"] == pytest.approx(
+        alone.history[1]["train_loss"], rel=1e-4
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "deit"])
+@pytest.mark.parametrize("name", STUDY)
+def test_every_backbone_of_the_study_takes_steps(name, head):
+    backbone = load_backbone(name, "random")
+    feature = feature_of(backbone, tokens=head == "deit", drop_last=0)
+    shape = backbone.network.features[feature]
+    torch.manual_seed(0)
+    if head == "linear":
+        top = nn.Linear(shape[0], 3)
+    else:
+        top = token_head("deit-tiny", "random", width=shape[1], tokens=shape[0], outputs=3, seed=0)
+    size = backbone.transform.size
+    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    target = torch.tensor([0, 2])
+    for which in ("none", "all"):
+        unfreeze(backbone, which)
+        model = Tuned(backbone, feature, top).train()
+        groups = parameter_groups(model, lr=1e-3, weight_decay=1e-5, layer_decay=1.0)
+        optimizer = torch.optim.AdamW(groups)
+        losses = []
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(model(pixels), target)
+            losses.append(float(loss.detach()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert losses[-1] < losses[0], which
