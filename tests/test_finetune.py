@@ -329,7 +329,7 @@ def test_every_backbone_of_the_study_takes_steps(name, head):
     for which in ("none", "all"):
         unfreeze(backbone, which)
         model = Tuned(backbone, feature, top).train()
-        groups = parameter_groups(model, lr=1e-3, weight_decay=1e-5, layer_decay=1.0)
+        groups = parameter_groups(model, lr=2e-5, weight_decay=1e-5, layer_decay=1.0)
         optimizer = torch.optim.AdamW(groups)
         losses = []
         for _ in range(3):
