@@ -75,6 +75,7 @@ class Result:
     audit: dict[str, Any] = field(default_factory=dict)  # {"line", "leaks", "conflicts"}
     shots: int | None = None  # training images per class; None for all
     control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}
+    history: list[dict[str, float]] = field(default_factory=list)  # epoch, train_loss, value
 
 
 def append(folder: Path, result: Result) -> None:
