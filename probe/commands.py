@@ -354,19 +354,39 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
 
 
 @click.command()
-@click.argument("results", nargs=-1, required=True, type=FILE)
+@click.argument("results", nargs=-1, type=FILE)
 @click.option(
     "-o", "out", type=FILE, default="report", show_default=True, help="Where the report goes."
 )
-def report(results: tuple[Path, ...], out: Path) -> None:
+@click.option(
+    "--compare", nargs=2, type=FILE, metavar="A B", help="Two results folders, side by side."
+)
+@click.option(
+    "--images/--no-images",
+    default=None,
+    help="Small copies of images, of DICOM too; or neither pixels nor paths nor ids of images and "
+    "subjects. By default copies of all but DICOM.",
+)
+@click.option("--analysis", type=FILE, help="A folder of `medprobe analyze`: its cka*.csv.")
+def report(
+    results: tuple[Path, ...],
+    out: Path,
+    compare: tuple[Path, Path] | None,
+    images: bool | None,
+    analysis: Path | None,
+) -> None:
     """Write one HTML page, figures and tables of RESULTS (folders, or results.jsonl files).
 
     \b
+    medprobe report --compare results/before results/after
     medprobe report results
     """
-    from probe.report import write_report
+    from probe.report import Options, write_report
 
-    click.echo(write_report(results, out))
+    if not results and not compare:
+        raise click.UsageError("nothing to report: name a results folder, or --compare A B")
+    options = Options(compare or None, analysis, private=images is False, dicom=images is True)
+    click.echo(write_report(results, out, options))
 
 
 COMMANDS = (probe, finetune, predict, compare, report)  # in order of use

@@ -137,7 +137,7 @@ def _pairs(dataset: str, runs: dict[str, tuple[Path, Result]], *, n: int, seed: 
     said = {}
     for model, (source, result) in runs.items():
         folder = source if source.is_dir() else source.parent
-        said[model] = _in_order(read_predictions(folder / result.predictions))
+        said[model] = in_order(read_predictions(folder / result.predictions))
     out = []
     for a, b in combinations(runs, 2):
         result = runs[a][1]
@@ -148,13 +148,13 @@ def _pairs(dataset: str, runs: dict[str, tuple[Path, Result]], *, n: int, seed: 
             out.append(replace(pair, why_not="not the same test images and labels"))
             continue
         metric = metrics.find(result.metric, result.task)
-        out.append(replace(pair, difference=_test(metric, said[a], said[b], n=n, seed=seed)))
+        out.append(replace(pair, difference=paired_test(metric, said[a], said[b], n=n, seed=seed)))
     raw = [pair.difference.p for pair in out if pair.difference]
     adjusted = iter(holm(raw).tolist())
     return [replace(pair, p_holm=next(adjusted)) if pair.difference else pair for pair in out]
 
 
-def _test(
+def paired_test(
     metric: metrics.Metric, a: Predictions, b: Predictions, *, n: int, seed: int
 ) -> Difference:
     """Return DeLong's test for the AUROC of two classes and independent images, else resampling."""
@@ -166,7 +166,8 @@ def _test(
     return compare(metric, y, a.probabilities, b.probabilities, subjects, n=n, rng=rng)
 
 
-def _in_order(predictions: Predictions) -> Predictions:
+def in_order(predictions: Predictions) -> Predictions:
+    """Return predictions in the order of their ids."""
     order: NDArray[np.int64] = np.argsort(np.asarray(predictions.ids))
     return Predictions(
         ids=[predictions.ids[i] for i in order],

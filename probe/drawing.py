@@ -1,8 +1,4 @@
-"""Hold a figure three times: as an SVG file, as a PNG file, and as SVG to be put into a page.
-
-Words: the ink of a figure is its colours; on the page they become the page's own CSS colours, so
-that a figure is readable on light and on dark. The same figure gives the same bytes.
-"""
+"""Hold a figure twice, as an SVG and as a PNG file. The same figure gives the same bytes."""
 
 import io
 import re
@@ -19,7 +15,8 @@ from matplotlib.figure import Figure
 # Okabe and Ito, "Color Universal Design" (2008); CELL is their blue, deep enough for white numbers.
 INK, MUTED, RULE, FOLD = "#1b1f24", "#5d6773", "#d9dde2", "#a3abb5"
 BLUE, VERMILLION, CELL = "#0072b2", "#d55e00", "#00619a"
-ON_PAGE = {INK: "ink", MUTED: "muted", RULE: "rule", FOLD: "fold", BLUE: "blue", VERMILLION: "mark"}
+# In this order two neighbours differ for every kind of colour vision; the page has the same.
+PALETTE = (BLUE, "#e69f00", "#009e73", "#cc79a7", VERMILLION, "#56b4e9", "#7a6a00", "#4b3c8f")
 
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a class named "$x_1$" is a name, not a formula
@@ -41,7 +38,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": RULE,
     "grid.linewidth": 0.6,
     "figure.dpi": 72,  # one SVG unit is one point
-    "savefig.dpi": 220,
+    "savefig.dpi": 180,
 }
 
 UNPRINTABLE = re.compile(
@@ -54,13 +51,11 @@ XLINK = "http://www.w3.org/1999/xlink"
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure: two files, its form for the page, and what it says in words."""
+    """One figure as two files, and what it says in words."""
 
     svg: bytes
     png: bytes
-    inline: str  # an <svg> element, safe to put into HTML
     alt: str
-    width: float  # points
 
 
 def printable(text: str) -> str:
@@ -83,31 +78,20 @@ def style() -> Iterator[None]:
         yield
 
 
-def render(figure: Figure, key: str, alt: str) -> Drawing:
-    """Save a figure; `key` keeps its ids apart from those of other figures on the page."""
+def render(figure: Figure, alt: str) -> Drawing:
+    """Save a figure; it is laid out once, for both files."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     png, raw = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.savefig(png, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 4})
     figure.savefig(raw, format="svg")
-    width = float(figure.get_figwidth()) * 72
     alt = printable(alt)
-    svg = _tidy(raw.getvalue(), key, alt)
-    file = b"<?xml version='1.0' encoding='utf-8'?>\n" + ElementTree.tostring(svg, encoding="utf-8")
-    # Inlined, size and colours become the page's, the white ground goes, and so does the
-    # stylesheet, which would reach out to the whole page.
-    del svg.attrib["width"], svg.attrib["height"]
-    next(svg.iter(f"{{{SVG}}}path")).set("style", "fill: none")
-    for parent in list(svg.iter()):
-        for sheet in parent.findall(f"{{{SVG}}}style"):
-            parent.remove(sheet)
-        if look := parent.get("style"):
-            for colour, name in ON_PAGE.items():
-                look = look.replace(colour, f"var(--{name})")
-            parent.set("style", look)
-    return Drawing(file, png.getvalue(), ElementTree.tostring(svg, encoding="unicode"), alt, width)
+    svg = ElementTree.tostring(_tidy(raw.getvalue(), alt), encoding="utf-8")
+    return Drawing(b"<?xml version='1.0' encoding='utf-8'?>\n" + svg, png.getvalue(), alt)
 
 
-def _tidy(raw: bytes, key: str, alt: str) -> ElementTree.Element:
-    """Name the picture, drop metadata and idle ids, and put `key` before the ids that are used."""
+def _tidy(raw: bytes, alt: str) -> ElementTree.Element:
+    """Name the picture, and drop metadata and idle ids."""
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     svg = ElementTree.fromstring(raw)
@@ -120,11 +104,9 @@ def _tidy(raw: bytes, key: str, alt: str) -> ElementTree.Element:
         for name, value in element.attrib.items():
             if name == f"{{{XLINK}}}href":
                 used.add(value.removeprefix("#"))
-                element.set(name, f"#{key}-{value.removeprefix('#')}")
-            elif name in ("clip-path", "style"):
+            elif name in ("clip-path", "style", "fill"):
                 used.update(re.findall(r"url\(#([^)]+)\)", value))
-                element.set(name, re.sub(r"url\(#", f"url(#{key}-", value))
     for element in svg.iter():
-        if (identity := element.attrib.pop("id", None)) in used:
-            element.set("id", f"{key}-{identity}")
+        if element.get("id") not in used:
+            element.attrib.pop("id", None)
     return svg

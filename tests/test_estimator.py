@@ -22,7 +22,7 @@ CS = [0.001, 0.1, 10.0]
 def test_it_passes_scikit_learn_s_checks():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_estimator(LogisticSweep(Cs=3, tol=1e-10))
+        check_estimator(LogisticSweep(Cs=3, tol=1e-14))
 
 
 @pytest.mark.parametrize("classes", [2, 3])

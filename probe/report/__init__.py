@@ -1,0 +1,253 @@
+"""Turn results into a page that opens anywhere, with its figures and tables as files beside it.
+
+    gather     results and predictions -> cells           verdict    which model, how surely
+    overview   cells -> charts across results             versus     A and B -> paired tests
+    panels     one cell, by closeups (its charts),        curves     ROC and precision-recall, bands
+               listings (its tables) and examples
+    stores     what is still in the stores: map, audit    thumbnails images that are still there
+    analysis   CKA tables -> charts                       page       all of it -> HTML
+
+Results in, files out: nothing here needs a backbone or a head. The same results, stores and images
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from probe.charts import Chart, to_json
+from probe.report import overview
+from probe.report.analysis import cka_charts
+from probe.report.gather import Cell, gather, leading
+from probe.report.page import page, scripts
+from probe.report.panels import Panel, panel
+from probe.report.stores import Stored, look
+from probe.report.verdict import Column, Overall, columns, main_table, tests_table
+from probe.report.verdict import overall as rank
+from probe.report.versus import SIDES, matches, versus_charts, versus_table
+from probe.results import Result
+from probe.tables import Scored, Table, csv_table, in_words
+
+OURS = re.compile(r"\d{3,}-.+\.(svg|png|csv|md|tex)")  # what an earlier report may have left
+
+
+@dataclass(frozen=True)
+class Options:
+    """What goes into a report."""
+
+    compare: tuple[Path, Path] | None = None  # A and B, beside the sources
+    analysis: Path | None = None  # a folder with cka*.csv
+    private: bool = False  # neither pixels nor paths nor ids of images and subjects
+    dicom: bool = False  # small copies of DICOM images too
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with charts."""
+
+    key: str
+    title: str
+    charts: list[Chart]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the page says of one data set."""
+
+    name: str
+    panels: list[Panel]
+    audit: Table | None = None
+    line: str = ""
+    bad: Table | None = None
+    thumbnails: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is written."""
+
+    cells: list[Cell]
+    columns: list[Column]
+    overall: Overall | None
+    sections: list[Section]
+    datasets: list[Dataset]
+    tables: list[Table]  # of the whole
+    versus: Table | None = None
+
+    @property
+    def results(self) -> list[Result]:
+        """Return every result, as it may be shown."""
+        return [cell.result for cell in self.cells]
+
+    def charts(self) -> Iterator[Chart]:
+        """Yield every chart."""
+        panels = chain.from_iterable(dataset.panels for dataset in self.datasets)
+        yield from chain.from_iterable(section.charts for section in self.sections)
+        yield from chain.from_iterable(one.charts for one in panels)
+
+    def all_tables(self) -> Iterator[Table]:
+        """Yield every table."""
+        yield from self.tables
+        for dataset in self.datasets:
+            yield from (t for t in (dataset.audit, dataset.bad) if t and t.rows)
+            yield from chain.from_iterable(one.tables for one in dataset.panels)
+
+
+def write_report(sources: Sequence[Path], out: Path, options: Options | None = None) -> Path:
+    """Write index.html, results.csv, results.md, figures/ and tables/; return index.html's path.
+
+    A source is a results folder or its results.jsonl. index.html needs no other file. Figures and
+    tables that an earlier report left in `out` are removed. Raises ProbeError where there is no
+    result.
+    """
+    from probe.report.files import write_figures, write_tables
+
+    options = options or Options()
+    report = make(sources, options)
+    out.mkdir(parents=True, exist_ok=True)
+    write_figures(out / "figures", list(report.charts()), OURS)
+    write_tables(out / "tables", list(report.all_tables()), OURS)
+    (out / "results.csv").write_text(csv_table(report.results), encoding="utf-8", newline="")
+    said = page("results.md.j2", report=report)
+    (out / "results.md").write_text(said, encoding="utf-8", newline="\n")
+    index = out / "index.html"
+    index.write_text(_html(report, options), encoding="utf-8", newline="\n")
+    return index
+
+
+def make(sources: Sequence[Path], options: Options) -> Report:
+    """Compute what a report says."""
+    sides: list[tuple[str, Sequence[Path]]] = [("", sources)] if sources else []
+    if options.compare:
+        sides += [(side, [path]) for side, path in zip(SIDES, options.compare, strict=True)]
+    cells = gather(sides or [("", [])], private=options.private)
+    leads = leading(cells)
+    found = columns(leads, cells)
+    tables = [main_table(found), tests_table(found), provenance(cells)]
+    pairs = matches(leads) if options.compare else []
+    versus = versus_table(pairs) if options.compare else None
+    return Report(
+        cells=cells,
+        columns=found,
+        overall=rank(found),
+        sections=_sections(cells, leads, found, options, versus_charts(pairs)),
+        datasets=_datasets(leads, options),
+        tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
+        versus=versus,
+    )
+
+
+def _sections(
+    cells: Sequence[Cell],
+    leads: Sequence[Cell],
+    found: Sequence[Column],
+    options: Options,
+    versus: Sequence[Chart],
+) -> list[Section]:
+    """Return the sections that have anything to show, in the page's order."""
+    made: list[tuple[str, str, Sequence[Chart]]] = [
+        ("versus", "A against B", versus),
+        ("gain", "Gain over the reference", list(overview.gain(found))),
+        ("scenarios", "Frozen and unfrozen", list(overview.scenarios(leads))),
+        ("strength", "Score against C", list(overview.strengths(leads))),
+        ("depth", "Score by depth", list(overview.depth(cells))),
+        ("shots", "Score against shots", list(overview.shots(cells))),
+        ("convergence", "Convergence", list(overview.convergence(cells))),
+        ("cka", "Likeness of layers", cka_charts(options.analysis)),
+    ]
+    return [
+        Section(key, title, [_renamed(chart, f"000-{slug(chart.name)}") for chart in charts])
+        for key, title, charts in made
+        if charts
+    ]
+
+
+def _datasets(leads: Sequence[Cell], options: Options) -> list[Dataset]:
+    """Return the panels of each data set, with what its stores and images still give."""
+    from probe.report.thumbnails import LIMIT, thumbnails
+
+    names = list(dict.fromkeys(cell.result.dataset for cell in leads))
+    out = []
+    for name in names:
+        panels: list[Panel] = []
+        first: Stored | None = None
+        for cell in (c for c in leads if c.result.dataset == name):
+            r = cell.result
+            parts = (r.dataset, r.backbone, r.scenario)
+            stem = f"{int(cell.key[1:]):03}-{'-'.join(slug(part) for part in parts)}"
+            made = panel(cell, stem)
+            stored = look(cell, stem, private=options.private, audited=first is not None)
+            if stored and stored.map:
+                made.charts.append(stored.map)
+            first = first or stored
+            panels.append(made)
+        pictures: dict[str, str] = {}
+        if first and not options.private:
+            ids = [e.id for p in panels for e in (*p.mistakes, *p.hits)]
+            ids += first.map.ids if first.map else []
+            limit = LIMIT // len(names)
+            pictures = thumbnails(first, ids, dicom=options.dicom, limit=limit)
+        facts = (first.audit, first.line, first.bad) if first else (None, "", None)
+        out.append(Dataset(name, panels, *facts, thumbnails=pictures))
+    return out
+
+
+def provenance(cells: Sequence[Cell]) -> Table:
+    """Return what each number was made from, and the command that makes it again."""
+    rows = [
+        [
+            *(r.dataset, r.backbone, r.weights, r.scenario, r.feature, r.protocol),
+            *(in_words(r.metric), Scored(r.value, r.ci_low, r.ci_high)),
+            *("all" if r.shots is None else r.shots, r.seed, r.store, r.store_fingerprint),
+            *(r.split_digest, r.command, round(r.seconds, 1), r.created),
+            ", ".join(f"{name} {version}" for name, version in sorted(r.versions.items())),
+        ]
+        for r in (cell.result for cell in cells)
+    ]
+    names = ["dataset", "backbone", "weights", "scenario", "feature", "protocol", "metric", "value"]
+    names += ["shots", "seed", "store", "store fingerprint", "split digest", "command", "seconds"]
+    return Table("provenance", "Provenance", [*names, "created", "versions"], rows)
+
+
+def slug(text: str) -> str:
+    """Return a text that may stand in any file's name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:48] or "x"
+
+
+def _renamed(one: Any, name: str) -> Any:
+    return replace(one, name=name)
+
+
+def _html(report: Report, options: Options) -> str:
+    three = ("value", "ci_low", "ci_high")
+    scores = {
+        cell.key: {name: [m.get(k) for k in three] for name, m in cell.result.metrics.items()}
+        for cell in report.cells
+    }
+    data = {
+        "charts": {chart.name: to_json(chart) for chart in report.charts()},
+        "images": {d.name: d.thumbnails for d in report.datasets},
+        "scores": scores,
+    }
+    results = report.results
+    lowest = min(0.0, *(r.ci_low for r in results), *(r.value for r in results))
+    return page(
+        "report.html.j2",
+        report=report,
+        data=data,
+        private=options.private,
+        lowest=int(lowest * 10 - 0.999) / 10,
+        metrics=sorted({name for r in results for name in r.metrics}),
+        scenarios=sorted({r.scenario for r in results}),
+        several={
+            name: len({getattr(r, name) for r in results}) > 1
+            for name in ("protocol", "seed", "shots")
+        },
+        versions={str(sorted(r.versions.items())) for r in results},
+        **scripts(),
+    )

@@ -1,0 +1,206 @@
+"""Charts of one result: its confusion, findings, curves, reliability, choice of C.
+
+Shapes: N test images, K classes, L findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from probe import calibration
+from probe.charts import Axis, Chart, Dots, Heat, Lines, Series
+from probe.metrics import per_output
+from probe.report.curves import Band, bands
+from probe.report.overview import folds
+from probe.results import Predictions, Result
+from probe.statistics import LEVEL
+from probe.tables import in_words, power, score
+
+CURVES = 8  # outputs that are drawn one by one; of more, the commonest
+
+
+def charts_of(r: Result, said: Predictions | None, stem: str) -> list[Chart]:
+    """Return the charts of a result; `stem` begins their names."""
+    charts: list[Chart] = []
+    if said and said.labels.ndim == 1:
+        charts.append(_confusion(confusion(said), said.classes, stem))
+    elif said:
+        charts += _findings(r, said, stem)
+    if said:
+        charts += _ranked(*bands(said), said, stem)
+        charts.append(_reliability(r, said, stem))
+    if len(folds(r)[0]):
+        charts.append(_strengths(r, stem))
+    return charts
+
+
+def confusion(said: Predictions) -> NDArray[np.int64]:
+    """Return counts (K, K), row = label, column = predicted."""
+    counts = np.zeros((len(said.classes),) * 2, dtype=np.int64)
+    np.add.at(counts, (said.labels, said.probabilities.argmax(1)), 1)
+    return counts
+
+
+def _confusion(counts: NDArray[np.int64], classes: Sequence[str], stem: str) -> Heat:
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    right, N, K = int(np.trace(counts)), int(counts.sum()), len(classes)
+    return Heat(
+        name=f"{stem}-confusion",
+        title="Confusion matrix",
+        alt=f"Confusion matrix of {N} test images in {K} classes, {right} of them on the diagonal.",
+        x=Axis("predicted", names=list(classes)),
+        y=Axis("label", names=list(classes)),
+        shares=shares.tolist(),
+        texts=[[str(n) for n in row] for row in counts.tolist()],
+        caption="Test images by label and prediction; a cell is as dark as its share of the row.",
+    )
+
+
+def _findings(r: Result, said: Predictions, stem: str) -> list[Chart]:
+    """Draw AUROC per finding, best first, where it is defined."""
+    found = [(name, o) for name, o in outputs(r, said) if o["auroc"] is not None]
+    if not found:
+        return []
+    found.sort(key=lambda pair: -(pair[1]["auroc"] or 0))
+    areas = [float(o["auroc"] or 0) for _, o in found]
+    ends = [f"{areas[i]:.3f} ({found[i][0]})" for i in (-1, 0)]
+    return [
+        Dots(
+            name=f"{stem}-findings",
+            title="AUROC per finding",
+            alt=f"AUROC of {len(found)} findings, from {ends[0]} to {ends[1]}.",
+            x=Axis("AUROC (.5 is guessing)", span=(min(0.5, *areas) - 0.03, 1.0)),
+            rows=[f"{name} ({o['positives']:.0f})" for name, o in found],
+            series=[Series("AUROC", areas, list(range(len(found))), look="dots")],
+            line=0.5,
+            caption="In brackets, the number of positive test images.",
+        )
+    ]
+
+
+def _ranked(roc: Sequence[Band], pr: Sequence[Band], said: Predictions, stem: str) -> list[Chart]:
+    """Draw ROC and precision-recall curves with their bands."""
+    if not roc:
+        return []
+    labels = said.labels
+    positive = [
+        int(((labels == k) if labels.ndim == 1 else (labels[:, k] == 1)).sum())
+        for k in range(len(said.classes))
+    ]
+    common = [said.classes[k] for k in np.argsort(-np.array(positive), kind="stable")[:CURVES]]
+    left_out = len(roc) - 1 - CURVES
+    more = f" The {CURVES} with the most positives are drawn." if left_out > 0 else ""
+    kinds = (
+        ("roc", "ROC", "AUROC", roc, "false positive rate", "true positive rate"),
+        ("pr", "Precision and recall", "AP", pr, "recall", "precision"),
+    )
+    charts: list[Chart] = []
+    for kind, title, area, found, x, y in kinds:
+        shown = [b for k, b in enumerate(found) if b.name in common or (k == 0 and len(found) > 1)]
+        grid = np.linspace(0, 1, len(shown[0].middle)).tolist()
+        series = [
+            Series(
+                f"{b.name} ({area} {score(b.area)})",
+                grid,
+                b.middle.tolist(),
+                b.low.tolist(),
+                b.high.tolist(),
+                colour="ink" if k == 0 and len(shown) > 1 else k - (len(shown) > 1),
+            )
+            for k, b in enumerate(shown)
+        ]
+        charts.append(
+            Lines(
+                name=f"{stem}-{kind}",
+                title=title,
+                alt=f"{title} of {len(shown)} curves; {series[0].name}.",
+                x=Axis(x, span=(0, 1)),
+                y=Axis(y, span=(0, 1)),
+                series=series,
+                diagonal=kind == "roc",
+                focus=True,
+                caption="The band is 95 %, pointwise, from resampling subjects." + more,
+            )
+        )
+    return charts
+
+
+def _reliability(r: Result, said: Predictions, stem: str) -> Lines:
+    """Draw how often an answer is right against how sure it was, with Wilson's intervals."""
+    bins = r.reliability or calibration.reliability(said.labels, said.probabilities)
+    n = np.array([b["images"] for b in bins])
+    f = np.array([b["frequency"] for b in bins])
+    z = norm.ppf((1 + LEVEL) / 2)
+    middle = (f + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z * np.sqrt(f * (1 - f) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    what = "the label" if said.labels.ndim == 1 else "a finding (all of them together)"
+    return Lines(
+        name=f"{stem}-reliability",
+        title="Reliability",
+        alt=f"Frequency against confidence in {len(bins)} bins of {int(n.sum())} answers.",
+        x=Axis("probability that was said", span=(0, 1)),
+        y=Axis("frequency", span=(0, 1)),
+        series=[
+            Series(
+                "bins",
+                [b["confidence"] for b in bins],
+                f.tolist(),
+                (middle - reach).tolist(),
+                (middle + reach).tolist(),
+                look="both",
+            )
+        ],
+        diagonal=True,
+        caption=f"How often {what} is as said. On the diagonal, probabilities mean what they say; "
+        "below it the head is too sure. 95 % intervals (Wilson).",
+    )
+
+
+def _strengths(r: Result, stem: str) -> Lines:
+    """Draw score against C: each fold, their mean, the chosen C and the fits that did not converge.
+
+    The mean at a C is over its defined folds.
+    """
+    C, scores, converged = folds(r)
+    defined, x = np.isfinite(scores), C.tolist()
+    mean = [
+        float(row[ok].mean()) if ok.any() else None for row, ok in zip(scores, defined, strict=True)
+    ]
+    F, words = scores.shape[1], in_words(r.metric)
+    columns = [[v if v == v else None for v in column] for column in scores.T.tolist()]
+    series = [
+        Series("each fold", x, column, colour="fold", thin=True, legend=k == 0)
+        for k, column in enumerate(columns)
+        if F > 1
+    ]
+    said = f"mean of {F} folds" if F > 1 else "validation score"
+    series.append(Series(said, x, mean, look="both" if len(x) == 1 else "line"))
+    j, k = np.nonzero(~converged & defined)
+    if len(j):
+        loose = C[j].tolist(), scores[j, k].tolist()
+        series.append(Series("not converged", *loose, colour="mark", look="cross", thin=True))
+    alt = f"{words} on {F} folds against {len(C)} values of C from {power(C[0])} to {power(C[-1])}"
+    if known := [(m, c) for m, c in zip(mean, x, strict=True) if m is not None]:
+        top, at = max(known)
+        alt += f"; the mean is highest, {top:.3f}, at C = {power(at)}"
+    alt += f"; C = {power(r.C)} was chosen"
+    alt += f"; {int((~converged).sum())} of {converged.size} fits did not converge."
+    return Lines(
+        name=f"{stem}-C",
+        title="Choice of C",
+        alt=alt,
+        x=Axis("C (inverse strength of the penalty)", log=True),
+        y=Axis(words),
+        series=series,
+        marker=(r.C, f"chosen C = {power(r.C)}") if r.C else None,
+    )
+
+
+def outputs(r: Result, said: Predictions) -> list[tuple[str, dict[str, float | None]]]:
+    """Return AUROC, average precision and counts of every finding."""
+    found = r.outputs or per_output(said.labels, said.probabilities, said.classes)
+    return list(found.items())

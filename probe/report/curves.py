@@ -1,0 +1,95 @@
+"""ROC and precision-recall curves with bands that resample subjects.
+
+Shapes: N images, K outputs (classes or findings), B resamples, G places of the grid. The band is
+pointwise, 95 %, over the grid's false positive rates (ROC) or recalls (precision-recall); nothing
+is interpolated between thresholds but the ROC's straight lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probe import ranking
+from probe.metrics import one_vs_rest
+from probe.results import Predictions
+from probe.statistics import LEVEL, bootstrap_weights
+
+GRID = np.linspace(0, 1, 51)
+RESAMPLES = 200
+MEAN = "mean of all"
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve of one output on GRID, (G,) each; `area` is that under it."""
+
+    name: str
+    middle: Array
+    low: Array
+    high: Array
+    area: float
+
+
+def bands(said: Predictions, *, seed: int = 0) -> tuple[list[Band], list[Band]]:
+    """Return ROC and precision-recall bands of every output with both sides, their mean first.
+
+    Of two classes there is the second only, and no mean.
+    """
+    names = list(said.classes)
+    if said.labels.ndim == 1 and len(names) == 2:
+        names = names[1:]
+    pairs = list(zip(names, one_vs_rest(said.labels, said.probabilities), strict=True))
+    both = [(n, t, s) for n, (t, s) in pairs if (t == 1).any() and (t == 0).any()]
+    if not both:
+        return [], []
+    rng = np.random.default_rng(seed)
+    weights = bootstrap_weights(np.asarray(said.subjects), RESAMPLES, rng)
+    weights = np.concatenate([np.ones((1, weights.shape[1])), weights])  # the first is the curve
+    curves = [_curves(truth, score, weights) for _, truth, score in both]
+    found = []
+    for place, area in enumerate((ranking.auroc, ranking.average_precision)):
+        each = [
+            (name, curve[place], float(area(truth, score)(weights[:1])[0]))
+            for (name, truth, score), curve in zip(both, curves, strict=True)
+        ]
+        if len(each) > 1:
+            mean = np.mean([curve for _, curve, _ in each], axis=0)
+            each.insert(0, (MEAN, mean, float(np.mean([area for *_, area in each]))))
+        found.append([_band(*one) for one in each])
+    return found[0], found[1]
+
+
+def _curves(truth: NDArray[Any], score: NDArray[Any], weights: Array) -> tuple[Array, Array]:
+    """Return true positive rates and precisions on GRID under each weighting, (B, G) each."""
+    known = np.flatnonzero(~np.isnan(truth))
+    order = known[np.argsort(-score[known], kind="stable")]
+    last = np.flatnonzero(np.r_[np.diff(score[order]) != 0, True])  # of images of equal score
+    positive = truth[order] == 1
+    drawn = np.asarray(weights[:, order], dtype=np.float32)
+    hits = np.cumsum(np.where(positive, drawn, 0), axis=1)[:, last]
+    called = np.cumsum(drawn, axis=1)[:, last]
+    tpr, ppv = np.full((2, len(weights), len(GRID)), np.nan)
+    for b, (h, c) in enumerate(zip(hits, called, strict=True)):
+        P, N = h[-1], c[-1] - h[-1]
+        if not P or not N:
+            continue
+        tpr[b] = np.interp(GRID, np.r_[0, (c - h) / N], np.r_[0, h / P])
+        reached = np.searchsorted(h, GRID * P - 1e-4).clip(max=len(h) - 1)
+        first = np.searchsorted(c, 0, side="right")  # a threshold that nothing drawn reaches
+        reached = np.maximum(reached, first)
+        ppv[b] = h[reached] / c[reached]
+    return tpr, ppv
+
+
+def _band(name: str, curve: Array, area: float) -> Band:
+    """Return the first of (B, G) curves, with quantiles of the others that are defined."""
+    defined = curve[1:][np.isfinite(curve[1:]).all(1)]
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(defined, ends, axis=0) if len(defined) else (curve[0], curve[0])
+    return Band(name, curve[0], low, high, area)

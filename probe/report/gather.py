@@ -1,0 +1,170 @@
+"""Read what a report is made of: results with predictions, cleaned, without names if asked.
+
+Words: a cell is one result of one side; a side is a set of results that is held against another
+("A", "B"; "" where there is one set only). A cell is a leading one where it stands for its model:
+all training images (or the most shots), the final layer, its first seed. Private means that
+neither pixels nor paths nor ids of images and subjects go into what is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from features.errors import ProbeError
+from probe.compare import PARTS
+from probe.drawing import printable
+from probe.metrics import METRICS
+from probe.results import Predictions, Result, load, read_predictions
+
+# What orders results of one score, so that a report is the same each time.
+TIES = attrgetter("backbone", "weights", "scenario", "head", "feature", "protocol", "seed", "store")
+NAMES = ("subject", "path", "id")  # columns whose groups would name people and files
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result: its anchor on the page, where it was found, and what its head said."""
+
+    key: str
+    side: str
+    folder: Path
+    result: Result
+    store: str  # as in results.jsonl, whatever `result` says of it
+    predictions: Predictions | None = None
+    missing: str = ""  # why there are no predictions
+    name: str = ""  # its model: the backbone, and of the rest what varies
+
+    @property
+    def random(self) -> bool:
+        """Say whether the backbone was never trained."""
+        return self.result.weights == "random"
+
+    @property
+    def model(self) -> str:
+        """Return the name with a word where the weights are random."""
+        if self.random and "random" not in self.name.split():
+            return f"{self.name} (random weights)"
+        return self.name
+
+    @property
+    def column(self) -> tuple[str, str]:
+        """Return data set and metric."""
+        return self.result.dataset, self.result.metric
+
+
+def gather(sides: Sequence[tuple[str, Sequence[Path]]], *, private: bool) -> list[Cell]:
+    """Return the cells of named sides, sorted by data set and metric, then best first.
+
+    A source is a results folder or its results.jsonl. Raises ProbeError where there is no result.
+    """
+    found: list[Cell] = []
+    for side, sources in sides:
+        files = {(s / "results.jsonl" if s.is_dir() else s).resolve(): s for s in sources}
+        rows = [(file.parent, raw) for file, source in files.items() for raw in load(source)]
+        if not rows:
+            where = ", ".join(map(str, sources)) or "no folder"
+            raise ProbeError(
+                f"no results in {where}: run `medprobe probe STORE -o DIR`, then report DIR"
+            )
+        found += [_cell(side, folder, raw, private) for folder, raw in rows]
+    found.sort(key=_rank)
+    return [replace(cell, key=f"r{i}") for i, cell in enumerate(found, 1)]
+
+
+def leading(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells that stand for their models, named by what tells them apart."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        r = cell.result
+        key = (cell.side, *cell.column, r.backbone, r.weights, r.scenario, r.head)
+        groups.setdefault((*key, r.protocol, r.scored_by), []).append(cell)
+    kept: list[Cell] = []
+    for group in groups.values():
+        most = max((c.result.shots or float("inf")) for c in group)
+        group = [c for c in group if (c.result.shots or float("inf")) == most]
+        final = [c for c in group if c.result.feature.split("/")[0] == "final"]
+        deepest = max(c.result.feature.split("/")[0] for c in group)
+        group = final or [c for c in group if c.result.feature.split("/")[0] == deepest]
+        by_feature: dict[str, Cell] = {}
+        for c in sorted(group, key=lambda c: c.result.seed):
+            by_feature.setdefault(c.result.feature, c)
+        kept += by_feature.values()
+    named = {cell.key: replace(cell, name=_name(cell, kept)) for cell in kept}
+    return [named[cell.key] for cell in cells if cell.key in named]
+
+
+def _name(cell: Cell, leads: Sequence[Cell]) -> str:
+    """Name a cell by its backbone, and what tells it from others of this backbone in a column."""
+    r = cell.result
+    same = [c for c in leads if c.result.backbone == r.backbone and c.side == cell.side]
+    varying = {
+        part
+        for part in PARTS[1:]
+        for mine in {c.column for c in same}
+        if len({getattr(c.result, part) for c in same if c.column == mine}) > 1
+    }
+    words = [r.backbone, *(str(getattr(r, part)) for part in PARTS[1:] if part in varying)]
+    return " ".join([f"{cell.side}:", *words] if cell.side else words)
+
+
+def siblings(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of all seeds of a cell, itself among them."""
+    same = attrgetter(
+        *("dataset", "metric", "backbone", "weights", "scenario", "head", "feature"),
+        *("protocol", "scored_by", "shots"),
+    )
+    return [c for c in cells if c.side == cell.side and same(c.result) == same(cell.result)]
+
+
+def _rank(cell: Cell) -> tuple[Any, ...]:
+    """Sort by data set and metric, then best first."""
+    r = cell.result
+    best_first = -r.value if more_is_better(r.task, r.metric) else r.value
+    return (r.dataset, r.metric, best_first, *TIES(r), cell.side)
+
+
+def more_is_better(task: str, metric: str) -> bool:
+    """Say which way a metric goes; one that isn't ours counts as a score."""
+    known = METRICS.get((task, metric))
+    return known is None or known.higher
+
+
+def _cell(side: str, folder: Path, raw: Result, private: bool) -> Cell:
+    result = Result(**clean(asdict(raw)))
+    cell = Cell("", side, folder, _nameless(result) if private else result, raw.store)
+    try:
+        said = read_predictions(folder / raw.predictions)
+    except ProbeError as error:
+        why = "no predictions can be read" if private else printable(str(error))
+        return replace(cell, missing=why)
+    return replace(
+        cell, predictions=replace(said, classes=[printable(name) for name in said.classes])
+    )
+
+
+def _nameless(result: Result) -> Result:
+    """Return a result without paths and ids: of a path, its last part."""
+    return replace(
+        result,
+        store=Path(result.store).name,
+        command=" ".join(re.sub(r"\S*[/\\]", "", word) for word in result.command.split()),
+        predictions="",
+        heads="",
+        subgroups=[group for group in result.subgroups if group["column"] not in NAMES],
+    )
+
+
+def clean(value: Any) -> Any:
+    """Return a JSON value whose texts can be put into XML and UTF-8."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [clean(item) for item in value]
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    return value

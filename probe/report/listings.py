@@ -1,0 +1,91 @@
+"""Tables of one result: other metrics, groups, thresholds, findings, mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probe.report.closeups import confusion, outputs
+from probe.results import Predictions, Result
+from probe.tables import Scored, Table, in_words
+
+MISTAKES = 10  # kinds of mistakes that are listed
+
+
+def tables_of(r: Result, said: Predictions | None, stem: str) -> list[Table]:
+    """Return the tables of a result that have rows; `stem` begins their names."""
+    tables = [_metrics(r, stem), *_groups(r, stem), *_thresholds(r, stem)]
+    if said and said.labels.ndim == 1:
+        tables.append(_most_frequent(confusion(said), said.classes, stem))
+    elif said:
+        tables.append(_outputs(r, said, stem))
+    return [table for table in tables if table.rows]
+
+
+def _metrics(r: Result, stem: str) -> Table:
+    rows = [
+        [in_words(name), Scored(m.get("value"), m.get("ci_low"), m.get("ci_high"))]
+        for name, m in sorted(r.metrics.items())
+        if name != r.metric
+    ]
+    return Table(f"{stem}-metrics", "Other metrics", ["metric", "value"], rows)
+
+
+def _groups(r: Result, stem: str) -> list[Table]:
+    rows = [
+        [
+            f"{g['column']} {g['group']}{' (few)' if g['small'] else ''}",
+            *(g["n"], g["subjects"]),
+            Scored(g["value"], g["ci_low"], g["ci_high"]),
+        ]
+        for g in r.subgroups
+    ]
+    names = ["group", "images", "subjects", in_words(r.metric)]
+    return [Table(f"{stem}-groups", "By group", names, rows)]
+
+
+def _thresholds(r: Result, stem: str) -> list[Table]:
+    rows = []
+    for name, t in (r.thresholds.get("outputs") or {}).items():
+        rates = [t.get(rate) or {} for rate in ("sensitivity", "specificity")]
+        scored = [Scored(m.get("value"), m.get("ci_low"), m.get("ci_high")) for m in rates]
+        rows.append([name, t["threshold"], *scored])
+    names = ["output", "threshold", "sensitivity", "specificity"]
+    rule, on = (r.thresholds.get(key, "") for key in ("rule", "chosen_on"))
+    caption = f"At a threshold, chosen by {rule} on {on}, not on the test split"
+    return [Table(f"{stem}-thresholds", caption, names, rows)]
+
+
+def _outputs(r: Result, said: Predictions, stem: str) -> Table:
+    """Return AUROC and counts per finding, best first, those without one last."""
+    rows = [
+        [
+            name,
+            o["auroc"],
+            o["average_precision"],
+            int(o["positives"] or 0),
+            int(o["negatives"] or 0),
+            len(said.labels) - int(o["positives"] or 0) - int(o["negatives"] or 0),
+        ]
+        for name, o in outputs(r, said)
+    ]
+    rows.sort(key=lambda row: math.inf if row[1] is None else -float(row[1] or 0))
+    names = ["finding", "AUROC", "average precision", "positives", "negatives", "not labelled"]
+    return Table(f"{stem}-findings", "Findings", names, rows)
+
+
+def _most_frequent(counts: NDArray[np.int64], classes: Sequence[str], stem: str) -> Table:
+    K = len(classes)
+    wrong = counts * ~np.eye(K, dtype=bool)
+    places = [divmod(int(p), K) for p in np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES]]
+    rows: list[list[Any]] = [
+        [classes[i], classes[j], int(wrong[i, j]), float(wrong[i, j] / counts[i].sum())]
+        for i, j in places
+        if wrong[i, j]
+    ]
+    names = ["label", "predicted", "images", "of the label"]
+    return Table(f"{stem}-mistakes", "The most frequent mistakes", names, rows)

@@ -1,0 +1,93 @@
+"""What the page shows of one leading result: its charts, its tables, its surest mistakes."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from probe.charts import Chart
+from probe.report.closeups import charts_of
+from probe.report.gather import Cell
+from probe.report.listings import tables_of
+from probe.report.overview import folds
+from probe.results import Predictions
+from probe.tables import Table
+
+SHOWN = 12  # images of a gallery
+
+
+@dataclass(frozen=True)
+class Example:
+    """One answer worth a look: what was said of an image, how surely, and what is so."""
+
+    id: str
+    label: str
+    said: str
+    p: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is shown of one cell."""
+
+    cell: Cell
+    inspect: str  # the command that names the bad images
+    charts: list[Chart] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    mistakes: list[Example] = field(default_factory=list)
+    hits: list[Example] = field(default_factory=list)
+    at_edge: bool = False  # the chosen C is the smallest or the largest that was tried
+    fits: int = 0
+    loose: int = 0  # fits that did not converge
+
+
+def panel(cell: Cell, stem: str) -> Panel:
+    """Return what there is to show; names of charts and tables begin with `stem`."""
+    r, said = cell.result, cell.predictions
+    C, _, converged = folds(r)
+    mistakes, hits = examples(said) if said else ([], [])
+    return Panel(
+        cell=cell,
+        inspect=f"medprobe inspect {shlex.quote(r.store)}",
+        charts=charts_of(r, said, stem),
+        tables=tables_of(r, said, stem),
+        mistakes=mistakes,
+        hits=hits,
+        at_edge=len(C) > 1 and bool(np.isclose(r.C or 0.0, [C.min(), C.max()], atol=0).any()),
+        fits=converged.size,
+        loose=int((~converged).sum()),
+    )
+
+
+def examples(said: Predictions) -> tuple[list[Example], list[Example]]:
+    """Return the most confident mistakes and the least confident hits, SHOWN of each.
+
+    Of findings, an answer is right where it is on the label's side of .5, and an image stands with
+    its most telling answer.
+    """
+    p, y, rows = said.probabilities, said.labels, np.arange(len(said.labels))
+    if y.ndim == 1:
+        sure, right = p.max(1)[:, None], (p.argmax(1) == y)[:, None]
+        wrong = ~right
+    else:
+        sure, off = np.maximum(p, 1 - p), np.abs(p - y)  # a label that is not known is NaN
+        wrong, right = off >= 0.5, off < 0.5
+    worst, weakest = np.where(wrong, -sure, np.inf), np.where(right, sure, np.inf)  # (N, K) or 1
+    chosen = []
+    for order in (worst, weakest):
+        column = order.argmin(1)
+        first = np.argsort(order[rows, column], kind="stable")[:SHOWN]
+        found = [i for i in first if np.isfinite(order[i, column[i]])]
+        chosen.append([_example(said, i, int(column[i])) for i in found])
+    return chosen[0], chosen[1]
+
+
+def _example(said: Predictions, i: int, k: int) -> Example:
+    p, names = said.probabilities[i], said.classes
+    if said.labels.ndim == 1:
+        label, call = names[said.labels[i]], names[int(p.argmax())]
+        return Example(said.ids[i], label, call, float(p.max()))
+    words, sure = (f"no {names[k]}", names[k]), float(max(p[k], 1 - p[k]))
+    return Example(said.ids[i], words[int(said.labels[i, k])], words[int(p[k] >= 0.5)], sure)

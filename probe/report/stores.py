@@ -1,0 +1,213 @@
+"""What a report takes from stores, where they are still there: a map, the audit, bad images.
+
+A store is used where it is the one that the result was made from, by its fingerprint. Shapes:
+N images, n of them on the map, D features.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import StoreError
+from features.manifest import NO_SPLIT, PRESENT, Manifest
+from probe.charts import Axis, Points
+from probe.drawing import printable
+from probe.report.gather import Cell
+from probe.tables import Table
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
+
+POINTS = 1500  # images of a map; the test split comes first, of the others some are drawn
+VALUES = 8  # of a fact that have a colour of their own
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was found in a cell's store."""
+
+    path: Path
+    map: Points | None = None
+    audit: Table | None = None
+    line: str = ""  # the audit in one line
+    bad: Table | None = None
+    manifest: Manifest | None = None
+    source: dict[str, NDArray[Any]] = field(default_factory=dict)
+    dicom: dict[str, Any] = field(default_factory=dict)  # how DICOM was decoded
+
+
+def look(cell: Cell, stem: str, *, private: bool, audited: bool) -> Stored | None:
+    """Return what a cell's store says; None where it is gone, damaged or another one."""
+    from features.store import DONE, FeatureStore
+
+    path = _find(cell)
+    if path is None:
+        return None
+    try:
+        with FeatureStore.open(path) as store:
+            r = cell.result
+            if store.fingerprint_digest != r.store_fingerprint or r.feature not in store.features:
+                return None
+            manifest, done, source = store.manifest(), store.done, store.source()
+            line, groups = "", None
+            if not audited:
+                line, groups = _audit(manifest, source, done == DONE, stem, private)
+            return Stored(
+                path=path,
+                map=_map(store, manifest, done == DONE, cell, stem, private),
+                audit=groups,
+                line=line,
+                bad=_bad(store, manifest, stem, private),
+                manifest=manifest,
+                source=source,
+                dicom=store.fingerprint.get("image", {}).get("dicom", {}),
+            )
+    except (StoreError, OSError):
+        return None
+
+
+def _find(cell: Cell) -> Path | None:
+    """Return a store's place: as the command had it, or beside the results folder."""
+    given = Path(cell.store)
+    places = (given, cell.folder / given, cell.folder.parent / given)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _audit(
+    manifest: Manifest,
+    source: dict[str, NDArray[Any]],
+    usable: NDArray[np.bool_],
+    stem: str,
+    private: bool,
+) -> tuple[str, Table]:
+    """Return the audit's line, and its groups of images that leak or contradict each other."""
+    from features.audit import audit
+
+    found = audit(manifest, hashes=source["hash"].tolist(), usable=usable)
+    groups = [*found.subjects, *found.bytes]
+    rows = [
+        [
+            "same subject" if g.kind == "subject" else "same bytes",
+            "/".join(dict.fromkeys(g.splits)),
+            "yes" if g.leaks else "no",
+            "contrary" if g.conflicts and g.kind != "subject" else "",
+            len(g.images) if private else printable(", ".join(g.images)),
+        ]
+        for g in groups
+    ]
+    names = ["what", "splits", "leaks", "labels", "images"]
+    return found.line(), Table(f"{stem}-audit", "What the audit found", names, rows)
+
+
+def _bad(store: FeatureStore, manifest: Manifest, stem: str, private: bool) -> Table:
+    """Return bad images with their reasons; of private ones how many there are of each kind."""
+    bad = store.bad()
+    if private:  # a reason may quote what stands in a file
+        rows: list[list[Any]] = [[len(bad)]] if bad else []
+        return Table(f"{stem}-bad", "Bad images, left out", ["images"], rows)
+    rows = [[printable(str(manifest.id[i])), printable(reason)] for i, reason in bad.items()]
+    return Table(f"{stem}-bad", "Bad images, left out", ["image", "reason"], rows)
+
+
+# --- the map --------------------------------------------------------------------------------------
+
+
+def _map(
+    store: FeatureStore,
+    manifest: Manifest,
+    usable: NDArray[np.bool_],
+    cell: Cell,
+    stem: str,
+    private: bool,
+) -> Points | None:
+    """Lay out the images by their features; None for fewer than three."""
+    rows = _drawn(manifest, usable)
+    if len(rows) < 3:
+        return None
+    X = store.read(cell.result.feature, rows).astype(np.float64)
+    facts = {"label": _labels(manifest, rows), "split": manifest.split[rows].tolist()}
+    if not private and not np.array_equal(manifest.subject, manifest.id):
+        facts["subject"] = manifest.subject[rows].tolist()
+    facts |= _outcome(cell, manifest, rows)
+    said = "" if len(rows) == int(usable.sum()) else f" of {int(usable.sum())}"
+    return Points(
+        name=f"{stem}-map",
+        title="Map of the features",
+        alt=f"Map of {len(rows)}{said} images by their features, coloured by label.",
+        layouts=_layouts(X),
+        facts={name: _coded(values) for name, values in facts.items()},
+        ids=() if private else [printable(str(i)) for i in manifest.id[rows]],
+        dataset=cell.result.dataset,
+        caption=f"{len(rows)}{said} images, one point each; near means alike to the backbone.",
+    )
+
+
+def _drawn(manifest: Manifest, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return rows of the map, ascending: the test split, then others, POINTS at most."""
+    rng = np.random.default_rng(0)
+    test = usable & (manifest.split == "test")
+    others = usable & ~test & (manifest.split != NO_SPLIT)
+    order = np.concatenate([rng.permutation(np.flatnonzero(part)) for part in (test, others)])
+    kept = order[:POINTS]
+    if test.sum() > POINTS * 0.7 and others.any():  # leave room for what was trained on
+        few = order[test.sum() :][: POINTS - int(POINTS * 0.7)]
+        kept = np.concatenate([order[: POINTS - len(few)], few])
+    return np.sort(kept)
+
+
+def _layouts(X: NDArray[np.float64]) -> dict[str, tuple[Axis, Axis, list[float], list[float]]]:
+    """Return places by PCA, and by UMAP where it is installed."""
+    from sklearn.decomposition import PCA
+
+    found = PCA(2, svd_solver="randomized", random_state=0).fit(X)
+    first, second = (f"{share:.0%} of the variance" for share in found.explained_variance_ratio_)
+    axes = Axis(f"component 1, {first}"), Axis(f"component 2, {second}")
+    layouts = {"PCA": (*axes, *found.transform(X).T.tolist())}
+    try:
+        from umap import UMAP
+    except ImportError:
+        return layouts
+    near = UMAP(n_neighbors=min(15, len(X) - 1), random_state=0, n_jobs=1).fit_transform(X)
+    return layouts | {"UMAP": (Axis("UMAP 1"), Axis("UMAP 2"), *near.T.tolist())}
+
+
+def _labels(manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
+    label = manifest.label[rows]
+    if label.ndim == 1:
+        return [manifest.classes[k] if k >= 0 else "no label" for k in label]
+    named = [np.flatnonzero(row == PRESENT) for row in label]
+    return [" + ".join(manifest.classes[k] for k in there) or "none" for there in named]
+
+
+def _outcome(cell: Cell, manifest: Manifest, rows: NDArray[np.int64]) -> dict[str, list[str]]:
+    """Return whether each image was called right; nothing where none of them was scored."""
+    said = cell.predictions
+    if said is None:
+        return {}
+    if said.labels.ndim == 1:
+        wrong = said.probabilities.argmax(1) != said.labels
+    else:
+        off = np.abs(said.probabilities - said.labels)
+        wrong = np.nan_to_num(off).max(1) >= 0.5
+    known = dict(zip(said.ids, wrong.tolist(), strict=True))
+    words = {True: "wrong", False: "right", None: "not tested"}
+    found = [words[known.get(str(i))] for i in manifest.id[rows]]
+    return {"error": found} if set(found) - {"not tested"} else {}
+
+
+def _coded(values: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the values and each image's place among them; the rarest are one, OTHER."""
+    counts = Counter(values)
+    kept = [value for value, _ in counts.most_common(VALUES)]
+    names = sorted(kept) if len(counts) <= VALUES else [*kept, OTHER]
+    place = {value: k for k, value in enumerate(names)}
+    codes = [place.get(value, len(names) - 1) for value in values]
+    return [printable(str(name)) for name in names], codes

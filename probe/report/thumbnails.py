@@ -1,0 +1,58 @@
+"""Small copies of images for the page, of files that are still there and have not changed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
+
+from features.dicom import is_dicom
+from features.errors import ImageError
+from features.images import decode, read_bytes
+from probe.drawing import printable
+from probe.report.stores import Stored
+
+SIDE, QUALITY = 96, 72  # pixels of the longer side; about 2 kB each
+LIMIT = 1300  # of a page: 3 to 4 MB
+
+
+def thumbnails(stored: Stored, ids: Sequence[str], *, dicom: bool, limit: int) -> dict[str, str]:
+    """Return JPEGs in base64 by id, of the first `limit` ids that have one; DICOM only if asked."""
+    manifest = stored.manifest
+    if manifest is None:
+        return {}
+    row = {str(i): k for k, i in enumerate(manifest.id)}
+    wanted = [(i, row[i]) for i in dict.fromkeys(ids) if i in row][:limit]
+    with ThreadPoolExecutor(cpu_count() or 1) as pool:
+        made = list(pool.map(lambda pair: _one(stored, pair[1], dicom), wanted))
+    pairs = zip(wanted, made, strict=True)
+    return {printable(i): picture for (i, _), picture in pairs if picture}
+
+
+def _one(stored: Stored, row: int, dicom: bool) -> str:
+    """Return a JPEG in base64; "" where there is to be none."""
+    manifest, source = stored.manifest, stored.source
+    if manifest is None:
+        return ""
+    try:
+        data = read_bytes(manifest.root / manifest.path[row])
+        medical = is_dicom(data)
+        if hashlib.sha256(data).hexdigest() != source["hash"][row] or (medical and not dicom):
+            return ""
+        how = stored.dicom if medical else {}
+        window, frame = how.get("window", "header"), how.get("frame", "middle")
+        image = decode(
+            data,
+            side=SIDE,
+            window=None if window == "header" else (window[0], window[1]),
+            frame=None if frame == "middle" else frame,
+        ).image
+    except ImageError:
+        return ""
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.convert("RGB" if image.mode != "L" else "L").save(file, "JPEG", quality=QUALITY)
+    return base64.b64encode(file.getvalue()).decode()

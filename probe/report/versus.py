@@ -1,0 +1,130 @@
+"""Set two sets of results side by side, "A" and "B", and test each pair that belongs together.
+
+Two results belong together where they agree in all that the two sets can agree in: what no
+result of A has in common with any of B (frozen here, unfrozen there) is what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, product
+
+import numpy as np
+
+from probe.charts import Axis, Chart, Dots, Series
+from probe.compare import PARTS, in_order, paired_test
+from probe.metrics import METRICS
+from probe.ranks import holm
+from probe.report.gather import Cell
+from probe.report.verdict import RESAMPLES
+from probe.statistics import Difference
+from probe.tables import Scored, Table, in_words
+
+SIDES = ("A", "B")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A result of A, the one of B that belongs to it, and A minus B."""
+
+    a: Cell
+    b: Cell
+    difference: Difference | None = None
+    p: float | None = None  # adjusted within the data set and metric
+    why_not: str = ""
+
+
+def matches(leads: Sequence[Cell]) -> list[Match]:
+    """Return the pairs of A and B, tested."""
+    left, right = ([c for c in leads if c.side == side] for side in SIDES)
+    shared = [part for part in PARTS if _values(left, part) & _values(right, part)]
+    found = [
+        _test(a, b)
+        for a, b in product(left, right)
+        if a.column == b.column
+        and all(getattr(a.result, part) == getattr(b.result, part) for part in shared)
+    ]
+    out: list[Match] = []
+    for _, group in groupby(found, key=lambda match: match.a.column):
+        pairs = list(group)
+        adjusted = iter(holm([m.difference.p for m in pairs if m.difference]).tolist())
+        out += [replace(m, p=next(adjusted)) if m.difference else m for m in pairs]
+    return out
+
+
+def versus_table(found: Sequence[Match]) -> Table:
+    """Return both scores of each pair, their difference, and p."""
+    rows = []
+    for m in found:
+        a, b, d = m.a.result, m.b.result, m.difference
+        rows.append(
+            [
+                *(a.dataset, in_words(a.metric), _bare(m.a), _bare(m.b)),
+                Scored(a.value, a.ci_low, a.ci_high),
+                Scored(b.value, b.ci_low, b.ci_high),
+                Scored(d.value, d.ci_low, d.ci_high) if d else None,
+                d.p if d else None,
+                m.p,
+                d.test if d else m.why_not,
+            ]
+        )
+    names = ["dataset", "metric", "A", "B", "score A", "score B", "A - B", "p", "Holm's p", "test"]
+    return Table("versus", "A against B, in pairs on the same test images", names, rows)
+
+
+def versus_charts(found: Sequence[Match]) -> list[Chart]:
+    """Return a chart per data set and metric: each pair's two scores."""
+    charts: list[Chart] = []
+    for (dataset, metric), group in groupby(found, key=lambda match: match.a.column):
+        pairs = list(group)
+        rows = [_both(m) for m in pairs]
+        series = [
+            Series(
+                side,
+                [r.value for r in results],
+                list(range(len(results))),
+                [r.ci_low for r in results],
+                [r.ci_high for r in results],
+                colour=k,
+                look="dots",
+            )
+            for k, side in enumerate(SIDES)
+            if (results := [(m.b if k else m.a).result for m in pairs])
+        ]
+        charts.append(
+            Dots(
+                name=f"versus-{dataset}-{metric}",
+                title=f"A against B: {dataset}",
+                alt=f"{in_words(metric)} of {len(pairs)} pairs of A and B on {dataset}.",
+                x=Axis(in_words(metric)),
+                rows=rows,
+                series=series,
+                caption="Test scores with 95 % intervals.",
+            )
+        )
+    return charts
+
+
+def _values(cells: Sequence[Cell], part: str) -> set[str]:
+    return {str(getattr(c.result, part)) for c in cells}
+
+
+def _bare(cell: Cell) -> str:
+    """Return a cell's model without its side, with its scenario."""
+    return f"{cell.model.removeprefix(f'{cell.side}: ')}, {cell.result.scenario}"
+
+
+def _both(match: Match) -> str:
+    a, b = _bare(match.a), _bare(match.b)
+    return a if a == b else f"{a} / {b}"
+
+
+def _test(a: Cell, b: Cell) -> Match:
+    metric = METRICS.get((a.result.task, a.result.metric))
+    if a.predictions is None or b.predictions is None or metric is None:
+        return Match(a, b, why_not="no predictions" if metric else "not a metric of this task")
+    ours, theirs = in_order(a.predictions), in_order(b.predictions)
+    if ours.ids != theirs.ids or not np.array_equal(ours.labels, theirs.labels, equal_nan=True):
+        return Match(a, b, why_not="not the same test images and labels")
+    return Match(a, b, paired_test(metric, ours, theirs, n=RESAMPLES, seed=0))
