@@ -1,9 +1,9 @@
 """The command line.
 
-The commands are in features/commands.py, features/inspection.py and probe/commands.py: each parses,
-calls one function and prints; heavy imports happen inside. Results go to standard output, messages
-and progress to standard error. Exit codes: 0 done, 1 the work found a fault, 2 the call was wrong,
-130 interrupted.
+The commands are in features/ (commands.py, inspection.py) and probe/ (commands.py,
+finetune_command.py): each parses, calls one function and prints; heavy imports happen inside.
+Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 the
+work found a fault, 2 the call was wrong, 130 interrupted.
 """
 
 from __future__ import annotations

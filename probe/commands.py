@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.console import FILE, as_json, as_table, bar, device_option, json_option, versions
+from probe.finetune_command import finetune, say, say_tuned
 
 if TYPE_CHECKING:
     from probe.results import Result
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="A preset of strengths and folds.",
 )
-@click.option("--head", type=click.Choice(["linear", "knn"]), help="Default the protocol's.")
+@click.option(
+    "--head",
+    type=click.Choice(["linear", "knn", "deit"]),
+    help="Default the protocol's; deit trains an appended DeiT on the store's tokens.",
+)
 @click.option(
     "--feature",
     metavar="LAYER/POOL|all",
@@ -41,6 +46,16 @@ if TYPE_CHECKING:
 @click.option("--k", "neighbours", metavar="LIST", help="knn: numbers of neighbours to try.")
 @click.option(
     "--temperature", type=click.FloatRange(min=0, min_open=True), help="knn: of the votes."
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=100, help="deit: how many.")
+@click.option(
+    "--head-size",
+    type=click.Choice(["deit-tiny", "deit-small", "deit-base"]),
+    default="deit-base",
+    help="deit: which; default deit-base.",
+)
+@click.option(
+    "--head-weights", metavar="FILE|random", help="deit: default ImageNet's, from the hub."
 )
 @click.option("--folds", type=click.IntRange(min=2), help="Instead of the protocol's.")
 @click.option(
@@ -116,6 +131,9 @@ def probe(
     from probe.sweep import probe_all as run
 
     given["device"] = resolve_device(given["device"])
+    deit = {name: given.pop(name) for name in ("epochs", "head_size", "head_weights")}
+    if given["head"] == "deit":
+        return probe_by_deit(stores, out, given | deit, json_)
     settings = Settings(
         C=parse_strengths(strengths),
         k=parse_counts(neighbours, "--k"),
@@ -139,6 +157,39 @@ def probe(
             for result in results:
                 say_result(result, several=len(results) > 1)
             click.echo(f"  {results[0].audit['line']}", err=True)
+    if json_:
+        as_json([asdict(result) for result in found])
+    return None
+
+
+def probe_by_deit(stores: tuple[Path, ...], out: Path, given: dict[str, Any], json_: bool) -> None:
+    """Train an appended DeiT on the tokens of each store, and print the results."""
+    from probe.finetune import Settings, train_on_tokens
+    from probe.training import Training
+
+    names = ["head_size", "head_weights", "metric", "uncertain", "strict_splits", "by", "unit"]
+    names += ["aggregate", "threshold", "interval", "bootstrap", "seed"]
+    found = []
+    for seed in range(given["seed"], given["seed"] + (given["seeds"] or 1)):
+        training = Training(epochs=given["epochs"], device=given["device"], seed=seed)
+        settings = Settings(
+            **{n: given[n] for n in names if n in given}, head="deit", training=training
+        )
+        for store in stores:
+            result = train_on_tokens(
+                store,
+                feature=given["feature"] or "final/tokens",
+                out=out,
+                settings=settings,
+                say=say,
+                about={
+                    "command": "medprobe " + shlex.join(sys.argv[1:]),
+                    "versions": versions(),
+                },
+            )
+            found.append(result)
+            if not json_:
+                say_tuned(result)
     if json_:
         as_json([asdict(result) for result in found])
 
@@ -338,4 +389,4 @@ def report(
     click.echo(write_report(results, out, options))
 
 
-COMMANDS = (probe, predict, compare, report)  # in order of use
+COMMANDS = (probe, finetune, predict, compare, report)  # in order of use

@@ -74,8 +74,8 @@ class Result:
     thresholds: dict[str, Any] = field(default_factory=dict)  # {"rule", "chosen_on", "outputs"}
     audit: dict[str, Any] = field(default_factory=dict)  # {"line", "leaks", "conflicts"}
     shots: int | None = None  # training images per class; None for all
+    history: list[dict[str, Any]] = field(default_factory=list)  # of training, one per epoch
     control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}
-    history: list[dict[str, float]] = field(default_factory=list)  # epoch, train_loss, value
 
 
 def append(folder: Path, result: Result) -> None:

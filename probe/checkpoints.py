@@ -1,0 +1,102 @@
+"""Checkpoints of a training run, whole at any moment.
+
+    last-0007.safetensors   the model after epoch 7
+    last-0007.optimizer     its optimiser, in torch's format, read weights-only
+    best.safetensors        the model of the best validation score so far
+    state.json              which of them count: written last, by renaming
+
+Whatever stops a run, state.json names files that are complete. Files of an epoch that it doesn't
+name are of a run that was stopped while saving, and are written anew.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from features.errors import ProbeError
+
+STATE, BEST = "state.json", "best.safetensors"
+
+
+def save(
+    folder: Path,
+    state: Mapping[str, Any],
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    *,
+    best: bool,
+) -> None:
+    """Save after epoch state["epoch"]. ProbeError where the disk is full; the last one stays."""
+    epoch = state["epoch"]
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"last-{epoch:04d}"
+        data = to_bytes(tensors)
+        _write(folder / f"{name}.safetensors", data)
+        if best:
+            _write(folder / BEST, data)
+        buffer = io.BytesIO()
+        torch.save(dict(optimizer), buffer)
+        _write(folder / f"{name}.optimizer", buffer.getvalue())
+        _write(folder / STATE, json.dumps(dict(state), indent=1, allow_nan=False).encode())
+    except OSError as error:
+        raise ProbeError(
+            f"{folder}: the checkpoint of epoch {epoch} can't be written ({error.strerror}); "
+            "make room and run the same command again: it goes on from the last one"
+        ) from None
+    for old in folder.glob("last-*"):
+        if not old.name.startswith(name):
+            old.unlink()
+
+
+def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]] | None:
+    """Return state, model and optimiser of the last checkpoint, or None where there is none."""
+    if not (folder / STATE).is_file():
+        return None
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        name = f"last-{state['epoch']:04d}"
+        model = load_file(folder / f"{name}.safetensors")
+        optimizer = torch.load(folder / f"{name}.optimizer", weights_only=True, map_location="cpu")
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise ProbeError(
+            f"{folder} holds a checkpoint that can't be read ({type(error).__name__}: {error}); "
+            "move it away to start anew"
+        ) from None
+    return state, model, optimizer
+
+
+def load_best(folder: Path) -> dict[str, Tensor]:
+    """Return the model of the best validation score."""
+    return load_file(folder / BEST)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, (json.dumps(dict(value), indent=1, default=list) + "\n").encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file under another name, push it to the disk, and rename it."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,121 @@
+"""What training is fed with: images decoded as it goes, or tokens that a store holds.
+
+A feed turns lists of rows into batches on the CPU, the next one being made while one is used. With
+an epoch a row comes as its view of that epoch (augment.py), which depends on the seed, the image's
+bytes and the epoch only; without, as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.augment import augment, generator
+from features.dicom import Window
+from features.errors import ImageError, ProbeError
+from features.images import Transform, decode, read_bytes
+from features.layout import VIEWS
+from features.manifest import Manifest
+from features.store import FeatureStore
+
+AHEAD = 2  # batches that are being made while one is used
+
+Rows = NDArray[np.int64]
+
+
+class Feed(Protocol):
+    """Batches of a model's input."""
+
+    def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
+        """Yield the input of each part's rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pixels uint8 (B, size, size, 3), decoded by threads: Pillow works without Python's lock."""
+
+    manifest: Manifest
+    transform: Transform
+    seed: int
+    exact: bool = False
+    window: Window | None = None
+    frame: int | None = None
+
+    def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
+        """Yield (B, size, size, 3). ProbeError for an image that can't be decoded any more."""
+        waiting: deque[list[Future[NDArray[np.uint8]]]] = deque()
+        left = iter(parts)
+        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool:
+            while True:
+                for part in left:
+                    waiting.append([pool.submit(self._one, row, epoch) for row in part.tolist()])
+                    if len(waiting) > AHEAD:
+                        break
+                if not waiting:
+                    return
+                yield torch.from_numpy(np.stack([f.result() for f in waiting.popleft()]))
+
+    def _one(self, row: int, epoch: int | None) -> NDArray[np.uint8]:
+        path = self.manifest.root / str(self.manifest.path[row])
+        try:
+            data = read_bytes(path)
+            side = None if self.exact else self.transform.resize
+            decoded = decode(data, side=side, window=self.window, frame=self.frame)
+        except ImageError as error:
+            raise ProbeError(
+                f"{path} was readable when features were extracted and is not now: {error}; "
+                "mend it, or run `medprobe extract` again"
+            ) from None
+        crop = self.transform.crop(decoded, exact=self.exact)
+        if epoch is not None:
+            content = hashlib.sha256(data).hexdigest()
+            crop = augment(crop, generator(self.seed, content, epoch))
+        return np.array(crop)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens float32 (B, T, C) of a store; one of its views at random each epoch, if it has any."""
+
+    store: FeatureStore
+    feature: str
+    seed: int
+
+    def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
+        """Yield (B, T, C)."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+            waiting: deque[Future[Tensor]] = deque()
+            left = iter(parts)
+            while True:
+                for part in left:
+                    waiting.append(pool.submit(self._read, part, epoch))
+                    if len(waiting) > AHEAD:
+                        break
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+
+    def _read(self, rows: Rows, epoch: int | None) -> Tensor:
+        order = np.argsort(rows)
+        x = self.store.read(self.feature, rows[order])
+        views = self.feature + VIEWS
+        if epoch is not None and views in self.store.features:
+            changed = self.store.read(views, rows[order])  # (B, V, T, C)
+            rng = np.random.default_rng([self.seed, epoch, int(rows[order][0])])
+            which = rng.integers(0, changed.shape[1] + 1, len(rows))
+            seen = which > 0
+            x[seen] = changed[seen, which[seen] - 1]
+        out = np.empty(x.shape, dtype=np.float32)
+        out[order] = x
+        return torch.from_numpy(out)

@@ -1,0 +1,341 @@
+"""Training: from the probe's score, whole after any stop, by a head that equals timm's DeiT."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from features.backbones import load_backbone
+from features.datasets import open_dataset
+from features.errors import BackboneError, ProbeError
+from features.extract import extract
+from features.manifest import NO_SPLIT
+from features.plan import Settings as Extraction
+from features.store import FeatureStore
+from probe import results, training
+from probe.feeds import Images
+from probe.finetune import Settings, finetune, train_on_tokens
+from probe.metrics import find
+from probe.token_head import TokenHead, grid_of, token_head
+from probe.tuned import Tuned, depths, feature_of, parameter_groups, unfreeze
+
+NAME = "timm:test_vit"
+STUDY = ["sam", "seem", "dinov2", "openclip", "blip", "deit", "dino", "resnet152"]
+FAST = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "warmup": 0, "augment": True}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of 120 small images in three classes that texture tells apart, and its store."""
+    root = tmp_path_factory.mktemp("tune")
+    rng = np.random.default_rng(0)
+    for i in range(120):
+        kind = i % 3
+        folder = root / "images" / "abc"[kind]
+        folder.mkdir(parents=True, exist_ok=True)
+        x, y = np.meshgrid(np.arange(96), np.arange(96))
+        wave = np.sin((x if kind == 0 else y if kind == 1 else x + y) / 3 + rng.uniform(0, 6))
+        pixels = 128 + 40 * wave[..., None] + 60 * rng.standard_normal((96, 96, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
+    manifest = open_dataset(f"folder:{root / 'images'}")
+    backbone = load_backbone(NAME, "random", 96)
+    [report] = extract(
+        manifest,
+        [backbone],
+        out=root / "features",
+        settings=Extraction(tokens=True, precision="float32", views=1, workers=1),
+    )
+    return root, report.store
+
+
+def settings(head="linear", **given):
+    loop = {k: given.pop(k) for k in list(given) if k in training.Training.__dataclass_fields__}
+    loop = training.Training(**(FAST | loop))
+    return Settings(
+        head=head,
+        head_size="deit-tiny",
+        head_weights="random",
+        training=loop,
+        bootstrap=100,
+        **given,
+    )
+
+
+def tune(made, out, **given):
+    return finetune(made[1], load_backbone(NAME, "random", 96), out=out, settings=settings(**given))
+
+
+def test_training_starts_at_the_probe_s_score(made, tmp_path):
+    result = tune(made, tmp_path, epochs=1)
+    with FeatureStore.open(made[1]) as store:
+        manifest, X = store.manifest(), store.read(store.default_feature)
+    folds = training_rows(manifest)
+    best = 0.0
+    for C in 10 ** np.linspace(-6, 5, 45):
+        model = LogisticRegression(C=C, tol=1e-8, max_iter=5000)
+        model.fit(X[folds[0]], manifest.label[folds[0]])
+        best = max(best, model.score(X[folds[1]], manifest.label[folds[1]]))
+    assert result.history[0]["value"] == pytest.approx(best, abs=1 / len(folds[1]) + 1e-9)
+    assert result.scenario == "unfrozen-linear"
+    assert results.load(tmp_path)[0] == result
+
+
+def training_rows(manifest):
+    from probe import splits
+
+    train = np.flatnonzero((manifest.split != "test") & (manifest.split != NO_SPLIT))
+    val = splits.folds(manifest, train, k=5, seed=0).held_out[0]
+    return train[~val], train[val]
+
+
+def test_a_frozen_backbone_stays_as_it_was_and_the_score_gets_better(made, tmp_path):
+    backbone = load_backbone(NAME, "random", 96)
+    before = {k: v.clone() for k, v in backbone.module.state_dict().items()}
+    how = settings(unfreeze="none", init="random", epochs=6, lr=1e-2, augment=False)
+    result = finetune(made[1], backbone, out=tmp_path, settings=how)
+    for name, value in backbone.module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    losses = [record["train_loss"] for record in result.history[1:]]
+    assert losses[-1] < losses[0]
+    assert result.scenario == "frozen-linear"
+
+
+def test_an_appended_deit_is_trained_on_stored_tokens(made, tmp_path):
+    result = train_on_tokens(made[1], out=tmp_path, settings=settings("deit", epochs=3))
+    assert result.scenario == "frozen-deit"
+    losses = [record["train_loss"] for record in result.history[1:]]
+    assert losses[-1] < losses[0]
+    assert tune(made, tmp_path, head="deit", epochs=1).scenario == "unfrozen-deit"
+
+
+def test_the_appended_deit_equals_timm_s_on_its_own_embedding():
+    torch.manual_seed(0)
+    deit = timm.create_model("deit_tiny_patch16_224", num_classes=5).eval()
+    for p in deit.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    head = TokenHead(deit, width=192, tokens=196, outputs=5).eval()
+    head.projector, head.head = nn.Identity(), deit.head
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(head(deit.patch_embed(pixels)), deit(pixels))
+
+
+def test_the_appended_deit_has_as_many_parameters_as_in_the_study():
+    head = token_head("deit-base", "random", width=768, tokens=256, outputs=5, seed=0)
+    trained = sum(p.numel() for p in head.parameters() if p.requires_grad)
+    assert trained == 85_804_037 + (256 - 196) * 768  # 60 more positions than at 14 x 14
+    head = token_head("deit-base", "random", width=768, tokens=196, outputs=5, seed=0)
+    assert sum(p.numel() for p in head.parameters()) == 85_804_037
+    with pytest.raises(ProbeError, match="200 tokens are no square grid"):
+        grid_of(200)
+
+
+def test_what_is_unfrozen_is_what_is_named():
+    backbone = load_backbone(NAME, "random", 96)
+    blocks = len(backbone.network.blocks)
+    unfreeze(backbone, "last:1")
+    trained = {n for n, p in backbone.module.named_parameters() if p.requires_grad}
+    assert trained == {n for n, d in depths(backbone).items() if d >= blocks}
+    assert any(n.startswith("norm.") for n in trained)
+    assert not any(n.startswith(("patch_embed", "blocks.0.")) for n in trained)
+    with pytest.raises(ProbeError, match="want all, none, or last:K"):
+        unfreeze(backbone, "last:99")
+    assert feature_of(backbone, tokens=False, drop_last=1) == f"block{blocks - 2:02d}/cls"
+
+
+def test_layers_further_down_learn_more_slowly_and_norms_do_not_decay():
+    backbone = load_backbone(NAME, "random", 96)
+    unfreeze(backbone, "all")
+    model = Tuned(backbone, "final/cls", nn.Linear(64, 3))
+    groups = parameter_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    assert rate[id(model.head.weight)] == (1.0, 0.1)
+    assert rate[id(model.head.bias)] == (1.0, 0)
+    norm = backbone.module.norm.weight
+    assert rate[id(norm)] == (0.5, 0)
+    last = len(backbone.network.blocks)
+    assert rate[id(backbone.network.blocks[-1].attn.qkv.weight)] == (0.25, 0.1)
+    assert rate[id(backbone.module.patch_embed.proj.weight)] == (0.5 ** (last + 2), 0.1)
+
+
+def test_a_batch_in_pieces_gives_the_same_step(made, tmp_path):
+    whole = tune(made, tmp_path / "a", epochs=1)
+    pieces = tune(made, tmp_path / "b", epochs=1, accumulate=3)
+    assert pieces.history[1]["train_loss"] == pytest.approx(
+        whole.history[1]["train_loss"], rel=1e-4
+    )
+
+
+def test_labels_that_are_missing_have_no_loss():
+    logits = torch.randn(4, 3, requires_grad=True)
+    y = np.array([[1, 0, np.nan]] * 4)
+    loss, weight = training.loss_of(logits, y, torch.ones(3))
+    loss.backward()
+    assert float(weight) == 8
+    assert (logits.grad[:, 2] == 0).all() and (logits.grad[:, :2] != 0).all()
+
+
+def test_rates_warm_up_and_fall():
+    how = training.Training(epochs=10, warmup=5, schedule="cosine")
+    rates = [training.rate(how, step, 10) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(np.diff(rates[5:]) <= 0)
+    assert rates[-1] < 0.01
+    assert training.rate(training.Training(), 10**6, 10) == 1
+
+
+def test_sampling_and_weights_balance_classes():
+    y = np.array([0] * 90 + [1] * 10)
+    task = training.Task(np.arange(100), np.arange(0), y, 2, find("accuracy", "multiclass"))
+    how = training.Training(batch_size=1000, balance="sampling")
+    drawn = np.concatenate([y[b] for e in range(50) for b in training.batches_of(task, how, e, 1)])
+    assert drawn.mean() == pytest.approx(0.5, abs=0.03)
+    weights = training.class_weights(task, training.Training(balance="weights"))
+    assert weights.tolist() == pytest.approx([100 / 180, 5.0])
+
+
+RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import test_finetune as t
+t.tune((None, Path(sys.argv[1])), Path(sys.argv[2]), epochs=4)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(made, tmp_path):
+    undisturbed = tune(made, tmp_path / "whole", epochs=4)
+    command = [sys.executable, "-c", RUN, made[1], tmp_path / "killed"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (states := list((tmp_path / "killed").rglob("state.json"))) or (
+        json.loads(states[0].read_text())["epoch"] < 2
+    ):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if not list((tmp_path / "killed").rglob("run.json")):
+        assert len(json.loads(states[0].read_text())["history"]) < 5
+    resumed = tune(made, tmp_path / "killed", epochs=4)
+
+    def losses(result):
+        return [(record["train_loss"], record["value"]) for record in result.history]
+
+    assert losses(resumed) == losses(undisturbed)  # to the last bit
+    assert resumed.value == undisturbed.value
+    with pytest.raises(ProbeError, match="another lr"):
+        tune(made, tmp_path / "killed", epochs=4, lr=1e-4)
+
+
+def test_a_tuned_backbone_is_extracted_and_probed_like_any_other(made, tmp_path):
+    result = tune(made, tmp_path, init="random", epochs=4, augment=False)
+    assert result.folds["epoch"] > 0
+    run = (tmp_path / result.heads).parent
+    tuned = load_backbone(NAME, str(run), 96)
+    assert tuned.weights == "random"  # it began at random
+    assert tuned.weights_digest != load_backbone(NAME, "random", 96).weights_digest
+    manifest = open_dataset(f"folder:{made[0] / 'images'}")
+    [report] = extract(
+        manifest, [tuned], out=tmp_path / "features", settings=Extraction(precision="float32")
+    )
+    saved = load_file(run / "checkpoints" / "best.safetensors")
+    said = results.read_predictions(tmp_path / result.predictions)
+    with FeatureStore.open(report.store) as store:
+        test = np.flatnonzero(store.manifest().split == "test")
+        X = torch.from_numpy(store.read(store.default_feature, test))
+    p = (X @ saved["head.weight"].T + saved["head.bias"]).softmax(1).numpy()
+    np.testing.assert_allclose(p, said.probabilities, atol=1e-4)
+    with pytest.raises(BackboneError, match="want one that trained efficientnet_lite0"):
+        load_backbone("efficientnet_lite0", str(run))
+
+
+def test_an_image_s_view_depends_on_seed_content_and_epoch_only(made):
+    manifest = open_dataset(f"folder:{made[0] / 'images'}")
+    feed = Images(manifest, load_backbone(NAME, "random", 96).transform, seed=3)
+    rows = np.arange(5)
+    once, again = (torch.cat(list(feed.batches([rows[:2], rows[2:]], 1))) for _ in range(2))
+    assert torch.equal(once, again)
+    alone = next(feed.batches([rows[3:4]], 1))
+    assert torch.equal(once[3:4], alone)
+    assert not torch.equal(once, next(feed.batches([rows], 2)))
+    assert not torch.equal(once, next(feed.batches([rows], None)))
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import test_finetune as t
+t.tune((None, Path(sys.argv[1])), Path(sys.argv[2]), epochs=1, batch_size=8, lr=1e-4)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(made, tmp_path):
+    alone = tune(made, tmp_path / "one", epochs=1, batch_size=16, lr=1e-4)
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    # accelerate's own launcher starts several processes on a CPU by MPI only.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(made[1]), str(tmp_path / "two")],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    [together] = results.load(tmp_path / "two")
+    lines = (tmp_path / "two" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+    assert together.history[1]["train_loss"] == pytest.approx(
+        alone.history[1]["train_loss"], rel=1e-4
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "deit"])
+@pytest.mark.parametrize("name", STUDY)
+def test_every_backbone_of_the_study_takes_steps(name, head):
+    backbone = load_backbone(name, "random")
+    feature = feature_of(backbone, tokens=head == "deit", drop_last=0)
+    shape = backbone.network.features[feature]
+    torch.manual_seed(0)
+    if head == "linear":
+        top = nn.Linear(shape[0], 3)
+    else:
+        top = token_head("deit-tiny", "random", width=shape[1], tokens=shape[0], outputs=3, seed=0)
+    size = backbone.transform.size
+    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    target = torch.tensor([0, 2])
+    for which in ("none", "all"):
+        unfreeze(backbone, which)
+        model = Tuned(backbone, feature, top).train()
+        groups = parameter_groups(model, lr=1e-3, weight_decay=1e-5, layer_decay=1.0)
+        optimizer = torch.optim.AdamW(groups)
+        losses = []
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(model(pixels), target)
+            losses.append(float(loss.detach()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert losses[-1] < losses[0], which
