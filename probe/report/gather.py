@@ -99,17 +99,17 @@ def leading(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _name(cell: Cell, leads: Sequence[Cell]) -> str:
-    """Name a cell by its backbone, and what tells it from others of this backbone in a column."""
+    """Name a cell by its backbone, and as much as tells it from others of this backbone."""
     r = cell.result
-    same = [c for c in leads if c.result.backbone == r.backbone and c.side == cell.side]
-    varying = {
-        part
-        for part in PARTS[1:]
-        for mine in {c.column for c in same}
-        if len({getattr(c.result, part) for c in same if c.column == mine}) > 1
-    }
-    words = [r.backbone, *(str(getattr(r, part)) for part in PARTS[1:] if part in varying)]
-    return " ".join([f"{cell.side}:", *words] if cell.side else words)
+    rest = [c.result for c in leads if c.side == cell.side and c.key != cell.key]
+    rest = [o for o in rest if o.backbone == r.backbone and (o.dataset, o.metric) == cell.column]
+    words = [f"{cell.side}:"] if cell.side else []
+    words.append(r.backbone)
+    for part in PARTS[1:]:
+        if len({getattr(o, part) for o in (r, *rest)}) > 1:
+            words.append(str(getattr(r, part)))
+            rest = [o for o in rest if getattr(o, part) == getattr(r, part)]
+    return " ".join(words)
 
 
 def siblings(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
