@@ -116,7 +116,7 @@ def write_report(sources: Sequence[Path], out: Path, options: Options | None = N
     said = page("results.md.j2", report=report)
     (out / "results.md").write_text(said, encoding="utf-8", newline="\n")
     index = out / "index.html"
-    index.write_text(_html(report, options), encoding="utf-8", newline="\n")
+    index.write_text(html(report, options), encoding="utf-8", newline="\n")
     return index
 
 
@@ -223,7 +223,8 @@ def _renamed(one: Any, name: str) -> Any:
     return replace(one, name=name)
 
 
-def _html(report: Report, options: Options) -> str:
+def html(report: Report, options: Options) -> str:
+    """Return the page."""
     three = ("value", "ci_low", "ci_high")
     scores = {
         cell.key: {name: [m.get(k) for k in three] for name, m in cell.result.metrics.items()}

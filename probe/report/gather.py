@@ -99,17 +99,18 @@ def leading(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _name(cell: Cell, leads: Sequence[Cell]) -> str:
-    """Name a cell by its backbone, and as much as tells it from others of this backbone."""
-    r = cell.result
-    rest = [c.result for c in leads if c.side == cell.side and c.key != cell.key]
-    rest = [o for o in rest if o.backbone == r.backbone and (o.dataset, o.metric) == cell.column]
-    words = [f"{cell.side}:"] if cell.side else []
-    words.append(r.backbone)
+    """Name a cell by its backbone, and as much as tells its models apart, alike on all data."""
+    same = [c for c in leads if (c.side, c.result.backbone) == (cell.side, cell.result.backbone)]
+    parts = ["backbone"]
     for part in PARTS[1:]:
-        if len({getattr(o, part) for o in (r, *rest)}) > 1:
-            words.append(str(getattr(r, part)))
-            rest = [o for o in rest if getattr(o, part) == getattr(r, part)]
-    return " ".join(words)
+        alike: dict[tuple[Any, ...], set[str]] = {}
+        for c in same:
+            key = (c.column, *(getattr(c.result, p) for p in parts))
+            alike.setdefault(key, set()).add(str(getattr(c.result, part)))
+        if any(len(values) > 1 for values in alike.values()):
+            parts.append(part)
+    words = [str(getattr(cell.result, part)) for part in parts]
+    return " ".join([f"{cell.side}:", *words] if cell.side else words)
 
 
 def siblings(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:

@@ -20,7 +20,8 @@
     (v < 0 && Math.abs(v) >= 0.0005 ? "−" : "") + Math.abs(v).toFixed(3).replace(/^0\./, ".");
   const span = (low, high) => low === null || high === null ? "" : `[${score(low)}, ${score(high)}]`;
   const short = (text, n) => [...text].length > n ? [...text].slice(0, n - 1).join("") + "…" : text;
-  const safe = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const signs = { "&": "&amp;", "<": "&lt;", ">": "&gt;", $: "&#36;" }; // $ would begin mathematics
+  const safe = (text) => String(text).replace(/[&<>$]/g, (c) => signs[c]);
   const named = (text, n = 22) => safe(short(String(text), n));
 
   // --- tables: sorting ---------------------------------------------------------------------------
@@ -221,7 +222,7 @@
       const y = axis({ title: "", names: chart.rows }, { range: [chart.rows.length - 0.4, -0.6], ticktext: chart.rows.map((n) => named(n, width < 520 ? 26 : 34)) });
       y.showgrid = false;
       y.zeroline = false;
-      return [traces, layout(chart, { xaxis: axis(chart.x, { zeroline: false }), yaxis: y, shapes, margin: { l: 20, r: 14, t: 10, b: 44 }, height: 70 + chart.rows.length * (18 + 9 * S) })];
+      return [traces, layout(chart, { xaxis: axis(chart.x, { zeroline: false }), yaxis: y, shapes, margin: { l: 20, r: 14, t: 10, b: 44 }, height: Math.max(190, 70 + chart.rows.length * (18 + 9 * S)) })];
     },
 
     bars(chart, width) {
@@ -391,7 +392,7 @@
       make("thead", {}, make("tr", {}, ...header.map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, ...body.slice(0, most).map((row) => make("tr", {}, ...row.map((v) => make("td", {}, String(v ?? "")))))));
     const more = body.length > most ? [make("p", { class: "muted" }, `The first ${most} of ${body.length} rows; all are in the file.`)] : [];
-    details.append(save, make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Data of ${chart.title}` }, table), ...more);
+    details.append(save, make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Data of ${chart.title}` }, table), ...more);
   }
 
   // --- start -------------------------------------------------------------------------------------
