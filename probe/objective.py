@@ -161,16 +161,27 @@ class Objective:
         """
         M = self._mean_curvature(point)
         hard = [h for h in (effort > HARD).nonzero()[:, 0].tolist() if h not in kept]
+        room = MEMORY - sum(one.nbytes for one in kept.values())
         if self.y is not None:
             base = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
-            return replace(base, own=dict(kept) | self._inverses(point, hard, effort))
-        parts = {h: part for h in hard if (part := self._active(point, h, int(effort[h])))}
-        for h, (_, f) in parts.items():
-            M[h] -= f.T @ f
+            return replace(base, own=dict(kept) | self._inverses(point, hard, effort, room))
+        parts: dict[int, tuple[Tensor, Tensor]] = {}
+        for h in hard:
+            if part := self._active(point, h, int(effort[h])):
+                R = len(part[0])
+                room -= point.gradient.element_size() * R * (R + self.rows.width)
+                if room < 0:
+                    break
+                parts[h] = part
+                M[h] -= part[1].T @ part[1]
         base = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
+        if not parts:
+            return replace(base, own=kept)
         own = dict(kept)
-        for h, (rows, f) in parts.items():
-            basis, Z = self.bases[int(self.basis[h])], self.rows.take(rows)
+        wanted = [rows for rows, _ in parts.values()]
+        taken = torch.split(self.rows.take(torch.cat(wanted)), [len(rows) for rows in wanted])
+        for (h, (_, f)), Z in zip(parts.items(), taken, strict=True):
+            basis = self.bases[int(self.basis[h])]
             own[h] = Woodbury.of(basis, base.Q[h], base.m[h], self.l2[h], f, Z)
         return replace(base, own=own)
 
@@ -214,7 +225,9 @@ class Objective:
         f *= (w[rows] * p[r, rows] / (1 - p[r, rows])).sqrt()
         return rows, f.T
 
-    def _inverses(self, point: Point, hard: list[int], effort: Tensor) -> dict[int, Inverse]:
+    def _inverses(
+        self, point: Point, hard: list[int], effort: Tensor, room: int
+    ) -> dict[int, Inverse]:
         """Return the inverse Hessian of heads of one output whose curvature sits in few rows.
 
         The rows with the last percent of the curvature are taken as one.
@@ -223,7 +236,7 @@ class Objective:
         curved = {
             h: self.weights[self.group[h]].double() * point.curvature[h, 0].double() for h in hard
         }
-        room = MEMORY // (point.gradient.element_size() * D * D)
+        most = max(0, room) // (point.gradient.element_size() * D * D)
         grams: dict[int, Tensor] = {}
         least: dict[int, Tensor] = {}
         for h, v in curved.items():
@@ -232,7 +245,7 @@ class Objective:
             if (
                 n > RARE * N
                 or 4.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * 4.0 * N * D
-                or len(grams) == room
+                or len(grams) == most
             ):
                 continue
             least[h] = falling[n]

@@ -98,6 +98,11 @@ class Inverse:
         """Invert a Hessian, (D, D) in float64."""
         return cls(torch.cholesky_inverse(torch.linalg.cholesky(hessian)).to(dtype))
 
+    @property
+    def nbytes(self) -> int:
+        """Return what it holds in memory."""
+        return self.inverse.nbytes
+
     def __call__(self, G: Tensor) -> Tensor:
         """Apply to G (1, D)."""
         return G @ self.inverse
@@ -140,6 +145,11 @@ class Woodbury:
         S += (f[:, 1:] / others) @ f[:, 1:].T * (G @ G.T).double()
         scale, f, factor = (t.to(Z.dtype) for t in (scale, f, torch.linalg.cholesky(S)))
         return cls(Q, basis.B.to(Z.dtype), scale, f, Y, factor)
+
+    @property
+    def nbytes(self) -> int:
+        """Return what it holds in memory, mostly."""
+        return self.Y.nbytes + self.factor.nbytes
 
     def __call__(self, G: Tensor) -> Tensor:
         """Apply to G (K, D)."""

@@ -135,11 +135,11 @@ def newton_step(
 
     What is left after k - d iterations is at least what the last d added, and little more where
     they add less and less (Strakos & Tichy 2002, On error estimation in the conjugate gradient
-    method); d is a fifth of k. A head stops when that is below what the model itself is wrong by,
-    bend * q^1.5, or a quarter of the tolerance. One that has no inverse of its own and whose steps
-    have been hard goes on for a quarter of its hardest step, because slow directions show late:
-    without it the estimate of separable heads at C = 1e5 fell to 5e-5 in one step and was 3e-3 in
-    the next.
+    method); d is a third of k and two more. A head stops when that is below half of what the model
+    itself is wrong by, bend * q^1.5, or below a share of the tolerance that SAFETY leaves room for.
+    One whose steps have been hard goes on for a quarter of its hardest step, or LEAST products with
+    an inverse of its own, because slow directions show late: without it the estimate of separable
+    heads at C = 1e5 fell to 5e-5 in one step and was 3e-3 in the next.
     """
     step = torch.zeros_like(here.gradient)
     model = torch.zeros_like(here.value)
