@@ -1,7 +1,6 @@
 """Groups, units and thresholds, judged by scikit-learn on what was selected by hand."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -160,12 +159,10 @@ def test_the_report_says_groups_thresholds_their_origin_and_the_audit(store, tmp
 
     run(store, tmp_path, by=("sex",), interval="bca")
     page = write_report([tmp_path / "out"], tmp_path / "report").read_text()
-    text = " ".join(re.sub(r"<script.*?</script>|<[^>]*>", " ", page, flags=re.S).split())
     for words in (
-        "youden",
-        "3 stratified folds by subject, seed 0",
-        "bca bootstrap by subject, 200 resamples, 95 %",
-        "no leak between splits found in subjects, bytes",
+        "sex F (few)</bdi>",
+        "chosen by youden on 3 stratified folds by subject, seed 0, not on",
+        "Interval: <bdi>bca bootstrap by subject, 200 resamples, 95 %</bdi>",
+        "Splits: <bdi>no leak between splits found in subjects, bytes</bdi>",
     ):
-        assert words in text
-    assert re.search(r"sex\W+F", text)
+        assert words in page
