@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,11 @@ def versions() -> dict[str, str]:
 
     python = ".".join(map(str, sys.version_info[:3]))
     return {"python": python} | {name: version(name) for name in ("medprobe", *LIBRARIES)}
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a result says of how it came to be: the command, and what ran."""
+    return {"command": "medprobe " + shlex.join(sys.argv[1:]), "versions": versions()}
 
 
 @contextmanager

@@ -40,6 +40,10 @@ class Series:
     dash: bool = False
     legend: bool = True
 
+    def band(self, i: int) -> tuple[float | None, float | None]:
+        """Return the band at a point, None where there is none."""
+        return (self.low[i], self.high[i]) if len(self.low) else (None, None)
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -64,8 +68,7 @@ class Lines:
         for s in self.series:
             for i, (x, y) in enumerate(zip(s.x, s.y, strict=True)):
                 at = self.x.names[int(x)] if self.x.names and x is not None else x
-                band = [s.low[i], s.high[i]] if len(s.low) else [None, None]
-                rows.append([s.name, at, y, *band])
+                rows.append([s.name, at, y, *s.band(i)])
         return Table(self.name, self.title, names, rows)
 
 
@@ -88,8 +91,7 @@ class Dots:
         rows: list[list[Any]] = []
         for s in self.series:
             for i, (x, y) in enumerate(zip(s.x, s.y, strict=True)):
-                band = [s.low[i], s.high[i]] if len(s.low) else [None, None]
-                rows.append([self.rows[int(y or 0)], s.name, x, *band])
+                rows.append([self.rows[int(y or 0)], s.name, x, *s.band(i)])
         return Table(self.name, self.title, ["row", "series", self.x.title, "low", "high"], rows)
 
 

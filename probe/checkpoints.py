@@ -85,7 +85,7 @@ def load_best(folder: Path) -> dict[str, Tensor]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, (json.dumps(dict(value), indent=1, default=list) + "\n").encode())
+    _write(path, (json.dumps(dict(value), indent=1) + "\n").encode())
 
 
 def _write(path: Path, data: bytes) -> None:

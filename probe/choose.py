@@ -229,8 +229,8 @@ def best_of(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
             f"{metric.name} is not defined on any fold: use fewer folds or another --metric"
         )
     mean = np.where(defined, scores, 0).sum(1) / np.maximum(defined.sum(1), 1)
-    mean[~defined.any(1)] = -np.inf if metric.higher else np.inf
-    return int(np.argmax(mean if metric.higher else -mean))
+    mean[~defined.any(1)] = np.nan
+    return metrics.best_of(metric, mean)
 
 
 def _jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.console import FILE, as_json, as_table, bar, device_option, json_option, versions
+from features.console import FILE, as_json, as_table, bar, device_option, json_option, provenance
 from probe.finetune_command import finetune, say, say_tuned
 
 if TYPE_CHECKING:
@@ -140,7 +138,6 @@ def probe(
         shots=parse_shots(shots),
         **given,
     )
-    command = "medprobe " + shlex.join(sys.argv[1:])
     found = []
     for store in stores:
         with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
@@ -148,8 +145,7 @@ def probe(
                 store,
                 out=out,
                 settings=settings,
-                command=command,
-                versions=versions(),
+                **provenance(),
                 progress=passes(show),
             )
         found += results
@@ -172,9 +168,7 @@ def probe_by_deit(stores: tuple[Path, ...], out: Path, given: dict[str, Any], js
     found = []
     for seed in range(given["seed"], given["seed"] + (given["seeds"] or 1)):
         training = Training(epochs=given["epochs"], device=given["device"], seed=seed)
-        settings = Settings(
-            **{n: given[n] for n in names if n in given}, head="deit", training=training
-        )
+        settings = Settings(**{n: given[n] for n in names}, head="deit", training=training)
         for store in stores:
             result = train_on_tokens(
                 store,
@@ -182,10 +176,7 @@ def probe_by_deit(stores: tuple[Path, ...], out: Path, given: dict[str, Any], js
                 out=out,
                 settings=settings,
                 say=say,
-                about={
-                    "command": "medprobe " + shlex.join(sys.argv[1:]),
-                    "versions": versions(),
-                },
+                about=provenance(),
             )
             found.append(result)
             if not json_:

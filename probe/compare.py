@@ -142,16 +142,20 @@ def _pairs(dataset: str, runs: dict[str, tuple[Path, Result]], *, n: int, seed: 
     for a, b in combinations(runs, 2):
         result = runs[a][1]
         pair = Pair(dataset, result.metric, a, b, None, None)
-        if said[a].ids != said[b].ids or not np.array_equal(
-            said[a].labels, said[b].labels, equal_nan=True
-        ):
-            out.append(replace(pair, why_not="not the same test images and labels"))
+        if why_not := unpaired(said[a], said[b]):
+            out.append(replace(pair, why_not=why_not))
             continue
         metric = metrics.find(result.metric, result.task)
         out.append(replace(pair, difference=paired_test(metric, said[a], said[b], n=n, seed=seed)))
     raw = [pair.difference.p for pair in out if pair.difference]
     adjusted = iter(holm(raw).tolist())
     return [replace(pair, p_holm=next(adjusted)) if pair.difference else pair for pair in out]
+
+
+def unpaired(a: Predictions, b: Predictions) -> str:
+    """Say why predictions, each in the order of their ids, make no pairs; "" where they do."""
+    same = a.ids == b.ids and np.array_equal(a.labels, b.labels, equal_nan=True)
+    return "" if same else "not the same test images and labels"
 
 
 def paired_test(

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.augment import augment, generator
-from features.dicom import Window
 from features.errors import ImageError, ProbeError
 from features.images import Transform, decode, read_bytes
 from features.layout import VIEWS
@@ -31,6 +30,7 @@ from features.store import FeatureStore
 AHEAD = 2  # batches that are being made while one is used
 
 Rows = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Feed(Protocol):
@@ -41,6 +41,16 @@ class Feed(Protocol):
         ...
 
 
+def _ahead(parts: Sequence[Rows], start: Callable[[Rows], T]) -> Iterator[T]:
+    """Yield what `start` makes of each part, having started those of the next AHEAD parts."""
+    waiting: deque[T] = deque()
+    for part in parts:
+        waiting.append(start(part))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
 @dataclass(frozen=True)
 class Images:
     """Pixels uint8 (B, size, size, 3), decoded by threads: Pillow works without Python's lock."""
@@ -48,36 +58,26 @@ class Images:
     manifest: Manifest
     transform: Transform
     seed: int
-    exact: bool = False
-    window: Window | None = None
-    frame: int | None = None
 
     def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
         """Yield (B, size, size, 3). ProbeError for an image that can't be decoded any more."""
-        waiting: deque[list[Future[NDArray[np.uint8]]]] = deque()
-        left = iter(parts)
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool:
-            while True:
-                for part in left:
-                    waiting.append([pool.submit(self._one, row, epoch) for row in part.tolist()])
-                    if len(waiting) > AHEAD:
-                        break
-                if not waiting:
-                    return
-                yield torch.from_numpy(np.stack([f.result() for f in waiting.popleft()]))
+            for images in _ahead(
+                parts, lambda part: [pool.submit(self._one, row, epoch) for row in part.tolist()]
+            ):
+                yield torch.from_numpy(np.stack([image.result() for image in images]))
 
     def _one(self, row: int, epoch: int | None) -> NDArray[np.uint8]:
         path = self.manifest.root / str(self.manifest.path[row])
         try:
             data = read_bytes(path)
-            side = None if self.exact else self.transform.resize
-            decoded = decode(data, side=side, window=self.window, frame=self.frame)
+            decoded = decode(data, side=self.transform.resize)
         except ImageError as error:
             raise ProbeError(
                 f"{path} was readable when features were extracted and is not now: {error}; "
                 "mend it, or run `medprobe extract` again"
             ) from None
-        crop = self.transform.crop(decoded, exact=self.exact)
+        crop = self.transform.crop(decoded, exact=False)
         if epoch is not None:
             content = hashlib.sha256(data).hexdigest()
             crop = augment(crop, generator(self.seed, content, epoch))
@@ -95,16 +95,8 @@ class Tokens:
     def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
         """Yield (B, T, C)."""
         with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-            waiting: deque[Future[Tensor]] = deque()
-            left = iter(parts)
-            while True:
-                for part in left:
-                    waiting.append(pool.submit(self._read, part, epoch))
-                    if len(waiting) > AHEAD:
-                        break
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
+            for batch in _ahead(parts, lambda part: pool.submit(self._read, part, epoch)):
+                yield batch.result()
 
     def _read(self, rows: Rows, epoch: int | None) -> Tensor:
         order = np.argsort(rows)

@@ -23,16 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from features.audit import audit
 from features.backbones import Backbone
 from features.errors import ProbeError
 from features.manifest import Manifest
-from features.store import DONE, FeatureStore
+from features.store import FeatureStore
 from probe import checkpoints, evaluation, metrics, protocols, results, splits
 from probe.data import load
 from probe.feeds import Feed, Images, Tokens
 from probe.heads import fit_heads
-from probe.statistics import intervals
+from probe.tested import audited, caveats, metric_of, predictions_of, tested
 from probe.token_head import token_head
 from probe.training import Say, Task, Training, best_of, predict, processes, train
 from probe.tuned import Tuned, feature_of, unfreeze
@@ -53,7 +52,6 @@ class Settings(evaluation.Scoring):
     metric: str | None = None
     uncertain: str = "zeros"
     strict_splits: bool = False
-    exact: bool = False  # decode in full, as features/plan.py has it
     training: Training = field(default_factory=Training)
 
 
@@ -68,6 +66,38 @@ class _Rows:
     chosen_on: str
     n_bad: int
     audit: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run: what is trained on what. `folder` is where it lies, relative to the results."""
+
+    rows: _Rows
+    scenario: str
+    feature: str
+    out: Path
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        """Return a name for what is trained, and a seed, below the data set and the backbone."""
+        settings = self.settings
+        kind = settings.head_size if settings.head == "deit" else settings.init
+        which = settings.unfreeze.replace(":", "-")
+        drop = f"_drop-{settings.drop_last}" if settings.drop_last else ""
+        name = f"{self.scenario}_{self.feature.replace('/', '-')}_{kind}_{which}{drop}"
+        stem = self.rows.store.path.stem
+        return Path(self.rows.manifest.dataset, stem, f"{name}_seed{settings.training.seed}")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return where its checkpoints are."""
+        return self.out / self.folder / "checkpoints"
+
+    @property
+    def begun(self) -> bool:
+        """Say whether there is a checkpoint to go on from."""
+        return (self.checkpoints / checkpoints.STATE).is_file()
 
 
 def finetune(
@@ -92,12 +122,12 @@ def finetune(
         shape = backbone.network.features[name]
         unfreeze(backbone, settings.unfreeze)
         model = Tuned(backbone, name, _head(settings, shape, rows.task.outputs))
-        if settings.head == "linear" and settings.init == "probe":
+        scenario = f"{'frozen' if settings.unfreeze == 'none' else 'unfrozen'}-{settings.head}"
+        run = _Run(rows, scenario, name, out, settings)
+        if settings.head == "linear" and settings.init == "probe" and not run.begun:
             _start_from_probe(model.head, rows, name, settings)
-        feed = Images(rows.manifest, backbone.transform, settings.training.seed, settings.exact)
-        frozen = settings.unfreeze == "none"
-        scenario = f"{'frozen' if frozen else 'unfrozen'}-{settings.head}"
-        return _run(model, feed, rows, scenario, name, out, settings, say, about or {})
+        feed = Images(rows.manifest, backbone.transform, settings.training.seed)
+        return _train_and_test(model, feed, run, say, about or {})
 
 
 def train_on_tokens(
@@ -119,29 +149,25 @@ def train_on_tokens(
         rows = _rows(opened, settings)
         model = _head(settings, opened.features[feature], rows.task.outputs)
         feed = Tokens(opened, feature, settings.training.seed)
-        return _run(model, feed, rows, "frozen-deit", feature, out, settings, say, about or {})
+        run = _Run(rows, "frozen-deit", feature, out, settings)
+        return _train_and_test(model, feed, run, say, about or {})
 
 
 def _rows(store: FeatureStore, settings: Settings) -> _Rows:
     manifest = store.manifest()
-    leaks = audit(manifest, hashes=store.source()["hash"].tolist(), usable=store.done == DONE)
-    if settings.strict_splits and leaks.leaks:
-        raise ProbeError(f"{store.path}: {leaks.line()}. See `medprobe audit {store.path}`")
+    leaks = audited(store, manifest, strict=settings.strict_splits)
     data = load(store, manifest, store.default_feature, settings.uncertain)
     train = data.rows[data.train]
     folds = splits.folds(manifest, train, k=HELD_OUT, seed=settings.training.seed)
     val = folds.held_out[0]
     y = np.full((len(manifest), *data.y.shape[1:]), -1, dtype=data.y.dtype)
     y[data.rows] = data.y
-    metric = metrics.find(
-        settings.metric or manifest.metric or metrics.DEFAULT[manifest.task], manifest.task
-    )
+    metric = metric_of(manifest, settings.metric)
     task = Task(train[~val], train[val], y, len(manifest.classes), metric)
     if not len(task.train) or not len(task.val):
         raise ProbeError(f"{store.path}: too few training images to hold any out for validation")
-    found = {"line": leaks.line(), "leaks": len(leaks.leaks), "conflicts": len(leaks.conflicts)}
     kind = folds.kind if len(folds.held_out) == 1 else f"one of {folds.kind}"
-    return _Rows(store, manifest, task, data.rows[~data.train], kind, data.n_bad, found)
+    return _Rows(store, manifest, task, data.rows[~data.train], kind, data.n_bad, leaks)
 
 
 def _head(settings: Settings, shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -179,9 +205,7 @@ def _start_from_probe(head: nn.Module, rows: _Rows, feature: str, settings: Sett
     seen = torch.from_numpy(rows.store.read(feature, task.val).astype(np.float32))
     p = heads.probabilities(seen.to(heads.coef.device)).cpu().numpy()
     scores = [metrics.evaluate(task.metric, task.y[task.val], one)[0] for one in p]
-    sign = 1 if task.metric.higher else -1
-    best = int(np.argmax(np.nan_to_num(sign * np.array(scores), nan=-np.inf)))
-    one = heads.head(rows.manifest.classes, best)
+    one = heads.head(rows.manifest.classes, metrics.best_of(task.metric, np.array(scores)))
     coef, intercept = one.coef, one.intercept
     if one.kind == "binary":  # one logit, of the second class: the first one's is zero
         coef, intercept = (torch.cat([torch.zeros_like(t), t]) for t in (coef, intercept))
@@ -190,22 +214,14 @@ def _start_from_probe(head: nn.Module, rows: _Rows, feature: str, settings: Sett
         head.bias.copy_(intercept)
 
 
-def _run(
-    model: nn.Module,
-    feed: Feed,
-    rows: _Rows,
-    scenario: str,
-    feature: str,
-    out: Path,
-    settings: Settings,
-    say: Say,
-    about: Mapping[str, Any],
+def _train_and_test(
+    model: nn.Module, feed: Feed, run: _Run, say: Say, about: Mapping[str, Any]
 ) -> results.Result:
     started = time.perf_counter()
+    rows, settings, folder = run.rows, run.settings, run.folder
     training, task = settings.training, rows.task
     backbone = rows.store.fingerprint["backbone"]
-    folder = _folder(rows, scenario, feature, settings)
-    history = train(model, feed, task, training, out / folder / "checkpoints", say)
+    history = train(model, feed, task, training, run.checkpoints, say)
     device = next(model.parameters()).device
     p_val, p_test = (
         predict(model, feed, part, training.batch_size, task, device)
@@ -217,31 +233,38 @@ def _run(
         "version": 1,
         "backbone": backbone["name"],
         "weights": backbone["weights"],
-        "scenario": scenario,
-        "feature": feature,
+        "scenario": run.scenario,
+        "feature": run.feature,
         "classes": list(rows.manifest.classes),
         "settings": asdict(settings),
         "best_epoch": best,
         "history": history,
     }
-    value = partial_result(rows, p_val, p_test, replace(settings, seed=training.seed))
-    predictions = value.pop("predictions_of")
+    manifest = rows.manifest
+    scoring = replace(settings, seed=training.seed)
+    said = evaluation.answers(
+        manifest, rows.test, task.y[rows.test], p_test, task.y[task.train], scoring
+    )
+    found = tested(
+        rows.store,
+        manifest,
+        said,
+        task.metric,
+        held_out=(task.y[task.val], p_val),
+        chosen_on=rows.chosen_on,
+        settings=scoring,
+    )
+    notes = [manifest.note] if manifest.note else []
     result = results.Result(
-        dataset=rows.manifest.dataset,
-        backbone=backbone["name"],
-        weights=backbone["weights"],
-        scenario=scenario,
+        scenario=run.scenario,
         head=settings.head,
-        feature=feature,
+        feature=run.feature,
         protocol="finetune",
         C=None,
         folds={"kind": rows.chosen_on, "epoch": best, "score": history[best]["value"]},
         n_train=len(task.train),
         n_bad=rows.n_bad,
         seed=training.seed,
-        split_digest=rows.manifest.split_digest(),
-        store=str(rows.store.path),
-        store_fingerprint=rows.store.fingerprint_digest,
         predictions=(folder / "predictions.csv").as_posix(),
         heads=(folder / "run.json").as_posix(),
         converged=True,
@@ -249,76 +272,15 @@ def _run(
         command=str(about.get("command", "")),
         versions=dict(about.get("versions", {})),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=[*notes, f"split: {manifest.split_from}", *caveats(found)],
         audit=rows.audit,
         history=history,
-        **value,
+        **found,
     )
     if processes(training.device).is_main_process:
-        checkpoints.write_json(out / folder / "run.json", made)
-        results.write_predictions(out / folder / "predictions.csv", predictions)
-        results.append(out, result)
-    return result
-
-
-def partial_result(
-    rows: _Rows, p_val: NDArray[Any], p_test: NDArray[Any], settings: Settings
-) -> dict[str, Any]:
-    """Return what scoring the test rows gives, by the names of Result's fields."""
-    manifest, task = rows.manifest, rows.task
-    said = evaluation.answers(
-        manifest, rows.test, task.y[rows.test], p_test, task.y[task.train], settings
-    )
-    scored = intervals(
-        metrics.of_task(manifest.task),
-        said.y,
-        said.p,
-        said.subjects,
-        n=settings.bootstrap,
-        rng=np.random.default_rng(settings.seed),
-        method=settings.interval,
-    )
-    score = scored[task.metric.name]
-    if any(v is None for v in score.values()):
-        raise ProbeError(
-            f"{task.metric.name} is not defined on this test split; "
-            "choose another --metric or another split"
+        checkpoints.write_json(run.out / folder / "run.json", made)
+        results.write_predictions(
+            run.out / folder / "predictions.csv", predictions_of(said, manifest.classes)
         )
-    subjects = len(np.unique(said.subjects))
-    notes = [manifest.note] if manifest.note else []
-    notes += [f"split: {manifest.split_from}"]
-    caveat = evaluation.caveat(float(score["ci_low"] or 0), float(score["ci_high"] or 0), subjects)
-    return {
-        "task": manifest.task,
-        "classes": list(manifest.classes),
-        "metric": task.metric.name,
-        "metrics": scored,
-        **score,
-        "n_test": len(said.y),
-        "n_subjects_test": subjects,
-        "notes": notes + ([caveat] if caveat else []),
-        "predictions_of": results.Predictions(
-            ids=said.ids.tolist(),
-            subjects=said.subjects.tolist(),
-            labels=said.y,
-            probabilities=said.p,
-            classes=manifest.classes,
-        ),
-        **evaluation.extras(
-            said,
-            manifest.classes,
-            task.metric,
-            held_out=(task.y[task.val], p_val),
-            chosen_on=rows.chosen_on,
-            settings=settings,
-        ),
-    }
-
-
-def _folder(rows: _Rows, scenario: str, feature: str, settings: Settings) -> Path:
-    """Return where a run lies, relative to the results: a name for what is trained, and a seed."""
-    kind = settings.head_size if settings.head == "deit" else settings.init
-    which = settings.unfreeze.replace(":", "-")
-    drop = f"_drop-{settings.drop_last}" if settings.drop_last else ""
-    name = f"{scenario}_{feature.replace('/', '-')}_{kind}_{which}{drop}"
-    seed = f"_seed{settings.training.seed}"
-    return Path(rows.manifest.dataset, rows.store.path.stem, name + seed)
+        results.append(run.out, result)
+    return result

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,8 +17,11 @@ from features.console import (
     device_option,
     images_per_second,
     json_option,
-    versions,
+    provenance,
 )
+
+if TYPE_CHECKING:
+    from probe.results import Result
 
 POSITIVE = click.IntRange(min=1)
 
@@ -171,7 +172,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
     from probe.tuned import feature_of
 
     manifest = open_dataset(dataset, options_of(given))
-    found = []
+    found: list[Result] = []
     for seed in range(given["seed"], given["seed"] + given["seeds"]):
         backbone = load_backbone(name, given["weights"], given["image_size"])
         if statistics := parse_normalize(given["normalize"], manifest):
@@ -189,7 +190,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
         )
         process = processes(settings.training.device)
         with process.main_process_first():
-            if process.is_main_process:
+            if process.is_main_process and not found:  # the first seed's serves all
                 with bar(f"{manifest.dataset} x {name}: frozen features", "images") as show:
                     extract(
                         manifest,
@@ -199,8 +200,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
                         progress=images_per_second(show),
                     )
         store = store_path(stores, manifest.dataset, name)
-        about = {"command": "medprobe " + shlex.join(sys.argv[1:]), "versions": versions()}
-        result = run(store, backbone, out=out, settings=settings, say=say, about=about)
+        result = run(store, backbone, out=out, settings=settings, say=say, about=provenance())
         found.append(result)
         if not json_ and process.is_main_process:
             say_tuned(result)
@@ -218,7 +218,7 @@ def say(record: dict[str, Any]) -> None:
     )
 
 
-def say_tuned(result: Any) -> None:
+def say_tuned(result: Result) -> None:
     """Print a result in one line, and the audit's on standard error."""
     click.echo(
         f"{result.dataset} x {result.backbone}, {result.scenario}: "

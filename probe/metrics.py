@@ -251,6 +251,12 @@ def find(name: str, task: str) -> Metric:
     return METRICS[task, name]
 
 
+def best_of(metric: Metric, scores: Array) -> int:
+    """Return the place of the best score (J,), of equals the first; undefined is worst."""
+    better = scores if metric.higher else -scores
+    return int(np.argmax(np.where(np.isnan(scores), -np.inf, better)))
+
+
 def unranked(y: Array, classes: Sequence[str]) -> list[str]:
     """Name the classes or findings that have no positive, or no negative, image."""
     columns = y.T if y.ndim == 2 else [(y == k).astype(float) for k in range(len(classes))]

@@ -7,7 +7,7 @@ a number of shots and a seed; all cells of a feature with as many shots are fitt
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.audit import Audit, audit
 from features.errors import ProbeError
 from features.manifest import Manifest
-from features.store import DONE, FeatureStore
+from features.store import FeatureStore
 from probe import choose, evaluation, metrics, protocols, results, splits
 from probe.choose import Chosen, Draw
 from probe.data import Data, Features, load
 from probe.path import Progress
-from probe.statistics import intervals
+from probe.tested import audited, caveats, metric_of, predictions_of, scored, tested, unranked
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,8 @@ def probe_all(
     found = []
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
-        metric = metrics.find(
-            settings.metric or manifest.metric or metrics.DEFAULT[manifest.task], manifest.task
-        )
-        leaks = audit(manifest, hashes=store.source()["hash"].tolist(), usable=store.done == DONE)
-        if settings.strict_splits and leaks.leaks:
-            raise ProbeError(
-                f"{path}: {leaks.line()}. See `medprobe audit {path}`, or --split drawn"
-            )
+        metric = metric_of(manifest, settings.metric)
+        leaks = audited(store, manifest, strict=settings.strict_splits)
         for feature in _features(store, settings.feature):
             data = load(store, manifest, feature, settings.uncertain, settings.device)
             for shots in settings.shots or ():
@@ -112,7 +105,7 @@ def probe_all(
                 chosen = _choose(data, draws, settings, manifest, metric, progress)
                 controls = _control(data, draws, settings, manifest, metric)
                 seconds = (time.perf_counter() - started) / len(draws)
-                cell = _Cell(path, store, manifest, metric, feature, data, settings, leaks, out)
+                cell = _Cell(store, manifest, metric, feature, data, settings, leaks, out)
                 for draw, one, control in zip(draws, chosen, controls, strict=True):
                     result = cell.test(draw, one, control, seconds)
                     result = replace(result, command=command, versions=dict(versions or {}))
@@ -199,14 +192,13 @@ def _control(
 class _Cell:
     """What the results of one feature and number of shots share."""
 
-    path: Path
     store: FeatureStore
     manifest: Manifest
     metric: metrics.Metric
     feature: str
     data: Data
     settings: Settings
-    leaks: Audit
+    leaks: dict[str, Any]
     out: Path
 
     def test(
@@ -225,62 +217,42 @@ class _Cell:
             return evaluation.answers(manifest, rows, data.y[test], p, y_train, settings)
 
         said = answers(chosen)
-        subjects = len(np.unique(said.subjects))
-        scored = _scored(metrics.of_task(manifest.task), said, settings)
-        value, low, high = (scored[self.metric.name][k] for k in ("value", "ci_low", "ci_high"))
-        if value is None or low is None or high is None:
-            raise ProbeError(
-                f"{self.path}: {self.metric.name} is not defined on this test split "
-                f"({_unranked(manifest, said.y)}); choose another --metric or another split"
-            )
-        run = self._folder(draw)
-        predictions = results.Predictions(
-            ids=said.ids.tolist(),
-            subjects=said.subjects.tolist(),
-            labels=said.y,
-            probabilities=said.p,
-            classes=manifest.classes,
+        found = tested(
+            self.store,
+            manifest,
+            said,
+            self.metric,
+            held_out=chosen.held_out(),
+            chosen_on=draw.folds.kind,
+            settings=settings,
         )
-        results.write_predictions(self.out / run / "predictions.csv", predictions)
-        made_from, digest = self.store.fingerprint, self.store.fingerprint_digest
+        run = self._folder(draw)
+        results.write_predictions(
+            self.out / run / "predictions.csv", predictions_of(said, manifest.classes)
+        )
         if chosen.head:
             chosen.head.save(
                 self.out / run / "heads",
                 feature=self.feature,
                 task=manifest.task,
                 dataset=manifest.dataset,
-                backbone=made_from["backbone"],
-                store_fingerprint=digest,
+                backbone=self.store.fingerprint["backbone"],
+                store_fingerprint=self.store.fingerprint_digest,
             )
         against = None
         if control:
-            by_chance = _scored([self.metric], answers(control), settings)
+            by_chance = scored([self.metric], answers(control), settings)
             against = {"kind": settings.control, "C": control.C} | by_chance[self.metric.name]
         return results.Result(
-            dataset=manifest.dataset,
-            backbone=made_from["backbone"]["name"],
-            weights=made_from["backbone"]["weights"],
             scenario=f"frozen-{settings.head}",
             head=settings.head or "linear",
             feature=self.feature,
             protocol=settings.protocol,
-            metric=self.metric.name,
-            value=value,
-            ci_low=low,
-            ci_high=high,
-            metrics=scored,
             C=chosen.C,
             folds=chosen.folds,
-            task=manifest.task,
-            classes=list(manifest.classes),
             n_train=len(draw.rows),
-            n_test=len(said.y),
             n_bad=data.n_bad,
-            n_subjects_test=subjects,
             seed=draw.seed,
-            split_digest=manifest.split_digest(),
-            store=str(self.path),
-            store_fingerprint=digest,
             predictions=(run / "predictions.csv").as_posix(),
             heads=(run / "heads.json").as_posix() if chosen.head else "",
             converged=chosen.converged,
@@ -288,23 +260,11 @@ class _Cell:
             command="",
             versions={},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=_notes(manifest, y_train, said.y, chosen, settings)
-            + [note for note in [evaluation.caveat(low, high, subjects)] if note],
+            notes=_notes(manifest, y_train, said.y, chosen, settings) + caveats(found),
             shots=draw.shots,
             control=against,
-            audit={
-                "line": self.leaks.line(),
-                "leaks": len(self.leaks.leaks),
-                "conflicts": len(self.leaks.conflicts),
-            },
-            **evaluation.extras(
-                said,
-                manifest.classes,
-                self.metric,
-                held_out=chosen.held_out(),
-                chosen_on=draw.folds.kind,
-                settings=settings,
-            ),
+            audit=self.leaks,
+            **found,
         )
 
     def _folder(self, draw: Draw) -> Path:
@@ -312,7 +272,9 @@ class _Cell:
         name = f"{self.settings.protocol}_{self.feature.replace('/', '-')}_{self.metric.name}"
         unit = self.settings.unit, self.settings.aggregate
         joined = "_{}-{}".format(*unit) if self.settings.aggregate else ""
-        return Path(self.manifest.dataset, self.path.stem, f"{name}{few}_seed{draw.seed}{joined}")
+        return Path(
+            self.manifest.dataset, self.store.path.stem, f"{name}{few}_seed{draw.seed}{joined}"
+        )
 
 
 def _said(chosen: Chosen, features: Features) -> NDArray[Any]:
@@ -329,27 +291,6 @@ def _check_folds(k: int, manifest: Manifest, data: Data) -> int:
     return k
 
 
-def _scored(
-    wanted: Sequence[metrics.Metric], said: evaluation.Answers, settings: Settings
-) -> dict[str, dict[str, float | None]]:
-    """Return value and interval of every metric, on the same resamples whatever is asked."""
-    return intervals(
-        wanted,
-        said.y,
-        said.p,
-        said.subjects,
-        n=settings.bootstrap,
-        rng=np.random.default_rng(settings.seed),
-        method=settings.interval,
-    )
-
-
-def _unranked(manifest: Manifest, y: NDArray[Any]) -> str:
-    """Name the classes or findings that the test split has only one side of."""
-    names = metrics.unranked(y, manifest.classes)
-    return f"no positive or no negative test image: {', '.join(names)}" if names else ""
-
-
 def _notes(
     manifest: Manifest,
     y_train: NDArray[Any],
@@ -362,8 +303,8 @@ def _notes(
     notes.append(f"split: {manifest.split_from}")
     if settings.aggregate:
         notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
-    if unranked := _unranked(manifest, y_test):
-        notes.append(f"left out of AUROC and average precision, {unranked}")
+    if one_sided := unranked(manifest, y_test):
+        notes.append(f"left out of AUROC and average precision, {one_sided}")
     if untaught := metrics.unranked(y_train, manifest.classes):
         scored = "" if y_train.ndim == 1 else ", so not scored"
         notes.append(f"one side only in training{scored}: {', '.join(untaught)}")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.errors import ProbeError
-from probe import checkpoints
+from probe import checkpoints, metrics
 from probe.feeds import Feed, Rows
 from probe.metrics import Metric, evaluate
 from probe.tuned import parameter_groups
@@ -36,7 +36,7 @@ Say = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. Defaults are the study's (PROTOCOL: AdamW, 100 epochs of batches of 64)."""
+    """How to train. Defaults are the study's of its public code."""
 
     epochs: int = 100
     batch_size: int = 64  # per process
@@ -155,7 +155,7 @@ def run_epoch(
         factor = rate(settings, (epoch - 1) * len(batches) + step, len(batches))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        whole = float(loss_of(None, task.y[batch], weigh)[1])
+        whole = float(weights_of(task.y[batch], weigh).sum())
         mine = [piece for piece in pieces[step] if len(piece)]
         for k, piece in enumerate(mine):
             x = next(inputs).to(accelerator.device, non_blocking=True)
@@ -179,26 +179,26 @@ def run_epoch(
     return mean, settings.lr * factor
 
 
-def loss_of(logits: Tensor | None, y: NDArray[Any], weigh: Tensor) -> tuple[Tensor, Tensor]:
+def loss_of(logits: Tensor, y: NDArray[Any], weigh: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of losses of logits (B, K), and the weights' sum.
 
     y (B,) class index: cross-entropy weighted by class. y (B, L) of 1, 0 and NaN: binary
     cross-entropy of each label that is there.
     """
-    target = torch.from_numpy(y).to(weigh.device)
+    target, w = torch.from_numpy(y).to(weigh.device), weights_of(y, weigh)
     if target.ndim == 1:
-        w = weigh[target]
-        if logits is None:
-            return w.sum(), w.sum()
-        return (F.cross_entropy(logits.float(), target, reduction="none") * w).sum(), w.sum()
-    known = ~target.isnan()
-    w = (known * weigh).float()
-    if logits is None:
-        return w.sum(), w.sum()
-    each = F.binary_cross_entropy_with_logits(
-        logits.float(), target.nan_to_num(0).float(), reduction="none"
-    )
+        each = F.cross_entropy(logits.float(), target, reduction="none")
+    else:
+        each = F.binary_cross_entropy_with_logits(
+            logits.float(), target.nan_to_num(0).float(), reduction="none"
+        )
     return (each * w).sum(), w.sum()
+
+
+def weights_of(y: NDArray[Any], weigh: Tensor) -> Tensor:
+    """Return the weight of each loss: (B,) of classes, or (B, L), zero where there is no label."""
+    target = torch.from_numpy(y).to(weigh.device)
+    return weigh[target] if target.ndim == 1 else (~target.isnan() * weigh).float()
 
 
 def class_weights(task: Task, settings: Training) -> Tensor:
@@ -256,9 +256,7 @@ def predict(
 
 def best_of(history: list[dict[str, Any]], metric: Metric) -> int:
     """Return the epoch of the best validation score, of equals the first."""
-    sign = 1 if metric.higher else -1
-    scores = [-math.inf if r["value"] is None else sign * r["value"] for r in history]
-    return int(np.argmax(scores))
+    return metrics.best_of(metric, np.array([r["value"] for r in history], dtype=np.float64))
 
 
 def stale(history: list[dict[str, Any]], metric: Metric, patience: int | None) -> bool:

@@ -72,6 +72,7 @@ ORDER = [
     "probe.evaluation",
     "probe.results",
     "probe.compare",
+    "probe.tested",
     "probe.sweep",
     "probe.tuned",
     "probe.token_head",

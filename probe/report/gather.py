@@ -113,6 +113,14 @@ def _name(cell: Cell, leads: Sequence[Cell]) -> str:
     return " ".join([f"{cell.side}:", *words] if cell.side else words)
 
 
+def by_column(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """Return the cells of each data set and metric."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.column, []).append(cell)
+    return groups
+
+
 def siblings(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells of all seeds of a cell, itself among them."""
     same = attrgetter(

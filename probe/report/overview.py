@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from probe.charts import Axis, Bars, Chart, Dots, Lines, Series
-from probe.report.gather import Cell, more_is_better
+from probe.report.gather import Cell, by_column, more_is_better
 from probe.report.verdict import Column, Standing
 from probe.results import Result
 from probe.tables import in_words
@@ -60,7 +60,7 @@ def gain(found: Sequence[Column]) -> Iterator[Chart]:
 
 def scenarios(leads: Sequence[Cell]) -> Iterator[Chart]:
     """Yield frozen against unfrozen for each column with several scenarios."""
-    for (dataset, metric), cells in _columns(leads).items():
+    for (dataset, metric), cells in by_column(leads).items():
         names = sorted({c.result.scenario for c in cells}, key=_place)
         rows = list(dict.fromkeys(_but(c, "scenario", "head", "protocol") for c in cells))
         if len(names) < 2:
@@ -69,7 +69,7 @@ def scenarios(leads: Sequence[Cell]) -> Iterator[Chart]:
         for k, name in enumerate(names):
             mine = [c for c in cells if c.result.scenario == name]
             y = [rows.index(_but(c, "scenario", "head", "protocol")) for c in mine]
-            series.append(_scored(name.replace("-", ", "), mine, y=y, colour=k))
+            series.append(scores(name.replace("-", ", "), mine, y=y, colour=k))
         yield Dots(
             name=f"scenarios-{dataset}-{metric}",
             title=f"Frozen and unfrozen: {dataset}",
@@ -83,7 +83,7 @@ def scenarios(leads: Sequence[Cell]) -> Iterator[Chart]:
 
 def strengths(leads: Sequence[Cell]) -> Iterator[Chart]:
     """Yield the mean score of the folds against C for each column, a band from fold to fold."""
-    for (dataset, metric), cells in _columns(leads).items():
+    for (dataset, metric), cells in by_column(leads).items():
         series = [s for k, cell in enumerate(cells) for s in _strength(cell, k)]
         if not series:
             continue
@@ -106,14 +106,14 @@ def depth(cells: Sequence[Cell]) -> Iterator[Chart]:
     def layer(r: Result) -> str:
         return r.feature.split("/")[0]
 
-    for (dataset, metric), group in _columns(cells).items():
+    for (dataset, metric), group in by_column(cells).items():
         full = [c for c in group if c.result.shots is None]
         lines = _lines(full, layer, "feature", pool=True)
         if not lines:
             continue
         layers = sorted({layer(c.result) for line in lines.values() for c in line}, key=_depth)
         series = [
-            _scored(name, sorted(line, key=lambda c: _depth(layer(c.result))), colour=k, x=layers)
+            scores(name, sorted(line, key=lambda c: _depth(layer(c.result))), colour=k, x=layers)
             for k, (name, line) in enumerate(lines.items())
         ]
         yield Lines(
@@ -131,7 +131,7 @@ def depth(cells: Sequence[Cell]) -> Iterator[Chart]:
 
 def shots(cells: Sequence[Cell]) -> Iterator[Chart]:
     """Yield score against training images per class, for each column where they differ."""
-    for (dataset, metric), group in _columns(cells).items():
+    for (dataset, metric), group in by_column(cells).items():
         few = [c for c in group if c.result.shots is not None]
         lines = _lines(few, lambda r: r.shots, "shots")
         if not lines:
@@ -160,7 +160,7 @@ def shots(cells: Sequence[Cell]) -> Iterator[Chart]:
 
 def convergence(cells: Sequence[Cell]) -> Iterator[Chart]:
     """Yield the validation score and the training loss by epoch, for each column with histories."""
-    for (dataset, metric), group in _columns([c for c in cells if c.result.history]).items():
+    for (dataset, metric), group in by_column([c for c in cells if c.result.history]).items():
         names = dict(zip((c.key for c in group), _names(group), strict=True))
         for key, what in (("value", in_words(metric)), ("train_loss", "training loss")):
             series = []
@@ -178,13 +178,6 @@ def convergence(cells: Sequence[Cell]) -> Iterator[Chart]:
                 focus=True,
                 caption="By epoch of fine-tuning.",
             )
-
-
-def _columns(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.column, []).append(cell)
-    return groups
 
 
 def _lines(
@@ -218,7 +211,7 @@ def _names(cells: Sequence[Cell]) -> list[str]:
     return [f"{_but(c)} seed {c.result.seed}" if seeds else _but(c) for c in cells]
 
 
-def _scored(
+def scores(
     name: str,
     cells: Sequence[Cell],
     *,
@@ -230,7 +223,7 @@ def _scored(
     values = [c.result.value for c in cells]
     low, high = [c.result.ci_low for c in cells], [c.result.ci_high for c in cells]
     if y is not None:
-        return Series(name, values, y, low, high, colour=colour, look="dots")
+        return Series(name, values, list(y), low, high, colour=colour, look="dots")
     places = [list(x or ()).index(c.result.feature.split("/")[0]) for c in cells]
     return Series(name, places, values, low, high, colour=colour, look="both")
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from probe.compare import in_order, paired_test
+from probe.compare import in_order, paired_test, unpaired
 from probe.metrics import METRICS
 from probe.ranks import Ranks, holm, ranks
-from probe.report.gather import Cell, more_is_better, siblings
+from probe.report.gather import Cell, by_column, more_is_better, siblings
 from probe.results import Predictions
 from probe.statistics import Difference
 from probe.tables import Scored, Table, in_words, p_value
@@ -97,10 +97,7 @@ class Overall:
 
 def columns(leads: Sequence[Cell], cells: Sequence[Cell]) -> list[Column]:
     """Return the columns of the leading cells, tested."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in leads:
-        groups.setdefault(cell.column, []).append(cell)
-    return [_column(key, group, cells) for key, group in groups.items()]
+    return [_column(key, group, cells) for key, group in by_column(leads).items()]
 
 
 def overall(found: Sequence[Column]) -> Overall | None:
@@ -175,9 +172,8 @@ def _against(best: Standing, ours: Predictions | None, other: Standing) -> Stand
     if ours is None or other.cell.predictions is None:
         return replace(other, why_not="no predictions")
     theirs = in_order(other.cell.predictions)
-    same = ours.ids == theirs.ids and np.array_equal(ours.labels, theirs.labels, equal_nan=True)
-    if not same:
-        return replace(other, why_not="not the same test images and labels")
+    if why_not := unpaired(ours, theirs):
+        return replace(other, why_not=why_not)
     if metric is None:
         return replace(other, why_not="not a metric of this task")
     found = paired_test(metric, ours, theirs, n=RESAMPLES, seed=0)

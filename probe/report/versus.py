@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 
-import numpy as np
-
-from probe.charts import Axis, Chart, Dots, Series
-from probe.compare import PARTS, in_order, paired_test
+from probe.charts import Axis, Chart, Dots
+from probe.compare import PARTS, in_order, paired_test, unpaired
 from probe.metrics import METRICS
 from probe.ranks import holm
 from probe.report.gather import Cell
+from probe.report.overview import scores
 from probe.report.verdict import RESAMPLES
 from probe.statistics import Difference
 from probe.tables import Scored, Table, in_words
@@ -80,17 +79,8 @@ def versus_charts(found: Sequence[Match]) -> list[Chart]:
         pairs = list(group)
         rows = [_both(m) for m in pairs]
         series = [
-            Series(
-                side,
-                [r.value for r in results],
-                list(range(len(results))),
-                [r.ci_low for r in results],
-                [r.ci_high for r in results],
-                colour=k,
-                look="dots",
-            )
+            scores(side, [m.b if k else m.a for m in pairs], y=range(len(pairs)), colour=k)
             for k, side in enumerate(SIDES)
-            if (results := [(m.b if k else m.a).result for m in pairs])
         ]
         charts.append(
             Dots(
@@ -125,6 +115,6 @@ def _test(a: Cell, b: Cell) -> Match:
     if a.predictions is None or b.predictions is None or metric is None:
         return Match(a, b, why_not="no predictions" if metric else "not a metric of this task")
     ours, theirs = in_order(a.predictions), in_order(b.predictions)
-    if ours.ids != theirs.ids or not np.array_equal(ours.labels, theirs.labels, equal_nan=True):
-        return Match(a, b, why_not="not the same test images and labels")
+    if why_not := unpaired(ours, theirs):
+        return Match(a, b, why_not=why_not)
     return Match(a, b, paired_test(metric, ours, theirs, n=RESAMPLES, seed=0))

@@ -1,0 +1,125 @@
+"""What every result on a store says, however its head was trained: audit, metric, test scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.audit import audit
+from features.errors import ProbeError
+from features.manifest import Manifest
+from features.store import DONE, FeatureStore
+from probe import evaluation, metrics
+from probe.evaluation import Answers, Scoring
+from probe.metrics import Metric
+from probe.results import Predictions
+from probe.statistics import intervals
+
+
+def metric_of(manifest: Manifest, asked: str | None) -> Metric:
+    """Return the metric asked for, the data set's own, or the task's. ProbeError for no such."""
+    name = asked or manifest.metric or metrics.DEFAULT[manifest.task]
+    return metrics.find(name, manifest.task)
+
+
+def audited(store: FeatureStore, manifest: Manifest, *, strict: bool) -> dict[str, Any]:
+    """Return what the audit of the splits found. Raises ProbeError for leaks where `strict`."""
+    found = audit(manifest, hashes=store.source()["hash"].tolist(), usable=store.done == DONE)
+    if strict and found.leaks:
+        raise ProbeError(
+            f"{store.path}: {found.line()}. See `medprobe audit {store.path}`, or --split drawn"
+        )
+    return {
+        "line": found.line(),
+        "leaks": len(found.leaks),
+        "conflicts": len(found.conflicts),
+    }
+
+
+def tested(
+    store: FeatureStore,
+    manifest: Manifest,
+    said: Answers,
+    metric: Metric,
+    *,
+    held_out: tuple[NDArray[Any], NDArray[np.float64]],
+    chosen_on: str,
+    settings: Scoring,
+) -> dict[str, Any]:
+    """Return what a Result says of its store and its test answers, by the names of its fields.
+
+    held_out and chosen_on are as in evaluation.extras. Raises ProbeError where the metric is not
+    defined on the test split.
+    """
+    scores = scored(metrics.of_task(manifest.task), said, settings)
+    score = scores[metric.name]
+    if any(v is None for v in score.values()):
+        raise ProbeError(
+            f"{store.path}: {metric.name} is not defined on this test split "
+            f"({unranked(manifest, said.y)}); choose another --metric or another split"
+        )
+    backbone = store.fingerprint["backbone"]
+    return {
+        "dataset": manifest.dataset,
+        "backbone": backbone["name"],
+        "weights": backbone["weights"],
+        "task": manifest.task,
+        "classes": list(manifest.classes),
+        "metric": metric.name,
+        "metrics": scores,
+        **score,
+        "n_test": len(said.y),
+        "n_subjects_test": len(np.unique(said.subjects)),
+        "split_digest": manifest.split_digest(),
+        "store": str(store.path),
+        "store_fingerprint": store.fingerprint_digest,
+        **evaluation.extras(
+            said,
+            manifest.classes,
+            metric,
+            held_out=held_out,
+            chosen_on=chosen_on,
+            settings=settings,
+        ),
+    }
+
+
+def caveats(found: dict[str, Any]) -> list[str]:
+    """Return what must be said of the interval of what `tested` returned, if anything."""
+    note = evaluation.caveat(found["ci_low"], found["ci_high"], found["n_subjects_test"])
+    return [note] if note else []
+
+
+def scored(
+    wanted: Sequence[Metric], said: Answers, settings: Scoring
+) -> dict[str, dict[str, float | None]]:
+    """Return value and interval of every metric, on the same resamples whatever is asked."""
+    return intervals(
+        wanted,
+        said.y,
+        said.p,
+        said.subjects,
+        n=settings.bootstrap,
+        rng=np.random.default_rng(settings.seed),
+        method=settings.interval,
+    )
+
+
+def predictions_of(said: Answers, classes: Sequence[str]) -> Predictions:
+    """Return test answers as predictions.csv holds them."""
+    return Predictions(
+        ids=said.ids.tolist(),
+        subjects=said.subjects.tolist(),
+        labels=said.y,
+        probabilities=said.p,
+        classes=classes,
+    )
+
+
+def unranked(manifest: Manifest, y: NDArray[Any]) -> str:
+    """Name the classes or findings that the test split has only one side of."""
+    names = metrics.unranked(y, manifest.classes)
+    return f"no positive or no negative test image: {', '.join(names)}" if names else ""
