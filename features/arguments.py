@@ -3,69 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 if TYPE_CHECKING:
     from features.datasets import Options
     from features.manifest import Manifest
+    from features.plan import Settings
+
+Command: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say how a data set is read."""
-    for option in reversed(
-        [
-            click.option(
-                "--path-col", default="path", show_default=True, help="csv: the image's path."
-            ),
-            click.option("--label-col", default="label", show_default=True, help="csv: the label."),
-            click.option(
-                "--subject-col", default="subject", show_default=True, help="csv: the patient."
-            ),
-            click.option(
-                "--split-col", default="split", show_default=True, help="csv: train, val or test."
-            ),
-            click.option(
-                "--label-sep", metavar="CHAR", help="csv: splits a cell into several labels."
-            ),
-            click.option(
-                "--split-seed",
-                default=0,
-                show_default=True,
-                help="Draws a split where none is given.",
-            ),
-            click.option(
-                "--split",
-                type=click.Choice(["default", "drawn", "study", "official"]),
-                default="default",
-                show_default=True,
-                help="default: the given one, else drawn.",
-            ),
-            click.option(
-                "--test-share",
-                type=click.FloatRange(0, 1, min_open=True, max_open=True),
-                default=0.2,
-                show_default=True,
-                help="Of a drawn split.",
-            ),
-            click.option(
-                "--val-share",
-                type=click.FloatRange(0, 1, max_open=True),
-                default=0.0,
-                help="Of a drawn split; without, C is chosen on folds.",
-            ),
-            click.option("--test-fold", metavar="I/K", help="Test on fold I of K drawn ones."),
-            click.option(
-                "--merge", multiple=True, metavar="NEW=OLD+OLD", help="Classes to make one of."
-            ),
-            click.option(
-                "--subject-from-dicom", is_flag=True, help="Take DICOM's patient id as subject."
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+def together(*options: Command) -> Command:
+    """Return a decorator that adds options to a command in the order given."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+source_options = together(  # how a data set is read
+    click.option("--path-col", default="path", show_default=True, help="csv: the image's path."),
+    click.option("--label-col", default="label", show_default=True, help="csv: the label."),
+    click.option("--subject-col", default="subject", show_default=True, help="csv: the patient."),
+    click.option(
+        "--split-col", default="split", show_default=True, help="csv: train, val or test."
+    ),
+    click.option("--label-sep", metavar="CHAR", help="csv: splits a cell into several labels."),
+    click.option(
+        "--split-seed",
+        default=0,
+        show_default=True,
+        help="Draws a split where none is given.",
+    ),
+    click.option(
+        "--split",
+        type=click.Choice(["default", "drawn", "study", "official"]),
+        default="default",
+        show_default=True,
+        help="default: the given one, else drawn.",
+    ),
+    click.option(
+        "--test-share",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.2,
+        show_default=True,
+        help="Of a drawn split.",
+    ),
+    click.option(
+        "--val-share",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        help="Of a drawn split; without, C is chosen on folds.",
+    ),
+    click.option("--test-fold", metavar="I/K", help="Test on fold I of K drawn ones."),
+    click.option("--merge", multiple=True, metavar="NEW=OLD+OLD", help="Classes to make one of."),
+    click.option("--subject-from-dicom", is_flag=True, help="Take DICOM's patient id as subject."),
+)
+
+image_options = together(  # what becomes of an image
+    click.option(
+        "--image-size", type=int, metavar="N", help="Side in pixels; default the backbone's."
+    ),
+    click.option(
+        "--normalize",
+        default="model",
+        show_default=True,
+        metavar="model|dataset|MEAN/STD",
+        help="MEAN and STD are one number, or three with commas.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Of the forward pass; features are stored as float32.",
+    ),
+    click.option(
+        "--exact-decode", "exact", is_flag=True, help="Decode large images in full, and slower."
+    ),
+    click.option(
+        "--window", metavar="C/W", help="DICOM: centre and width of grey, instead of the header's."
+    ),
+    click.option(
+        "--frame",
+        type=click.IntRange(min=1),
+        help="DICOM: which of several; default the middle one.",
+    ),
+)
 
 
 def options_of(given: dict[str, Any]) -> Options:
@@ -88,6 +117,23 @@ def options_of(given: dict[str, Any]) -> Options:
         **{name: given[name] for name in names},
         seed=given["split_seed"],
         test_fold=parse_fold(given["test_fold"]),
+    )
+
+
+def extraction_of(given: dict[str, Any], **more: Any) -> Settings:
+    """Return what to extract, of those options that a command has."""
+    from features.devices import resolve_device
+    from features.plan import Settings
+
+    names = ["layers", "tokens", "views", "view_seed", "exact", "precision", "frame"]
+    names += ["workers", "on_error", "overwrite"]
+    pools = given.get("pools")
+    return Settings(
+        **{name: given[name] for name in names if name in given},
+        **more,
+        pools=tuple(pools.split(",")) if pools else (),
+        device=resolve_device(given["device"]),
+        window=parse_window(given["window"]),
     )
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.arguments import (
+    extraction_of,
+    image_options,
     options_of,
     parse_batch_size,
     parse_normalize,
-    parse_window,
     source_options,
 )
 from features.console import (
@@ -117,21 +118,6 @@ def doctor(json_: bool) -> None:
 )
 @click.option("--pool", "pools", metavar="LIST", help="Of cls, mean, proj; default the backbone's.")
 @click.option("--tokens", is_flag=True, help="Also the last layer's positions, as float16.")
-@click.option("--image-size", type=int, metavar="N", help="Side in pixels; default the backbone's.")
-@click.option(
-    "--normalize",
-    default="model",
-    show_default=True,
-    metavar="model|dataset|MEAN/STD",
-    help="MEAN and STD are one number, or three with commas.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Of the forward pass; features are stored as float32.",
-)
 @click.option(
     "--views",
     type=click.IntRange(min=0),
@@ -140,9 +126,6 @@ def doctor(json_: bool) -> None:
     help="Also so many augmented views of each image.",
 )
 @click.option("--view-seed", type=click.IntRange(min=0), default=0, help="Draws the views.")
-@click.option(
-    "--exact-decode", "exact", is_flag=True, help="Decode large images in full, and slower."
-)
 @click.option(
     "--batch-size",
     default="auto",
@@ -170,12 +153,7 @@ def doctor(json_: bool) -> None:
     help="What to do with a store made from something else.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, how large, how long.")
-@click.option(
-    "--window", metavar="C/W", help="DICOM: centre and width of grey, instead of the header's."
-)
-@click.option(
-    "--frame", type=click.IntRange(min=1), help="DICOM: which of several; default the middle one."
-)
+@image_options
 @source_options
 @json_option
 def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> None:
@@ -189,25 +167,15 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     """
     from features.backbones import load_backbone
     from features.datasets import open_dataset
-    from features.devices import resolve_device
     from features.dicom import applied
     from features.extract import extract as run
-    from features.plan import Settings
 
     manifest = open_dataset(dataset, options_of(given))
     if given["limit"]:
         manifest = manifest.head(given["limit"])
     if given["weights"] and given["weights"] != "random" and len(names) > 1:
         raise click.UsageError("--weights FILE goes with one backbone; give one -m")
-    same = ("layers", "tokens", "views", "view_seed", "exact", "precision", "workers")
-    settings = Settings(
-        **{name: given[name] for name in (*same, "on_error", "overwrite")},
-        pools=tuple(given["pools"].split(",")) if given["pools"] else (),
-        batch_size=parse_batch_size(given["batch_size"]),
-        device=resolve_device(given["device"]),
-        window=parse_window(given["window"]),
-        frame=given["frame"],
-    )
+    settings = extraction_of(given, batch_size=parse_batch_size(given["batch_size"]))
     loaded = [
         load_backbone(name, given["weights"], given["image_size"]) for name in dict.fromkeys(names)
     ]

@@ -79,11 +79,8 @@ def load(path: Path, recipe: Recipe) -> tuple[Loaded, list[NDArray[np.uint8]]]:
             "size": len(data),
             "mtime_ns": path.stat().st_mtime_ns,
         }
-        side = None if recipe.exact else max(t.resize for t in recipe.transforms)
-        decoded = decode(data, side=side, window=recipe.window, frame=recipe.frame)
         pixels = []
-        for transform in recipe.transforms:
-            crop = transform.crop(decoded, exact=recipe.exact)
+        for crop in crops(data, recipe):
             views = [
                 augment.augment(crop, augment.generator(recipe.seed, known["hash"], view))
                 for view in range(recipe.views)
@@ -92,6 +89,13 @@ def load(path: Path, recipe: Recipe) -> tuple[Loaded, list[NDArray[np.uint8]]]:
     except (ImageError, OSError, MemoryError) as error:
         return Loaded(**known, reason=str(error) or "not enough memory"), []
     return Loaded(**known, seconds=time.perf_counter() - start), pixels
+
+
+def crops(data: bytes, recipe: Recipe) -> list[Image.Image]:
+    """Decode an image's bytes once, and return its crop for each transform. ImageError if bad."""
+    side = None if recipe.exact else max(t.resize for t in recipe.transforms)
+    decoded = decode(data, side=side, window=recipe.window, frame=recipe.frame)
+    return [transform.crop(decoded, exact=recipe.exact) for transform in recipe.transforms]
 
 
 def main() -> None:

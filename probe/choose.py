@@ -20,6 +20,7 @@ from probe import metrics, splits
 from probe.data import Features
 from probe.heads import Head, Heads, fit_heads
 from probe.knn import vote
+from probe.least_squares import fit as solve
 from probe.path import Progress
 
 PROBABILITIES = 1 << 27  # numbers of held-out probabilities kept at once: 512 MB
@@ -197,6 +198,57 @@ def neighbours(
                 converged=True,
                 loose="",
                 held_out=partial(_held_out, of_rows, labels, draw, len(classes)),
+            )
+        )
+    return found
+
+
+def least_squares(
+    features: Features,
+    y: NDArray[Any],
+    draws: Sequence[Draw],
+    *,
+    l2: float,
+    classes: Sequence[str],
+    metric: metrics.Metric,
+) -> list[Chosen]:
+    """Fit one head per draw in closed form; folds only report. ProbeError for findings."""
+    if y.ndim == 2:
+        raise ProbeError(
+            "least squares takes one class per image: this data set has several labels"
+        )
+    found = []
+    for draw in draws:
+        X = torch.cat(list(features.take(draw.rows).chunks()))
+        labels = torch.from_numpy(y[draw.rows])
+
+        def fitted(rows: torch.Tensor, X: torch.Tensor = X, y: torch.Tensor = labels) -> Head:
+            coef, intercept = solve(X[rows], y[rows], len(classes), l2=l2)
+            return Head(coef, intercept, tuple(classes), "softmax", 1 / (2 * l2))
+
+        kept = [torch.from_numpy(~held) for held in draw.folds.held_out]
+        of_folds = [fitted(rows) for rows in kept]
+        said = [h.predict_proba(X[~rows]).numpy() for h, rows in zip(of_folds, kept, strict=True)]
+        truth = [labels[~rows].numpy() for rows in kept]
+        scores = [metrics.evaluate(metric, t, p)[0] for t, p in zip(truth, said, strict=True)]
+        head = fitted(torch.ones(len(X), dtype=torch.bool))
+        held_out = (
+            np.concatenate([labels[:0].numpy(), *truth]),
+            np.concatenate([np.empty((0, len(classes))), *said]),
+        )
+        found.append(
+            Chosen(
+                predict=lambda X, head=head: head.predict_proba(X.double()),  # type: ignore[misc]
+                head=head,
+                C=None,
+                folds={
+                    "kind": draw.folds.kind,
+                    "l2": l2,
+                    "scores": _jsonable(np.array(scores)[None]),
+                },
+                converged=True,
+                loose="",
+                held_out=lambda found=held_out: found,  # type: ignore[misc]
             )
         )
     return found

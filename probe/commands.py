@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from features.console import FILE, as_json, as_table, bar, device_option, json_option, provenance
+from probe.analyze_command import analyze
+from probe.arguments import (
+    deit_options,
+    loop_options,
+    probing_of,
+    probing_options,
+    scoring_options,
+    seeds_of,
+    training_of,
+)
 from probe.finetune_command import finetune, say, say_tuned
+from probe.run_command import run
 
 if TYPE_CHECKING:
     from probe.results import Result
@@ -25,164 +37,101 @@ if TYPE_CHECKING:
     "--protocol",
     default="dinov2-logreg",
     show_default=True,
-    help="A preset of strengths and folds.",
+    help="A preset of strengths and folds; study trains the head instead.",
 )
 @click.option(
     "--head",
     type=click.Choice(["linear", "knn", "deit"]),
     help="Default the protocol's; deit trains an appended DeiT on the store's tokens.",
 )
-@click.option(
-    "--feature",
-    metavar="LAYER/POOL|all",
-    help="Instead of the store's default feature; all: every vector that is in it.",
-)
-@click.option("--metric", help="What chooses C and heads the report; default the data set's own.")
-@click.option(
-    "--C", "strengths", metavar="LIST", help="Strengths as in scikit-learn, such as 0.01,1,100."
-)
-@click.option("--k", "neighbours", metavar="LIST", help="knn: numbers of neighbours to try.")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0, min_open=True), help="knn: of the votes."
-)
-@click.option("--epochs", type=click.IntRange(min=1), default=100, help="deit: how many.")
-@click.option(
-    "--head-size",
-    type=click.Choice(["deit-tiny", "deit-small", "deit-base"]),
-    default="deit-base",
-    help="deit: which; default deit-base.",
-)
-@click.option(
-    "--head-weights", metavar="FILE|random", help="deit: default ImageNet's, from the hub."
-)
-@click.option("--folds", type=click.IntRange(min=2), help="Instead of the protocol's.")
-@click.option(
-    "--shots", metavar="LIST", help="Training images per class, such as 1,2,4,all; default all."
-)
-@click.option("--seeds", type=click.IntRange(min=1), help="Draws of each number of shots.")
-@click.option("--seed", default=0, show_default=True, help="The first seed of draws and folds.")
-@click.option(
-    "--control",
-    type=click.Choice(["shuffle"]),
-    help="Fit to shuffled labels as well: the score of no information.",
-)
-@click.option(
-    "--uncertain",
-    type=click.Choice(["zeros", "ones", "ignore"]),
-    default="zeros",
-    show_default=True,
-    help="What -1 counts as; with ignore, an empty cell is left out too.",
-)
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=100),
-    default=1000,
-    show_default=True,
-    help="Resamples of the subjects.",
-)
-@click.option(
-    "--interval",
-    type=click.Choice(["percentile", "bca"]),
-    default="percentile",
-    show_default=True,
-    help="Which bootstrap interval, of 95 %.",
-)
-@click.option("--by", multiple=True, metavar="COLUMN", help="Also score every group, such as sex.")
-@click.option(
-    "--aggregate",
-    type=click.Choice(["mean", "max"]),
-    help="Score a unit's images together; default each image.",
-)
-@click.option(
-    "--unit", default="subject", show_default=True, help="What --aggregate joins: a column."
-)
-@click.option(
-    "--threshold",
-    type=click.Choice(["youden", "f1"]),
-    default="youden",
-    show_default=True,
-    help="Rule for a threshold, chosen on what was held out of training.",
-)
-@click.option("--strict-splits", is_flag=True, help="Refuse splits that leak.")
+@probing_options
+@scoring_options
+@deit_options
+@loop_options
 @device_option
 @json_option
-def probe(
-    stores: tuple[Path, ...],
-    out: Path,
-    strengths: str | None,
-    neighbours: str | None,
-    shots: str | None,
-    json_: bool,
-    **given: Any,
-) -> None:
+def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> None:
     """Choose C on folds of the training images, refit, and test once.
 
     All strengths, folds and draws are solved together. Features that don't fit
     the memory are read block by block. Writes lines of results.jsonl, the
-    predictions and the heads.
+    predictions and the heads. An appended DeiT (--head deit), and the head of
+    --protocol study, are trained by epochs instead.
 
     \b
     medprobe probe features/sample/efficientnet_lite0.h5
     """
-    from features.devices import resolve_device
-    from probe.sweep import Settings
-    from probe.sweep import probe_all as run
-
-    given["device"] = resolve_device(given["device"])
-    deit = {name: given.pop(name) for name in ("epochs", "head_size", "head_weights")}
-    if given["head"] == "deit":
-        return probe_by_deit(stores, out, given | deit, json_)
-    settings = Settings(
-        C=parse_strengths(strengths),
-        k=parse_counts(neighbours, "--k"),
-        shots=parse_shots(shots),
-        **given,
-    )
-    found = []
-    for store in stores:
-        with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
-            results = run(
-                store,
-                out=out,
-                settings=settings,
-                **provenance(),
-                progress=passes(show),
-            )
+    trained = given["head"] == "deit" or given["protocol"] == "study"
+    refuse(trained)
+    found: list[Result] = []
+    for results in trained_heads(stores, out, given) if trained else solved(stores, out, given):
         found += results
-        if not json_:
-            for result in results:
+        if json_:
+            continue
+        for result in results:
+            if trained:
+                say_tuned(result)
+            else:
                 say_result(result, several=len(results) > 1)
-            click.echo(f"  {results[0].audit['line']}", err=True)
+        click.echo(f"  {results[0].audit['line']}", err=True)
     if json_:
         as_json([asdict(result) for result in found])
-    return None
 
 
-def probe_by_deit(stores: tuple[Path, ...], out: Path, given: dict[str, Any], json_: bool) -> None:
-    """Train an appended DeiT on the tokens of each store, and print the results."""
-    from probe.finetune import Settings, train_on_tokens
-    from probe.training import Training
+def refuse(trained: bool) -> None:
+    """Raise UsageError where an option was given that goes with the other kind of head."""
+    ctx = click.get_current_context()
+    solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
+    trained_only = {"head_size", "head_weights", "epochs", "batch_size", "accumulate", "lr"}
+    trained_only |= {"weight_decay", "warmup", "schedule", "clip", "layer_decay", "patience"}
+    trained_only |= {"balance", "no_augment", "mixed", "tensorboard", "checkpointing"}
+    foreign = solved_only if trained else trained_only
+    for parameter in ctx.command.params:
+        by_default = ctx.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT
+        if parameter.name not in foreign or by_default:
+            continue
+        if trained:
+            kind, remedy = "solved", "leave it, or --head deit and --protocol study, out"
+        else:
+            kind, remedy = "trained", "leave it out, or give --head deit or --protocol study"
+        raise click.UsageError(f"{parameter.opts[0]} goes with a head that is {kind}: {remedy}")
 
-    names = ["head_size", "head_weights", "metric", "uncertain", "strict_splits", "by", "unit"]
-    names += ["aggregate", "threshold", "interval", "bootstrap", "seed"]
-    found = []
-    for seed in range(given["seed"], given["seed"] + (given["seeds"] or 1)):
-        training = Training(epochs=given["epochs"], device=given["device"], seed=seed)
-        settings = Settings(**{n: given[n] for n in names}, head="deit", training=training)
-        for store in stores:
-            result = train_on_tokens(
+
+def solved(stores: Sequence[Path], out: Path, given: dict[str, Any]) -> Iterator[list[Result]]:
+    """Yield the results of the sweep on each store."""
+    from probe.sweep import probe_all
+
+    settings = probing_of(given, protocol=given["protocol"], head=given["head"])
+    for store in stores:
+        with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
+            results = probe_all(
+                store, out=out, settings=settings, **provenance(), progress=passes(show)
+            )
+        yield results
+
+
+def trained_heads(
+    stores: Sequence[Path], out: Path, given: dict[str, Any]
+) -> Iterator[list[Result]]:
+    """Yield the results of heads that are trained on each store, one per seed."""
+    from probe.finetune import train_on_store
+
+    head = given["head"] or "linear"
+    if head == "knn":
+        raise click.UsageError("--protocol study has a linear or a deit head, not knn")
+    protocol = "study" if given["protocol"] == "study" else "finetune"
+    for store in stores:
+        yield [
+            train_on_store(
                 store,
-                feature=given["feature"] or "final/tokens",
+                feature=given["feature"],
                 out=out,
-                settings=settings,
+                settings=training_of(given, seed, protocol=protocol, head=head),
                 say=say,
                 about=provenance(),
             )
-            found.append(result)
-            if not json_:
-                say_tuned(result)
-    if json_:
-        as_json([asdict(result) for result in found])
+            for seed in seeds_of(given)
+        ]
 
 
 def say_group(metric: str, group: dict[str, Any]) -> None:
@@ -201,7 +150,9 @@ def say_result(result: Result, *, several: bool) -> None:
     """Print a result in one line, and on standard error what must be known of it."""
     cell = [result.feature] if several else []
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
-    chosen = f"C = {result.C:.3g}" if result.C else f"k = {result.folds['chosen']}"
+    chosen = f"C = {result.C:.3g}" if result.C else ""
+    for name, key in (("k", "chosen"), ("l2", "l2")):
+        chosen = f"{name} = {result.folds[key]:g}" if key in result.folds else chosen
     click.echo(
         f"{' '.join([f'{result.dataset} x {result.backbone}', *cell])}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
@@ -225,42 +176,6 @@ def say_result(result: Result, *, several: bool) -> None:
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
     """Return a progress function that says how far the slowest head of the batch is."""
     return lambda done, of, n: show(done, of, f"{n} passes over the data")
-
-
-def parse_strengths(text: str | None) -> tuple[float, ...] | None:
-    """Return the values of --C."""
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or not all(0 < v < float("inf") for v in values):
-        raise click.BadParameter(
-            f"{text!r}: want positive numbers with commas between them", param_hint="--C"
-        )
-    return values
-
-
-def parse_counts(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Return the values of --k: whole numbers from 1 on."""
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(
-            f"{text!r}: want whole numbers from 1 on with commas between them", param_hint=option
-        )
-    return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-def parse_shots(text: str | None) -> tuple[int | None, ...] | None:
-    """Return the values of --shots, None for all."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    few = parse_counts(",".join(p for p in parts if p != "all") or None, "--shots") or ()
-    return (*few, None) if "all" in parts else few
 
 
 @click.command()
@@ -380,4 +295,4 @@ def report(
     click.echo(write_report(results, out, options))
 
 
-COMMANDS = (probe, finetune, predict, compare, report)  # in order of use
+COMMANDS = (probe, finetune, run, predict, compare, analyze, report)  # in order of use

@@ -34,6 +34,11 @@ class Features:
         """Return n."""
         return len(self.rows)
 
+    @property
+    def width(self) -> int:
+        """Return D."""
+        return self.store.features[self.feature][0]
+
     def take(self, index: NDArray[Any]) -> Features:
         """Keep the rows of an ascending index or a mask (n,)."""
         X = None if self.X is None else self.X[torch.from_numpy(index)]
@@ -43,8 +48,9 @@ class Features:
         """Return the rows as the solver takes them."""
         if self.X is not None:
             return Whole(self.X)
-        width = self.store.features[self.feature][0]
-        return Stored(lambda rows: self.store.read(self.feature, rows), self.rows, width, self.room)
+        return Stored(
+            lambda rows: self.store.read(self.feature, rows), self.rows, self.width, self.room
+        )
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """Yield rows (m, D), chunk by chunk."""

@@ -1,4 +1,4 @@
-"""What training is fed with: images decoded as it goes, or tokens that a store holds.
+"""What training is fed with: images decoded as it goes, or features that a store holds.
 
 A feed turns lists of rows into batches on the CPU, the next one being made while one is used. With
 an epoch a row comes as its view of that epoch (augment.py), which depends on the seed, the image's
@@ -12,20 +12,23 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from features.augment import augment, generator
 from features.errors import ImageError, ProbeError
-from features.images import Transform, decode, read_bytes
+from features.images import DECODE, Transform, read_bytes
 from features.layout import VIEWS
 from features.manifest import Manifest
 from features.store import FeatureStore
+from features.workers import Recipe, crops
+from probe.memory import available
 
 AHEAD = 2  # batches that are being made while one is used
 
@@ -53,11 +56,17 @@ def _ahead(parts: Sequence[Rows], start: Callable[[Rows], T]) -> Iterator[T]:
 
 @dataclass(frozen=True)
 class Images:
-    """Pixels uint8 (B, size, size, 3), decoded by threads: Pillow works without Python's lock."""
+    """Pixels uint8 (B, size, size, 3), decoded by threads: Pillow works without Python's lock.
+
+    Views are made of the crop, so an image is decoded once: crops stay in memory as far as half of
+    what was left of it at the start goes.
+    """
 
     manifest: Manifest
-    transform: Transform
+    recipe: Recipe  # with one transform
     seed: int
+    room: int = field(default_factory=lambda: available() // 2)  # bytes for crops
+    _kept: dict[int, tuple[Image.Image, str]] = field(default_factory=dict, repr=False)
 
     def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
         """Yield (B, size, size, 3). ProbeError for an image that can't be decoded any more."""
@@ -68,32 +77,51 @@ class Images:
                 yield torch.from_numpy(np.stack([image.result() for image in images]))
 
     def _one(self, row: int, epoch: int | None) -> NDArray[np.uint8]:
+        crop, content = self._kept.get(row) or self._read(row)
+        if epoch is not None:
+            crop = augment(crop, generator(self.seed, content, epoch))
+        return np.array(crop)
+
+    def _read(self, row: int) -> tuple[Image.Image, str]:
+        """Return an image's crop and the hash of its bytes."""
         path = self.manifest.root / str(self.manifest.path[row])
         try:
             data = read_bytes(path)
-            decoded = decode(data, side=self.transform.resize)
+            [crop] = crops(data, self.recipe)
         except ImageError as error:
             raise ProbeError(
                 f"{path} was readable when features were extracted and is not now: {error}; "
                 "mend it, or run `medprobe extract` again"
             ) from None
-        crop = self.transform.crop(decoded, exact=False)
-        if epoch is not None:
-            content = hashlib.sha256(data).hexdigest()
-            crop = augment(crop, generator(self.seed, content, epoch))
-        return np.array(crop)
+        found = crop, hashlib.sha256(data).hexdigest()
+        if (len(self._kept) + 1) * 3 * crop.width * crop.height <= self.room:
+            self._kept[row] = found
+        return found
+
+
+def recipe_of(store: FeatureStore, transform: Transform) -> Recipe:
+    """Return how a store's images were decoded, with another transform after it."""
+    image = store.fingerprint["image"]
+    shown = image.get("dicom", {})
+    window, frame = shown.get("window", "header"), shown.get("frame", "middle")
+    return Recipe(
+        (transform,),
+        exact=image["decode"] == DECODE[True],
+        window=None if window == "header" else (window[0], window[1]),
+        frame=None if frame == "middle" else frame,
+    )
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Tokens float32 (B, T, C) of a store; one of its views at random each epoch, if it has any."""
+class Stored:
+    """A feature of a store as float32 (B, ...); each epoch one of its views, if it has any."""
 
     store: FeatureStore
     feature: str
     seed: int
 
     def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
-        """Yield (B, T, C)."""
+        """Yield vectors (B, D) or tokens (B, T, C)."""
         with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
             for batch in _ahead(parts, lambda part: pool.submit(self._read, part, epoch)):
                 yield batch.result()
@@ -103,7 +131,7 @@ class Tokens:
         x = self.store.read(self.feature, rows[order])
         views = self.feature + VIEWS
         if epoch is not None and views in self.store.features:
-            changed = self.store.read(views, rows[order])  # (B, V, T, C)
+            changed = self.store.read(views, rows[order])  # (B, V, ...)
             rng = np.random.default_rng([self.seed, epoch, int(rows[order][0])])
             which = rng.integers(0, changed.shape[1] + 1, len(rows))
             seen = which > 0

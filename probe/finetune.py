@@ -1,6 +1,7 @@
 """The scenarios beyond a linear head on frozen features, from a data set to a result.
 
     frozen-deit      an appended DeiT on tokens of a store (no backbone at all), or of a frozen one
+    frozen-linear    a linear head on vectors of a store, as the study trains it
     unfrozen-linear  the backbone and a linear head
     unfrozen-deit    the backbone and an appended DeiT
 
@@ -29,12 +30,13 @@ from features.manifest import Manifest
 from features.store import FeatureStore
 from probe import checkpoints, evaluation, metrics, protocols, results, splits
 from probe.data import load
-from probe.feeds import Feed, Images, Tokens
+from probe.feeds import Feed, Images, Stored, recipe_of
 from probe.heads import fit_heads
-from probe.tested import audited, caveats, metric_of, predictions_of, tested
-from probe.token_head import token_head
+from probe.scalars import scalars
+from probe.tested import audited, metric_of, predictions_of, remarks, tested
+from probe.token_head import TokenHead, token_head
 from probe.training import Say, Task, Training, best_of, predict, processes, train
-from probe.tuned import Tuned, feature_of, unfreeze
+from probe.tuned import Tuned, feature_of, recompute, unfreeze
 
 HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there is no val split
 
@@ -43,6 +45,7 @@ HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there i
 class Settings(evaluation.Scoring):
     """What to train and how it is scored. `training` has the loop's own settings."""
 
+    protocol: str = "finetune"  # or "study"
     head: str = "linear"  # or "deit"
     head_size: str = "deit-base"
     head_weights: str | None = None  # of the DeiT: None for ImageNet's, "random", or a file
@@ -53,6 +56,18 @@ class Settings(evaluation.Scoring):
     uncertain: str = "zeros"
     strict_splits: bool = False
     training: Training = field(default_factory=Training)
+
+    @property
+    def name(self) -> str:
+        """Return the protocol, with what is not as usual in it."""
+        usual = "random" if self.protocol == "study" else "probe"
+        words = [
+            self.head_size if self.head == "deit" and self.head_size != "deit-base" else "",
+            f"init {self.init}" if self.head == "linear" and self.init != usual else "",
+            "" if self.unfreeze in ("all", "none") else self.unfreeze,
+            f"drop {self.drop_last}" if self.drop_last else "",
+        ]
+        return " ".join([self.protocol, *filter(None, words)])
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,8 @@ class _Run:
         kind = settings.head_size if settings.head == "deit" else settings.init
         which = settings.unfreeze.replace(":", "-")
         drop = f"_drop-{settings.drop_last}" if settings.drop_last else ""
-        name = f"{self.scenario}_{self.feature.replace('/', '-')}_{kind}_{which}{drop}"
+        name = f"{settings.protocol}_{self.scenario}_{self.feature.replace('/', '-')}"
+        name += f"_{kind}_{which}{drop}"
         stem = self.rows.store.path.stem
         return Path(self.rows.manifest.dataset, stem, f"{name}_seed{settings.training.seed}")
 
@@ -126,30 +142,37 @@ def finetune(
         run = _Run(rows, scenario, name, out, settings)
         if settings.head == "linear" and settings.init == "probe" and not run.begun:
             _start_from_probe(model.head, rows, name, settings)
-        feed = Images(rows.manifest, backbone.transform, settings.training.seed)
+        recipe = recipe_of(opened, backbone.transform)
+        feed = Images(rows.manifest, recipe, settings.training.seed)
         return _train_and_test(model, feed, run, say, about or {})
 
 
-def train_on_tokens(
+def train_on_store(
     store: Path,
     *,
-    feature: str = "final/tokens",
+    feature: str | None = None,
     out: Path,
     settings: Settings,
     say: Say = lambda _: None,
     about: Mapping[str, Any] | None = None,
 ) -> results.Result:
-    """Train an appended DeiT on the tokens of a store: no backbone runs. As finetune otherwise."""
+    """Train a head on the features of a store: no backbone runs. As finetune otherwise.
+
+    feature: None is the tokens for an appended DeiT, and the store's default for a linear head,
+    which starts at random.
+    """
+    settings = replace(settings, init="random", unfreeze="none")
     with FeatureStore.open(store) as opened:
+        feature = feature or ("final/tokens" if settings.head == "deit" else opened.default_feature)
         if feature not in opened.features:
             raise ProbeError(
                 f"{store} holds no {feature}: found {', '.join(opened.features)}; "
-                "run `medprobe extract` with --tokens"
+                f"run `medprobe extract` with {'--tokens' if settings.head == 'deit' else '--pool'}"
             )
         rows = _rows(opened, settings)
         model = _head(settings, opened.features[feature], rows.task.outputs)
-        feed = Tokens(opened, feature, settings.training.seed)
-        run = _Run(rows, "frozen-deit", feature, out, settings)
+        feed = Stored(opened, feature, settings.training.seed)
+        run = _Run(rows, f"frozen-{settings.head}", feature, out, settings)
         return _train_and_test(model, feed, run, say, about or {})
 
 
@@ -214,6 +237,13 @@ def _start_from_probe(head: nn.Module, rows: _Rows, feature: str, settings: Sett
         head.bias.copy_(intercept)
 
 
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a model: those of its backbone, and of an appended DeiT."""
+    found = list(model.backbone.network.blocks) if isinstance(model, Tuned) else []
+    head = model.head if isinstance(model, Tuned) else model
+    return found + (list(head.blocks) if isinstance(head, TokenHead) else [])  # type: ignore[arg-type]
+
+
 def _train_and_test(
     model: nn.Module, feed: Feed, run: _Run, say: Say, about: Mapping[str, Any]
 ) -> results.Result:
@@ -221,7 +251,16 @@ def _train_and_test(
     rows, settings, folder = run.rows, run.settings, run.folder
     training, task = settings.training, rows.task
     backbone = rows.store.fingerprint["backbone"]
-    history = train(model, feed, task, training, run.checkpoints, say)
+    if training.checkpointing:
+        recompute(_blocks(model))
+    where = training.tensorboard and Path(training.tensorboard, folder)
+    with scalars(where or None, task.metric.name) as write:
+
+        def tell(record: dict[str, Any]) -> None:
+            write(record)
+            say(record)
+
+        history = train(model, feed, task, training, run.checkpoints, tell)
     device = next(model.parameters()).device
     p_val, p_test = (
         predict(model, feed, part, training.batch_size, task, device)
@@ -233,6 +272,7 @@ def _train_and_test(
         "version": 1,
         "backbone": backbone["name"],
         "weights": backbone["weights"],
+        "features": rows.store.fingerprint,
         "scenario": run.scenario,
         "feature": run.feature,
         "classes": list(rows.manifest.classes),
@@ -254,12 +294,13 @@ def _train_and_test(
         chosen_on=rows.chosen_on,
         settings=scoring,
     )
-    notes = [manifest.note] if manifest.note else []
+    uncertain = settings.uncertain if manifest.task == "multilabel" else ""
+    tuned = ("unfreeze", "drop_last", "init", "head_size", "head_weights")
     result = results.Result(
         scenario=run.scenario,
         head=settings.head,
         feature=run.feature,
-        protocol="finetune",
+        protocol=settings.name,
         C=None,
         folds={"kind": rows.chosen_on, "epoch": best, "score": history[best]["value"]},
         n_train=len(task.train),
@@ -272,9 +313,10 @@ def _train_and_test(
         command=str(about.get("command", "")),
         versions=dict(about.get("versions", {})),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=[*notes, f"split: {manifest.split_from}", *caveats(found)],
+        notes=remarks(manifest, task.y[task.train], said, found, scoring, uncertain),
         audit=rows.audit,
         history=history,
+        tuned={name: getattr(settings, name) for name in tuned},
         **found,
     )
     if processes(training.device).is_main_process:

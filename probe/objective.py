@@ -90,7 +90,7 @@ class Objective:
 
     def blocks(self, outputs: int) -> Iterator[tuple[slice, Tensor, int]]:
         """Yield rows, Z (n, D) and class of blocks whose logits hold about BLOCK elements."""
-        return self.rows.blocks(min(max(512, BLOCK // (len(self.l2) * outputs)), 4096))
+        return self.rows.blocks(min(max(512, BLOCK // (len(self.l2) * outputs)), 2048))
 
     def penalised(self, theta: Tensor) -> Tensor:
         """Return l2 * theta, zero for the intercept, (H, K, D): the penalty's gradient."""

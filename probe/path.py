@@ -4,15 +4,15 @@ Shapes: J strengths in ascending order, B heads for each (folds, labels), K outp
 head (j, b) is number j * B + b of the objective. The optimum is a smooth function of log C, and
 where classes can be separated nearly a line: extrapolation through three solved strengths leaves
 little to do. It may also lead too far, where a class begins to be separable, so the way there is
-searched along like any step. Every second strength is solved so; those between are interpolated and
-solved at once.
+searched along like any step. Strengths about a decade apart are solved so, one after the other;
+those between are interpolated and solved at once, halving the distance each time.
 How hard a neighbour was says which preconditioner is worth building. benchmarks/README.md has what
 it saves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,9 +24,8 @@ from probe.solver import UNKNOWN, line_search, minimise
 
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
 SHARES = 8  # of the memory that is left, one for a batch's curvature: up to five copies are alive
-STRIDE = 2  # of the strengths that are solved one after the other
 POINTS = 3  # solved strengths that a start beyond the last one is drawn through
-DECADE = 1.0  # strengths further apart than this are not interpolated over
+DECADE = 1.1  # in log10 C: strengths further apart than this are not interpolated over
 
 Progress = Callable[[int, int, int], None]  # heads done, heads in all, passes of the batch at work
 
@@ -67,7 +66,7 @@ class Path:
         J, B = self.gap.shape
         solved: list[int] = []
         again = not bool(self.value.isnan().any())  # solved before, now to a smaller gap
-        for wave in [[*range(J)]] if again else waves(J):
+        for wave in [[*range(J)]] if again else waves(self.log_c):
             nodes = [n for n in solved if bool(self.converged[n].all())]
             ahead = None if again or not nodes else self._ahead(wave, nodes)
             self.converged[wave] &= self.gap[wave] <= tol
@@ -150,11 +149,23 @@ class Path:
         return out
 
 
-def waves(n: int) -> list[list[int]]:
-    """Order a path's indices: every STRIDE-th and the last one by one, then the rest at once."""
-    first = sorted({*range(0, n, STRIDE), n - 1})
-    rest = sorted({*range(n)} - {*first})
-    return [*([j] for j in first), *([rest] if rest else [])]
+def waves(log_c: Sequence[float]) -> list[list[int]]:
+    """Order a path's indices: some one by one, then what lies between at once, and again.
+
+    The first are as far apart as DECADE allows: a pass of one head takes as long as one of four,
+    because both wait for the rows, so what can be solved together should be.
+    """
+    n, step = len(log_c), 1
+    while 2 * step < n and log_c[2 * step] - log_c[0] <= DECADE:
+        step *= 2
+    first = sorted({*range(0, n, step), n - 1})
+    order, known = [[j] for j in first], {*first}
+    while step > 1:
+        step //= 2
+        between = [j for j in range(0, n, step) if j not in known]
+        order += [between] if between else []
+        known |= {*between}
+    return order
 
 
 def batch_size(objective: Objective, theta: Tensor) -> int:

@@ -11,17 +11,30 @@ from features.errors import ProbeError
 
 @dataclass(frozen=True)
 class Protocol:
-    """The head; the strengths C or the numbers of neighbours k tried; folds, shots and seeds."""
+    """The head; the strengths C or the numbers of neighbours k tried; folds, shots and seeds.
+
+    per_size: instead of C, C = per_size / (D K) of D features and K classes. l2: a head by least
+    squares with this penalty. trained: by epochs, see finetune.py. note: what a reader of the
+    results must know.
+    """
 
     name: str
     source: str
     head: str = "linear"
     C: tuple[float, ...] = ()
+    per_size: float | None = None
+    l2: float | None = None
+    trained: bool = False
+    note: str = ""
     k: tuple[int, ...] = ()
     temperature: float = 0.07
     folds: int = 5
     shots: tuple[int | None, ...] = (None,)
     seeds: int = 1
+
+    def of_size(self, D: int, K: int) -> tuple[float, ...]:
+        """Return the strengths for D features and K classes."""
+        return self.C if self.per_size is None else (self.per_size / (D * K),)
 
 
 def _powers(first: float, last: float, n: int) -> tuple[float, ...]:
@@ -60,6 +73,28 @@ PROTOCOLS = {
             shots=(16,),
             seeds=5,
             source="MIEB (embeddings-benchmark/mteb): 16 images per class, 5 draws, C = 1",
+        ),
+        Protocol(
+            name="uni-linear",
+            per_size=100.0,
+            source="Chen et al. 2024 (UNI), mahmoodlab/UNI: C = 100 / (D K) on the norm of W",
+            note="not UNI's own probe, which penalises the norm of W and not its square: "
+            "the same C weighs otherwise here",
+        ),
+        Protocol(
+            name="bigvision-fewshot",
+            l2=2.0**10,
+            shots=(1, 5, 10, 25),
+            seeds=3,
+            source="google-research/big_vision, big_vision/evaluators/fewshot_lsr.py: least "
+            "squares on +-1, standardised features, penalty 2^10, 3 draws",
+            note="probabilities are the softmax of least-squares scores: only their order counts",
+        ),
+        Protocol(
+            name="study",
+            trained=True,
+            source="the study's public code, joanaapa/Foundation-Medical: AdamW by epochs, "
+            "here on stored features",
         ),
         Protocol(
             name="knn",

@@ -24,7 +24,7 @@ from probe import choose, evaluation, metrics, protocols, results, splits
 from probe.choose import Chosen, Draw
 from probe.data import Data, Features, load
 from probe.path import Progress
-from probe.tested import audited, caveats, metric_of, predictions_of, scored, tested, unranked
+from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ class Settings(evaluation.Scoring):
         head = self.head or protocol.head
         if head != protocol.head and self.protocol != Settings.protocol:
             raise ProbeError(f"protocol {protocol.name} has a {protocol.head} head, not {head}")
+        if protocol.trained:
+            raise ProbeError(
+                f"protocol {protocol.name} trains its head by epochs: see probe.finetune"
+            )
+        if self.C and (protocol.l2 is not None or protocol.per_size is not None):
+            raise ProbeError(f"protocol {protocol.name} has its own penalty: leave --C out")
         if head == "knn":
             protocol = protocols.find("knn") if protocol.head != "knn" else protocol
         return replace(
@@ -149,6 +155,11 @@ def _choose(
     """Fit the draws' heads on the training rows, whose labels may come in another order."""
     features, y = data.features.take(data.train), data.y[data.train]
     y = y if order is None else y[order]
+    protocol = protocols.find(settings.protocol)
+    if settings.head == "linear" and protocol.l2 is not None:
+        return choose.least_squares(
+            features, y, draws, l2=protocol.l2, classes=manifest.classes, metric=metric
+        )
     if settings.head == "knn":
         return choose.neighbours(
             features,
@@ -164,7 +175,7 @@ def _choose(
         features,
         y,
         draws,
-        C=settings.C or (),
+        C=settings.C or protocol.of_size(features.width, len(manifest.classes)),
         classes=manifest.classes,
         metric=metric,
         tol=settings.tol,
@@ -239,6 +250,9 @@ class _Cell:
                 backbone=self.store.fingerprint["backbone"],
                 store_fingerprint=self.store.fingerprint_digest,
             )
+        uncertain = settings.uncertain if manifest.task == "multilabel" else ""
+        notes = remarks(manifest, y_train, said, found, settings, uncertain)
+        protocol = protocols.find(settings.protocol)
         against = None
         if control:
             by_chance = scored([self.metric], answers(control), settings)
@@ -260,7 +274,7 @@ class _Cell:
             command="",
             versions={},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=_notes(manifest, y_train, said.y, chosen, settings) + caveats(found),
+            notes=[note for note in (chosen.loose, protocol.note) if note] + notes,
             shots=draw.shots,
             control=against,
             audit=self.leaks,
@@ -289,25 +303,3 @@ def _check_folds(k: int, manifest: Manifest, data: Data) -> int:
             f"{k} folds of {subjects} training subjects: want 2 to {subjects}, see --folds"
         )
     return k
-
-
-def _notes(
-    manifest: Manifest,
-    y_train: NDArray[Any],
-    y_test: NDArray[Any],
-    chosen: Chosen,
-    settings: Settings,
-) -> list[str]:
-    """Return what a reader of the number must know."""
-    notes = [manifest.note] if manifest.note else []
-    notes.append(f"split: {manifest.split_from}")
-    if settings.aggregate:
-        notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
-    if one_sided := unranked(manifest, y_test):
-        notes.append(f"left out of AUROC and average precision, {one_sided}")
-    if untaught := metrics.unranked(y_train, manifest.classes):
-        scored = "" if y_train.ndim == 1 else ", so not scored"
-        notes.append(f"one side only in training{scored}: {', '.join(untaught)}")
-    if manifest.task == "multilabel":
-        notes.append(f"uncertain labels: {settings.uncertain}")
-    return notes + ([chosen.loose] if chosen.loose else [])

@@ -87,10 +87,31 @@ def tested(
     }
 
 
-def caveats(found: dict[str, Any]) -> list[str]:
-    """Return what must be said of the interval of what `tested` returned, if anything."""
-    note = evaluation.caveat(found["ci_low"], found["ci_high"], found["n_subjects_test"])
-    return [note] if note else []
+def remarks(
+    manifest: Manifest,
+    y_train: NDArray[Any],
+    said: Answers,
+    found: dict[str, Any],
+    settings: Scoring,
+    uncertain: str,
+) -> list[str]:
+    """Return what a reader of the number must know; `found` is what `tested` returned.
+
+    uncertain is what -1 counted as, "" where there are no findings.
+    """
+    notes = [manifest.note] if manifest.note else []
+    notes.append(f"split: {manifest.split_from}")
+    if settings.aggregate:
+        notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
+    if one_sided := unranked(manifest, said.y):
+        notes.append(f"left out of AUROC and average precision, {one_sided}")
+    if untaught := metrics.unranked(y_train, manifest.classes):
+        not_scored = "" if y_train.ndim == 1 else ", so not scored"
+        notes.append(f"one side only in training{not_scored}: {', '.join(untaught)}")
+    if uncertain:
+        notes.append(f"uncertain labels: {uncertain}")
+    caveat = evaluation.caveat(found["ci_low"], found["ci_high"], found["n_subjects_test"])
+    return [*notes, caveat] if caveat else notes
 
 
 def scored(

@@ -30,7 +30,8 @@ from probe.feeds import Feed, Rows
 from probe.metrics import Metric, evaluate
 from probe.tuned import parameter_groups
 
-FREE = ("epochs", "patience", "device", "accumulate")  # may change when a run goes on
+# May change when a run goes on.
+FREE = ("epochs", "patience", "device", "accumulate", "checkpointing", "tensorboard")
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -41,6 +42,7 @@ class Training:
     epochs: int = 100
     batch_size: int = 64  # per process
     accumulate: int = 1  # pieces of a batch whose gradients are summed before a step
+    checkpointing: bool = False  # compute blocks again for their gradients, to save memory
     lr: float = 1e-4
     weight_decay: float = 1e-5
     warmup: int | None = None  # steps; None is 1000, or 5 epochs where that is less
@@ -51,6 +53,7 @@ class Training:
     balance: str = "none"  # "weights" of classes, or "sampling"
     augment: bool = True
     mixed: str = "no"  # "bf16", "fp16"
+    tensorboard: str | None = None  # a folder for scalars
     device: str = "cpu"
     seed: int = 0
 

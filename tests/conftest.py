@@ -49,11 +49,11 @@ def image_folder(tmp_path):
     return folder
 
 
-def make_manifest(y, *, split=None, subject=None, classes=None, dataset="made"):
+def make_manifest(y, *, split=None, subject=None, classes=None, dataset="made", ids=None):
     """A manifest of images that need not exist."""
     n = len(y)
     y = np.asarray(y, dtype=np.int32)
-    ids = np.array([f"{i:05d}.png" for i in range(n)])
+    ids = np.array([f"{i:05d}.png" for i in range(n)] if ids is None else ids)
     K = y.shape[1] if y.ndim == 2 else int(y.max()) + 1
     return Manifest(
         dataset=dataset,
@@ -88,25 +88,26 @@ FINGERPRINT = {
 
 
 def make_store(path, X, manifest, *, bad=None, batch=64, fingerprint=FINGERPRINT):
-    """A complete store of given features; bad maps row to reason."""
-    X = np.asarray(X, dtype=np.float32)
+    """A complete store of given features, one or several by name; bad maps row to reason."""
+    named = X if isinstance(X, dict) else {"final/mean": X}
+    named = {name: np.asarray(x, dtype=np.float32) for name, x in named.items()}
     FeatureStore.create(
         path,
         manifest,
-        {"final/mean": X.shape[1:]},
+        {name: x.shape[1:] for name, x in named.items()},
         fingerprint=fingerprint,
-        default_feature="final/mean",
+        default_feature=list(named)[-1],
         batch_size=batch,
     )
     bad = bad or {}
     with FeatureStore.open(path, write=True) as store:
-        for start in range(0, len(X), batch):
-            rows = np.arange(start, min(start + batch, len(X)))
+        for start in range(0, len(manifest), batch):
+            rows = np.arange(start, min(start + batch, len(manifest)))
             source = {
                 "hash": [f"{i:064x}" for i in rows],
                 "size": [1] * len(rows),
                 "mtime_ns": [1] * len(rows),
             }
             reasons = {int(i): bad[i] for i in rows if i in bad}
-            store.commit(rows, {"final/mean": X[rows]}, source, reasons)
+            store.commit(rows, {name: x[rows] for name, x in named.items()}, source, reasons)
     return path

@@ -1,5 +1,6 @@
 """Training: from the probe's score, whole after any stop, by a head that equals timm's DeiT."""
 
+import errno
 import json
 import os
 import signal
@@ -24,12 +25,12 @@ from features.extract import extract
 from features.manifest import NO_SPLIT
 from features.plan import Settings as Extraction
 from features.store import FeatureStore
-from probe import results, training
-from probe.feeds import Images
-from probe.finetune import Settings, finetune, train_on_tokens
+from probe import checkpoints, results, training
+from probe.feeds import Images, recipe_of
+from probe.finetune import Settings, finetune, train_on_store
 from probe.metrics import find
 from probe.token_head import TokenHead, grid_of, token_head
-from probe.tuned import Tuned, depths, feature_of, parameter_groups, unfreeze
+from probe.tuned import Tuned, depths, feature_of, parameter_groups, recompute, unfreeze
 
 NAME = "timm:test_vit"
 STUDY = ["sam", "seem", "dinov2", "openclip", "blip", "deit", "dino", "resnet152"]
@@ -113,11 +114,92 @@ def test_a_frozen_backbone_stays_as_it_was_and_the_score_gets_better(made, tmp_p
 
 
 def test_an_appended_deit_is_trained_on_stored_tokens(made, tmp_path):
-    result = train_on_tokens(made[1], out=tmp_path, settings=settings("deit", epochs=3))
+    result = train_on_store(made[1], out=tmp_path, settings=settings("deit", epochs=3))
     assert result.scenario == "frozen-deit"
     losses = [record["train_loss"] for record in result.history[1:]]
     assert losses[-1] < losses[0]
     assert tune(made, tmp_path, head="deit", epochs=1).scenario == "unfrozen-deit"
+
+
+def test_the_study_s_linear_head_is_trained_on_stored_vectors_and_their_views(made, tmp_path):
+    how = settings(protocol="study", epochs=8, lr=1e-2)
+    result = train_on_store(made[1], out=tmp_path, settings=how)
+    assert (result.scenario, result.protocol) == ("frozen-linear", "study")
+    assert result.tuned["init"] == "random"
+    losses = [record["train_loss"] for record in result.history[1:]]
+    assert losses[-1] < losses[0]
+    with pytest.raises(ProbeError, match="holds no block00/cls"):
+        train_on_store(made[1], feature="block00/cls", out=tmp_path, settings=how)
+
+
+def test_computing_blocks_again_gives_the_same_gradients():
+    grads = []
+    pixels = torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8)
+    for again in (False, True):
+        backbone = load_backbone(NAME, "random", 96)
+        unfreeze(backbone, "all")
+        torch.manual_seed(0)
+        model = Tuned(backbone, backbone.spec.default_feature, nn.Linear(64, 3)).train()
+        if again:
+            recompute(backbone.network.blocks)
+        nn.functional.cross_entropy(model(pixels), torch.tensor([0, 2])).backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, msg=name)
+
+
+def test_scalars_of_every_epoch_are_written_for_tensorboard(made, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    where = tmp_path / "board"
+    result = tune(made, tmp_path / "out", epochs=2, tensorboard=str(where))
+    [events] = where.rglob("events.*")
+    found = EventAccumulator(str(events)).Reload()
+    assert [e.step for e in found.Scalars("loss/train")] == [1, 2]
+    assert [e.value for e in found.Scalars("accuracy/validation")] == pytest.approx(
+        [record["value"] for record in result.history]
+    )
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(made, tmp_path, monkeypatch):
+    undisturbed = tune(made, tmp_path / "whole", epochs=3)
+    real, calls = checkpoints._write, []
+
+    def full(path, data):
+        calls.append(path.name)
+        if any(name.startswith("last-0002") for name in calls):
+            (path.with_name(path.name + ".part")).write_bytes(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, data)
+
+    monkeypatch.setattr(checkpoints, "_write", full)
+    with pytest.raises(ProbeError, match="epoch 2 can't be written .No space left"):
+        tune(made, tmp_path / "full", epochs=3)
+    monkeypatch.setattr(checkpoints, "_write", real)
+    [state] = (tmp_path / "full").rglob("state.json")
+    assert json.loads(state.read_text())["epoch"] == 1
+    resumed = tune(made, tmp_path / "full", epochs=3)
+    assert [r["train_loss"] for r in resumed.history] == [
+        r["train_loss"] for r in undisturbed.history
+    ]
+
+
+def test_the_first_ctrl_c_ends_training_and_the_same_command_goes_on(made, tmp_path):
+    command = [sys.executable, "-c", RUN, made[1], tmp_path / "stopped"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (states := list((tmp_path / "stopped").rglob("state.json"))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate()[1]
+    before = json.loads(states[0].read_text())["history"]
+    resumed = tune(made, tmp_path / "stopped", epochs=4)
+    assert resumed.history[: len(before)] == before
+    assert len(resumed.history) == 5
 
 
 def test_the_appended_deit_equals_timm_s_on_its_own_embedding():
@@ -266,7 +348,9 @@ def test_a_tuned_backbone_is_extracted_and_probed_like_any_other(made, tmp_path)
 
 def test_an_image_s_view_depends_on_seed_content_and_epoch_only(made):
     manifest = open_dataset(f"folder:{made[0] / 'images'}")
-    feed = Images(manifest, load_backbone(NAME, "random", 96).transform, seed=3)
+    with FeatureStore.open(made[1]) as store:
+        recipe = recipe_of(store, load_backbone(NAME, "random", 96).transform)
+    feed = Images(manifest, recipe, seed=3)
     rows = np.arange(5)
     once, again = (torch.cat(list(feed.batches([rows[:2], rows[2:]], 1))) for _ in range(2))
     assert torch.equal(once, again)
@@ -274,6 +358,9 @@ def test_an_image_s_view_depends_on_seed_content_and_epoch_only(made):
     assert torch.equal(once[3:4], alone)
     assert not torch.equal(once, next(feed.batches([rows], 2)))
     assert not torch.equal(once, next(feed.batches([rows], None)))
+    fresh = Images(manifest, recipe, seed=3, room=0)  # keeps nothing
+    assert torch.equal(once, next(fresh.batches([rows], 1)))
+    assert torch.equal(once, next(fresh.batches([rows], 1)))
 
 
 TOGETHER = """

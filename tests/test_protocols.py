@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import FINGERPRINT, make_manifest, make_store
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -16,6 +16,7 @@ from features.errors import ProbeError
 from features.store import FeatureStore
 from probe import results, splits
 from probe.knn import vote
+from probe.least_squares import fit as least_squares
 from probe.sweep import Settings, probe, probe_all
 
 rng = np.random.default_rng(0)
@@ -150,3 +151,51 @@ def test_the_command_takes_shots_neighbours_and_the_control(store, tmp_path):
     assert "protocol mieb has a linear head, not knn" in (
         call("--protocol", "mieb", "--head", "knn").output
     )
+
+
+@pytest.mark.parametrize("n", [8, 200])  # fewer and more images than features
+def test_least_squares_is_ridge_regression_on_what_big_vision_makes_of_features(n):
+    x, y = X[:n].astype(np.float64), Y[:n]
+    coef, intercept = least_squares(torch.from_numpy(x), torch.from_numpy(y), 3, l2=1024.0)
+    Z = np.hstack([(x - x.mean(0)) / (x.std(0) + 1e-5), np.full((n, 1), 100.0)])
+    theirs = Ridge(alpha=1024.0, fit_intercept=False, solver="svd").fit(Z, 2 * np.eye(3)[y] - 1)
+    new = X[200:].astype(np.float64)
+    Z = np.hstack([(new - x.mean(0)) / (x.std(0) + 1e-5), np.full((100, 1), 100.0)])
+    ours = new @ coef.numpy().T + intercept.numpy()
+    np.testing.assert_allclose(ours, theirs.predict(Z), atol=1e-8)
+
+
+def test_bigvision_s_protocol_gives_a_result_per_draw(store, tmp_path):
+    found = probe_all(store, out=tmp_path, settings=Settings(protocol="bigvision-fewshot"))
+    assert [(r.shots, r.seed) for r in found] == [(n, s) for n in (1, 5, 10, 25) for s in range(3)]
+    assert all(r.C is None and r.folds["l2"] == 1024 for r in found)
+    assert "only their order counts" in found[0].notes[0]
+    said = results.read_predictions(tmp_path / found[-1].predictions)
+    assert found[-1].value == accuracy_score(said.labels, said.probabilities.argmax(1))
+    with pytest.raises(ProbeError, match="has its own penalty: leave --C out"):
+        probe(store, out=tmp_path, settings=Settings(protocol="bigvision-fewshot", C=(1.0,)))
+
+
+def test_uni_s_strength_follows_the_sizes_and_says_that_it_is_not_uni_s(store, tmp_path):
+    result = probe(store, out=tmp_path, settings=Settings(protocol="uni-linear"))
+    assert pytest.approx(100 / (12 * 3)) == result.C
+    assert result.notes[0].startswith("not UNI's own probe")
+
+
+def test_options_of_the_other_kind_of_head_are_refused(store, tmp_path):
+    def tried(*options):
+        command = ["probe", str(store), "-o", str(tmp_path), *options]
+        return CliRunner().invoke(cli, command)
+
+    for options, said in (
+        (("--head", "deit", "--C", "1"), "--C goes with a head that is solved"),
+        (("--protocol", "study", "--shots", "4"), "--shots goes with a head that is solved"),
+        (("--epochs", "3"), "--epochs goes with a head that is trained"),
+        (("--head-size", "deit-tiny"), "--head-size goes with a head that is trained"),
+    ):
+        done = tried(*options)
+        assert done.exit_code == 2
+        assert said in done.stderr
+    done = tried("--protocol", "study", "--epochs", "2", "--seeds", "2", "--json")
+    assert done.exit_code == 0, done.output
+    assert [r["protocol"] for r in json.loads(done.stdout)] == ["study", "study"]

@@ -156,6 +156,8 @@ def _sections(
         ("scenarios", "Frozen and unfrozen", list(overview.scenarios(leads))),
         ("strength", "Score against C", list(overview.strengths(leads))),
         ("depth", "Score by depth", list(overview.depth(cells))),
+        ("unfreezing", "Score by unfrozen blocks", list(overview.unfreezing(cells))),
+        ("dropping", "Score by dropped blocks", list(overview.dropping(cells))),
         ("shots", "Score against shots", list(overview.shots(cells))),
         ("convergence", "Convergence", list(overview.convergence(cells))),
         ("cka", "Likeness of layers", cka_charts(options.analysis)),

@@ -129,6 +129,91 @@ def depth(cells: Sequence[Cell]) -> Iterator[Chart]:
         )
 
 
+def unfreezing(cells: Sequence[Cell]) -> Iterator[Chart]:
+    """Yield score against how many of the last blocks were trained; 0 is the frozen backbone."""
+    yield from _by_blocks(
+        cells,
+        name="unfreezing",
+        title="Score by unfrozen blocks",
+        axis="last blocks that were trained",
+        place=_unfrozen,
+    )
+
+
+def dropping(cells: Sequence[Cell]) -> Iterator[Chart]:
+    """Yield score against how many of the last blocks were dropped before training."""
+    yield from _by_blocks(
+        [c for c in cells if c.result.tuned.get("unfreeze") == "all"],
+        name="dropping",
+        title="Score by dropped blocks",
+        axis="last blocks that were dropped",
+        place=lambda r: str(r.tuned.get("drop_last", 0)),
+    )
+
+
+def _unfrozen(r: Result) -> str | None:
+    """Return "all", a number of blocks, or None where it is no question."""
+    if r.tuned.get("drop_last"):
+        return None
+    which = r.tuned.get("unfreeze", "none")
+    return "0" if which == "none" else str(which).removeprefix("last:")
+
+
+def _by_blocks(
+    cells: Sequence[Cell],
+    *,
+    name: str,
+    title: str,
+    axis: str,
+    place: Callable[[Result], str | None],
+) -> Iterator[Chart]:
+    """Yield a chart for each column where a model's results differ in a number of blocks.
+
+    A model is a backbone with a kind of head; of several results at a place, the first seed's and
+    the best feature's is drawn.
+    """
+    for (dataset, metric), group in by_column(cells).items():
+        whole = [c for c in group if c.result.shots is None and place(c.result) is not None]
+        lines: dict[str, dict[str, Cell]] = {}
+        for c in sorted(whole, key=lambda c: c.result.seed):
+            line = lines.setdefault(f"{_but(c, 'scenario')}, {c.result.head}", {})
+            line.setdefault(str(place(c.result)), c)
+        lines = {key: line for key, line in lines.items() if len(line) > 1}
+        if not lines:
+            continue
+        names = sorted({at for line in lines.values() for at in line}, key=_count)
+        series = []
+        for k, (key, line) in enumerate(lines.items()):
+            at = sorted(line, key=_count)
+            found = [line[one].result for one in at]
+            series.append(
+                Series(
+                    key,
+                    [names.index(one) for one in at],
+                    [r.value for r in found],
+                    [r.ci_low for r in found],
+                    [r.ci_high for r in found],
+                    colour=k,
+                    look="both",
+                )
+            )
+        yield Lines(
+            name=f"{name}-{dataset}-{metric}",
+            title=f"{title}: {dataset}",
+            alt=f"{in_words(metric)} on {dataset} against {axis}, of {len(series)} models.",
+            x=Axis(axis, names=names),
+            y=Axis(in_words(metric)),
+            series=series,
+            focus=True,
+            caption="Test scores with 95 % intervals.",
+        )
+
+
+def _count(text: str) -> float:
+    """Return a number of blocks, "all" being the most."""
+    return float("inf") if text == "all" else float(text)
+
+
 def shots(cells: Sequence[Cell]) -> Iterator[Chart]:
     """Yield score against training images per class, for each column where they differ."""
     for (dataset, metric), group in by_column(cells).items():
@@ -257,9 +342,13 @@ def folds(result: Result) -> tuple[Any, Any, Any]:
 
 
 def _reference(standings: Sequence[Standing]) -> str:
-    """Return the study's reference or the next best known, with trained weights; else the last."""
+    """Return the study's reference or the next best known, with trained weights; else the last.
+
+    The study's is DeiT, unfrozen with a linear head, where there is one.
+    """
+    as_there = [s for s in standings if s.cell.result.scenario == "unfrozen-linear"]
     for backbone in REFERENCES:
-        for s in standings:
+        for s in [*as_there, *standings]:
             if s.cell.result.backbone == backbone and not s.cell.random:
                 return s.cell.model
     return standings[-1].cell.model

@@ -1,0 +1,327 @@
+"""The grid: backbones x data sets x scenarios, cell by cell, each done once.
+
+Words: a cell is one backbone on one data set in one scenario, with its settings. Features come
+first, one decoding for all backbones of a data set; then the cells, one after the other. What
+became of each is a line of cells.jsonl, beside results.jsonl. A cell is done where a line with its
+fingerprint says so and its predictions are there; a cell that fails is reported, and the others go
+on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from features.backbones import Backbone, load_backbone
+from features.errors import MedprobeError, ProbeError
+from features.extract import Progress as Images
+from features.extract import extract
+from features.manifest import Manifest, digest
+from features.plan import Settings as Extraction
+from features.plan import store_path
+from probe import finetune, sweep
+from probe.path import Progress
+from probe.results import Result
+from probe.training import Say
+from probe.tuned import feature_of
+
+SCENARIOS = ("frozen-linear", "frozen-deit", "unfrozen-linear", "unfrozen-deit")
+LOG = "cells.jsonl"
+FREE = {"device", "workers", "on_error", "overwrite"}  # settings that change no number
+FREE |= {"accumulate", "checkpointing", "tensorboard", "strict_splits"}
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean, std
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is computed, all of it: a worker elsewhere needs nothing else.
+
+    `head` is a sweep's settings, or those of training, one per seed.
+    """
+
+    manifest: Manifest
+    backbone: str
+    scenario: str
+    head: sweep.Settings | tuple[finetune.Settings, ...]
+    extraction: Extraction
+    features: Path  # where stores are
+    out: Path  # where results go
+    weights: str | None = None
+    image_size: int | None = None
+    normalize: Statistics | None = None  # None is the backbone's own
+    rows: str = ""  # digest_of(manifest), for the fingerprint
+
+    @property
+    def name(self) -> str:
+        """Return what a person calls it."""
+        varied = [] if isinstance(self.head, sweep.Settings) else self.head[0].name.split()[1:]
+        return " ".join([f"{self.manifest.dataset} x {self.backbone}, {self.scenario}", *varied])
+
+    @property
+    def store(self) -> Path:
+        """Return where its features are."""
+        return store_path(self.features, self.manifest.dataset, self.backbone)
+
+    @property
+    def unfrozen(self) -> bool:
+        """Say whether the backbone is in the loop of training."""
+        return isinstance(self.head, tuple) and self.scenario.startswith("unfrozen")
+
+    def load(self) -> Backbone:
+        """Return the backbone, anew each time: training changes it."""
+        found = load_backbone(self.backbone, self.weights, self.image_size)
+        return found.normalised_by(*self.normalize) if self.normalize else found
+
+    def fingerprint(self) -> str:
+        """Return a digest of all that its numbers depend on."""
+        heads = (self.head,) if isinstance(self.head, sweep.Settings) else self.head
+        return digest(
+            {
+                "rows": self.rows,
+                "backbone": [self.backbone, self.weights, _stat(_weights_file(self.weights))],
+                "image": [self.image_size, self.normalize],
+                "extraction": _but_free(replace(self.extraction, batch_size=None)),
+                "scenario": self.scenario,
+                "heads": [_but_free(head) for head in heads],
+                "version": version("medprobe"),
+            }
+        )
+
+
+def digest_of(manifest: Manifest) -> str:
+    """Return a digest of a manifest's rows, labels, splits, and its files' sizes and times."""
+    columns = {"subject": manifest.subject, "label": manifest.label, **manifest.columns}
+    return digest(
+        [
+            *(manifest.dataset, manifest.digest(), manifest.split_digest(), manifest.metric),
+            {name: values.tolist() for name, values in columns.items()},
+            [_stat(manifest.root / path) for path in manifest.path.tolist()],
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: "done", "skipped" (it was done before) or "failed", with a reason."""
+
+    cell: Cell
+    status: str
+    results: tuple[Result, ...] = ()
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def run_grid(
+    cells: Sequence[Cell],
+    *,
+    about: Mapping[str, Any] | None = None,
+    images: Callable[[str], Images | None] = lambda _: None,
+    heads: Progress | None = None,
+    epochs: Say = lambda _: None,
+) -> Iterator[Outcome]:
+    """Yield what became of each cell as it goes: those done before first, then by data set.
+
+    about: "command" and "versions" for the results. images(dataset), heads and epochs are told of
+    progress.
+    """
+    todo: dict[int, list[Cell]] = {}
+    for cell in cells:
+        if _is_done(cell):
+            yield Outcome(cell, "skipped")
+        else:
+            todo.setdefault(id(cell.manifest), []).append(cell)
+    for group in todo.values():
+        failed = prepare(group, images(group[0].manifest.dataset))
+        for cell in group:
+            start = time.perf_counter()
+            try:
+                if cell.backbone in failed:
+                    raise failed[cell.backbone]
+                found = run_cell(cell, about or {}, heads, epochs)
+                outcome = Outcome(cell, "done", tuple(found), seconds=time.perf_counter() - start)
+            except Exception as error:  # whatever it is, the other cells go on
+                reason = said(error)
+                outcome = Outcome(cell, "failed", (), reason, time.perf_counter() - start)
+            log(outcome)
+            yield outcome
+
+
+def said(error: Exception) -> str:
+    """Return an error in a line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, MedprobeError) else f"{type(error).__name__}: {text}"
+
+
+def prepare(cells: Sequence[Cell], progress: Images | None = None) -> dict[str, Exception]:
+    """Extract what cells of one data set need; return the backbones for which that failed.
+
+    Backbones of which the same is wanted are extracted together. Where that fails, each is
+    extracted alone, to find the one at fault.
+    """
+    failed: dict[str, Exception] = {}
+    wanted: dict[Extraction, list[Backbone]] = {}
+    mine = {cell.backbone: [c for c in cells if c.backbone == cell.backbone] for cell in cells}
+    for name, group in mine.items():
+        try:
+            backbone = group[0].load()
+            wanted.setdefault(_extraction(backbone, group), []).append(backbone)
+        except (MedprobeError, OSError, RuntimeError) as error:
+            failed[name] = error
+    for settings, backbones in wanted.items():
+        where = {"out": cells[0].features, "settings": settings, "progress": progress}
+        try:
+            extract(cells[0].manifest, backbones, **where)  # type: ignore[arg-type]
+        except (MedprobeError, OSError, RuntimeError) as error:
+            if len(backbones) == 1:
+                failed[backbones[0].spec.name] = error
+                continue
+            for one in backbones:
+                try:
+                    extract(cells[0].manifest, [one], **where)  # type: ignore[arg-type]
+                except (MedprobeError, OSError, RuntimeError) as own:
+                    failed[one.spec.name] = own
+    return failed
+
+
+def _extraction(backbone: Backbone, cells: Sequence[Cell]) -> Extraction:
+    """Return what is extracted for the cells of one backbone: what was asked, and what heads need.
+
+    An appended DeiT on frozen features needs tokens; a linear head that starts from the probe
+    needs the layer it reads.
+    """
+    settings, layers = cells[0].extraction, set()
+    for cell in cells:
+        for one in cell.head if isinstance(cell.head, tuple) else ():
+            if one.head == "linear" and one.init == "probe" and one.drop_last:
+                layers.add(feature_of(backbone, tokens=False, drop_last=one.drop_last))
+    if layers and settings.layers != "all":
+        asked = "final" if settings.layers == "last" else settings.layers
+        named = [layer.split("/")[0] for layer in sorted(layers)]
+        settings = replace(settings, layers=",".join(dict.fromkeys([*asked.split(","), *named])))
+    return replace(settings, tokens=settings.tokens or any(_needs_tokens(cell) for cell in cells))
+
+
+def _needs_tokens(cell: Cell) -> bool:
+    return cell.scenario == "frozen-deit"
+
+
+def run_cell(
+    cell: Cell,
+    about: Mapping[str, Any],
+    heads: Progress | None = None,
+    epochs: Say = lambda _: None,
+) -> list[Result]:
+    """Compute a cell whose features are there, and write its results."""
+    if isinstance(cell.head, sweep.Settings):
+        return sweep.probe_all(
+            cell.store,
+            out=cell.out,
+            settings=cell.head,
+            command=str(about.get("command", "")),
+            versions=about.get("versions", {}),
+            progress=heads,
+        )
+    found = []
+    for settings in cell.head:
+        how: dict[str, Any] = {"out": cell.out, "settings": settings, "say": epochs, "about": about}
+        if cell.unfrozen:
+            found.append(finetune.finetune(cell.store, cell.load(), **how))
+        else:
+            found.append(finetune.train_on_store(cell.store, **how))
+    return found
+
+
+def log(outcome: Outcome) -> None:
+    """Add a line to cells.jsonl."""
+    cell = outcome.cell
+    line = {
+        "fingerprint": cell.fingerprint(),
+        "dataset": cell.manifest.dataset,
+        "backbone": cell.backbone,
+        "scenario": cell.scenario,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "predictions": [result.predictions for result in outcome.results],
+        "seconds": round(outcome.seconds, 3),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    cell.out.mkdir(parents=True, exist_ok=True)
+    with (cell.out / LOG).open("a", encoding="ascii") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """Return the lines of cells.jsonl; none where there is no such file."""
+    path = out / LOG
+    if not path.is_file():
+        return []
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise ProbeError(f"{path}, line {number} is not a cell: remove that line") from None
+    return found
+
+
+def _is_done(cell: Cell) -> bool:
+    if not (cell.out / "results.jsonl").is_file():
+        return False
+    print_ = cell.fingerprint()
+    return any(
+        line["status"] == "done" and all((cell.out / p).is_file() for p in line["predictions"])
+        for line in read_log(cell.out)
+        if line["fingerprint"] == print_
+    )
+
+
+def seconds_left(todo: Sequence[Cell], done: Sequence[Outcome]) -> float | None:
+    """Estimate what cells will take by the mean of their scenario's, else of all; None if unknown.
+
+    Cells that failed count as much as they took.
+    """
+    took = [(o.cell.scenario, o.seconds) for o in done if o.status != "skipped"]
+    if not took:
+        return None
+    every = [seconds for _, seconds in took]
+
+    def mean(scenario: str) -> float:
+        mine = [seconds for name, seconds in took if name == scenario] or every
+        return sum(mine) / len(mine)
+
+    return sum(mean(cell.scenario) for cell in todo)
+
+
+def _but_free(settings: Any) -> dict[str, Any]:
+    """Return settings as JSON values without what changes no number."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: kept(v) for k, v in value.items() if k not in FREE}
+        return str(value) if isinstance(value, Path) else value
+
+    found: dict[str, Any] = kept(asdict(settings))
+    return found
+
+
+def _stat(path: Path | None) -> list[int]:
+    """Return size and time of a file; nothing where there is none."""
+    try:
+        found = path.stat() if path else None
+    except OSError:
+        found = None
+    return [found.st_size, found.st_mtime_ns] if found else []
+
+
+def _weights_file(weights: str | None) -> Path | None:
+    if weights is None or weights == "random":
+        return None
+    path = Path(weights)
+    return path / "checkpoints" / "best.safetensors" if path.is_dir() else path

@@ -1,0 +1,319 @@
+"""The command that runs the whole grid."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from features.arguments import (
+    extraction_of,
+    image_options,
+    options_of,
+    parse_normalize,
+    source_options,
+)
+from features.console import (
+    FILE,
+    Damaged,
+    as_json,
+    bar,
+    device_option,
+    duration,
+    images_per_second,
+    json_option,
+    provenance,
+)
+from probe.arguments import (
+    deit_options,
+    loop_options,
+    probing_of,
+    probing_options,
+    scoring_options,
+    seeds_of,
+    training_of,
+)
+from probe.finetune_command import say
+
+if TYPE_CHECKING:
+    from probe.grid import Cell, Outcome
+
+SCENARIOS = ["frozen-linear", "frozen-deit", "unfrozen-linear", "unfrozen-deit"]
+# What the study's protocol sets, where nothing else is said. In the loop every epoch augments anew;
+# heads on stored features get as many views instead.
+STUDY = {"image_size": 224, "init": "random", "epochs": 100, "lr": 1e-4, "weight_decay": 1e-5}
+STUDY |= {"schedule": "constant", "batch_size": 64, "clip": 1.0, "layer_decay": 1.0, "views": 4}
+
+
+def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take the options of a TOML file as defaults: what the command line says counts more.
+
+    A key is an option's long name. Of an option that may be repeated, and of one that takes a list
+    with commas, the value may be a list.
+    """
+    if path is None:
+        return
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"{path} is no TOML file ({error})") from None
+    known = {
+        name.lstrip("-"): parameter
+        for parameter in ctx.command.params
+        for name in parameter.opts
+        if name.startswith("--")
+    }
+    given = {}
+    for key, value in found.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]}" if close else f"want one of {', '.join(known)}"
+            raise click.BadParameter(f"{path}: unknown key {key!r}: {hint}")
+        option = known[key]
+        if isinstance(value, dict):
+            raise click.BadParameter(f"{path}: {key} is a table: want a value or a list")
+        if getattr(option, "multiple", False):
+            value = value if isinstance(value, list) else [value]
+        elif isinstance(value, list):
+            value = ",".join(map(str, value))
+        assert option.name
+        given[option.name] = value
+    ctx.default_map = given
+
+
+@click.command()
+@click.argument(
+    "config", required=False, type=FILE, is_eager=True, callback=read_config, expose_value=False
+)
+@click.option("-m", "--backbone", "backbones", multiple=True, help="A backbone; may be repeated.")
+@click.option("-d", "--dataset", "datasets", multiple=True, help="A data set; may be repeated.")
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice(SCENARIOS),
+    help="May be repeated; default all four.",
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[BACKBONE=]FILE|random",
+    help="Weights other than the published ones; may be repeated.",
+)
+@click.option("-o", "out", type=FILE, default="results", show_default=True)
+@click.option("--features", "stores", type=FILE, default="features", show_default=True)
+@click.option(
+    "--protocol",
+    default="dinov2-logreg",
+    show_default=True,
+    help="A preset of probing, or study: everything as in the study.",
+)
+@click.option(
+    "--layers", default="last", show_default=True, metavar="last|all|LIST", help="To extract."
+)
+@click.option("--pool", "pools", metavar="LIST", help="To extract; default the backbone's.")
+@click.option("--views", type=click.IntRange(min=0), default=0, help="Augmented views to extract.")
+@click.option(
+    "--unfreeze",
+    default="all",
+    show_default=True,
+    metavar="LIST",
+    help="Unfrozen scenarios: of all, last:1, last:2, ...",
+)
+@click.option(
+    "--drop-last",
+    default="0",
+    show_default=True,
+    metavar="LIST",
+    help="Unfrozen scenarios: blocks to do without.",
+)
+@click.option("--init", type=click.Choice(["probe", "random"]), default="probe", show_default=True)
+@scoring_options
+@probing_options
+@deit_options
+@loop_options
+@image_options
+@device_option
+@source_options
+@json_option
+def run(out: Path, json_: bool, **given: Any) -> None:
+    """Run every backbone on every data set in every scenario, skipping what is done.
+
+    CONFIG is a TOML file with options by their long names. A cell that fails is
+    reported and the others go on; run the same command again for the rest.
+
+    \b
+    medprobe run -m efficientnet_lite0 -d sample --scenario frozen-linear
+    """
+    from probe.grid import run_grid
+
+    for name in ("backbones", "datasets"):
+        if not given[name]:
+            raise click.UsageError(f"no {name}: give some by -{name[0].replace('b', 'm')}")
+    cells = cells_of(given | {"out": out})
+    outcomes: list[Outcome] = []
+    with bar("features", "images") as show:
+        for outcome in run_grid(
+            cells,
+            about=provenance(),
+            images=lambda _: images_per_second(show),
+            epochs=say,
+        ):
+            outcomes.append(outcome)
+            if not json_:
+                say_outcome(outcome, outcomes, cells)
+    failed = [o for o in outcomes if o.status == "failed"]
+    if json_:
+        as_json([to_json(o) for o in outcomes])
+    if failed:
+        names = ", ".join(o.cell.name for o in failed[:3]) + (" ..." if len(failed) > 3 else "")
+        raise Damaged(
+            f"{len(failed)} of {len(cells)} cells failed ({names}); "
+            "mend what their lines say and run the same command again for these"
+        )
+
+
+def cells_of(given: dict[str, Any]) -> list[Cell]:
+    """Return the cells of a command's arguments: by data set, then backbone, then scenario."""
+    from features.datasets import open_dataset
+    from probe.grid import Cell, digest_of
+
+    if given["protocol"] == "study":
+        given = given | {k: v for k, v in STUDY.items() if _is_default(k)}
+    weights = _weights(given["weights"], given["backbones"])
+    cells = []
+    for dataset in given["datasets"]:
+        mine = given | _of_dataset(dataset, given)
+        manifest = open_dataset(dataset, options_of(mine))
+        rows = digest_of(manifest)
+        for backbone in given["backbones"]:
+            for scenario in given["scenarios"] or SCENARIOS:
+                cells += [
+                    Cell(
+                        manifest=manifest,
+                        rows=rows,
+                        backbone=backbone,
+                        scenario=scenario,
+                        head=head,
+                        extraction=extraction_of(mine),
+                        features=given["stores"],
+                        out=given["out"],
+                        weights=weights.get(backbone),
+                        image_size=given["image_size"],
+                        normalize=parse_normalize(mine["normalize"], manifest),
+                    )
+                    for head in _heads(scenario, mine)
+                ]
+    return cells
+
+
+def _of_dataset(dataset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what the study's protocol says of a data set: its own statistics and split, if any."""
+    from features.datasets import SOURCES
+
+    source = SOURCES.get(dataset.partition(":")[0])
+    if given["protocol"] != "study" or source is None:
+        return {}
+    own = {"normalize": "dataset", "split": "study"} if "study" in source.splits else {}
+    if not own:
+        click.echo(
+            f"{dataset} has no statistics or split of the study: the backbone's own normalisation "
+            "and the data set's split are taken",
+            err=True,
+        )
+    return {name: value for name, value in own.items() if _is_default(name)}
+
+
+def _heads(scenario: str, given: dict[str, Any]) -> list[Any]:
+    """Return the settings of a scenario's cells: for unfrozen ones, of each depth that is asked."""
+    study = given["protocol"] == "study"
+    if scenario == "frozen-linear" and not study:
+        return [probing_of(given, protocol=given["protocol"])]
+    kept = {"protocol": "study" if study else "finetune", "head": scenario.split("-")[1]}
+    depths: list[dict[str, Any]] = [{"unfreeze": "none", "init": "random"}]
+    if scenario.startswith("unfrozen"):
+        depths = [
+            {"unfreeze": unfreeze, "drop_last": drop, "init": given["init"]}
+            for unfreeze in given["unfreeze"].split(",")
+            for drop in _numbers(given["drop_last"])
+        ]
+    return [
+        tuple(training_of(given, seed, **kept, **depth) for seed in seeds_of(given))
+        for depth in depths
+    ]
+
+
+def _numbers(text: str) -> list[int]:
+    parts = str(text).split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(
+            f"{text!r}: want whole numbers with commas between them", param_hint="--drop-last"
+        )
+    return [int(part) for part in parts]
+
+
+def _is_default(name: str) -> bool:
+    """Say whether neither the command line nor a file gave an option."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.DEFAULT
+
+
+def _weights(given: Sequence[str], backbones: Sequence[str]) -> dict[str, str]:
+    """Return the weights of each backbone that has any given."""
+    found: dict[str, str] = {}
+    for text in given:
+        named = max((b for b in backbones if text.startswith(f"{b}=")), key=len, default="")
+        if named:
+            found[named] = text.removeprefix(f"{named}=")
+        elif text == "random" or len(backbones) == 1:
+            found = {backbone: text for backbone in backbones} | found
+        else:
+            raise click.BadParameter(
+                f"{text!r} goes with one backbone: write BACKBONE={text}, BACKBONE one of "
+                f"{', '.join(backbones)}",
+                param_hint="--weights",
+            )
+    return found
+
+
+def say_outcome(outcome: Outcome, outcomes: Sequence[Outcome], cells: Sequence[Cell]) -> None:
+    """Print a line for a cell, and how long the rest may take."""
+    from probe.grid import seconds_left
+
+    n = len(outcomes)
+    line = f"[{n}/{len(cells)}] {outcome.cell.name}: "
+    if outcome.status == "skipped":
+        return click.echo(f"{line}done before")
+    if outcome.status == "failed":
+        line += f"FAILED: {outcome.reason}"
+    else:
+        line += "; ".join(
+            f"{r.metric} {r.value:.3f} [{r.ci_low:.3f}, {r.ci_high:.3f}]"
+            for r in outcome.results[:3]
+        )
+        line += f" and {len(outcome.results) - 3} more" if len(outcome.results) > 3 else ""
+    gone = {id(o.cell) for o in outcomes}
+    left = seconds_left([cell for cell in cells if id(cell) not in gone], outcomes)
+    rest = f"; about {duration(left)} left" if left and n < len(cells) else ""
+    return click.echo(f"{line} ({duration(outcome.seconds)}{rest})")
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as JSON values."""
+    from dataclasses import asdict
+
+    cell = outcome.cell
+    return {
+        "dataset": cell.manifest.dataset,
+        "backbone": cell.backbone,
+        "scenario": cell.scenario,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "seconds": round(outcome.seconds, 3),
+        "results": [asdict(result) for result in outcome.results],
+    }
