@@ -25,7 +25,7 @@ from torch import Tensor
 
 from features.errors import ProbeError
 
-STATE, BEST = "state.json", "best.safetensors"
+FOLDER, STATE, BEST = "checkpoints", "state.json", "best.safetensors"
 
 
 def save(

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from features.console import FILE, as_json, as_table, bar, device_option, json_option, provenance
+from features.arguments import options_of, source_options
+from features.console import (
+    FILE,
+    as_json,
+    as_table,
+    bar,
+    device_option,
+    images_per_second,
+    json_option,
+    provenance,
+)
 from probe.analyze_command import analyze
 from probe.arguments import (
     deit_options,
@@ -180,20 +190,50 @@ def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], N
 
 @click.command()
 @click.argument("head", type=FILE)
-@click.argument("store", type=FILE)
+@click.argument("source", metavar="STORE|DATASET")
 @click.option("-o", "out", type=FILE, help="A CSV file; default standard output.")
-def predict(head: Path, store: Path, out: Path | None) -> None:
-    """Apply a saved HEAD to every image of STORE and write class probabilities as CSV.
+@click.option("--weights", metavar="FILE", help="Of the backbone, where they came from a file.")
+@click.option(
+    "--features",
+    "stores",
+    type=FILE,
+    default="features",
+    show_default=True,
+    help="Where the store of a DATASET's features goes.",
+)
+@device_option
+@source_options
+def predict(
+    head: Path, source: str, out: Path | None, weights: str | None, stores: Path, **given: Any
+) -> None:
+    """Apply a saved HEAD to every image and write class probabilities as CSV.
 
-    The store must come from the backbone, with the weights, that the head was fitted on.
+    HEAD is a heads.json, or the run.json of a training run. A store must come
+    from the backbone, with the weights, that it was fitted on; a data set is
+    extracted first, prepared as for the head.
 
     \b
     medprobe predict results/sample/efficientnet_lite0/*/heads.json \\
         features/sample/efficientnet_lite0.h5 -o said.csv
     """
+    from features.datasets import open_dataset
+    from features.devices import resolve_device
     from probe.predict import predict as run
+    from probe.predict import predict_images
 
-    text = run(head, store)
+    if Path(source).is_file():
+        text = run(head, Path(source))
+    else:
+        manifest = open_dataset(source, replace(options_of(given), labelled=False))
+        with bar(f"{manifest.dataset}: features", "images") as show:
+            text = predict_images(
+                head,
+                manifest,
+                features=stores,
+                weights=weights,
+                device=resolve_device(given["device"]),
+                progress=images_per_second(show),
+            )
     if out is None:
         click.echo(text, nl=False)
     else:

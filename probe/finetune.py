@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from features.backbones import Backbone
+from features.backbones.base import weights_digest
 from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
@@ -108,7 +109,7 @@ class _Run:
     @property
     def checkpoints(self) -> Path:
         """Return where its checkpoints are."""
-        return self.out / self.folder / "checkpoints"
+        return self.out / self.folder / checkpoints.FOLDER
 
     @property
     def begun(self) -> bool:
@@ -137,7 +138,7 @@ def finetune(
         name = feature_of(backbone, tokens=settings.head == "deit", drop_last=settings.drop_last)
         shape = backbone.network.features[name]
         unfreeze(backbone, settings.unfreeze)
-        model = Tuned(backbone, name, _head(settings, shape, rows.task.outputs))
+        model = Tuned(backbone, name, build_head(settings, shape, rows.task.outputs))
         scenario = f"{'frozen' if settings.unfreeze == 'none' else 'unfrozen'}-{settings.head}"
         run = _Run(rows, scenario, name, out, settings)
         if settings.head == "linear" and settings.init == "probe" and not run.begun:
@@ -170,7 +171,7 @@ def train_on_store(
                 f"run `medprobe extract` with {'--tokens' if settings.head == 'deit' else '--pool'}"
             )
         rows = _rows(opened, settings)
-        model = _head(settings, opened.features[feature], rows.task.outputs)
+        model = build_head(settings, opened.features[feature], rows.task.outputs)
         feed = Stored(opened, feature, settings.training.seed)
         run = _Run(rows, f"frozen-{settings.head}", feature, out, settings)
         return _train_and_test(model, feed, run, say, about or {})
@@ -193,14 +194,17 @@ def _rows(store: FeatureStore, settings: Settings) -> _Rows:
     return _Rows(store, manifest, task, data.rows[~data.train], kind, data.n_bad, leaks)
 
 
-def _head(settings: Settings, shape: tuple[int, ...], outputs: int) -> nn.Module:
+def build_head(
+    settings: Settings, shape: tuple[int, ...], outputs: int, weights: str | None = None
+) -> nn.Module:
+    """Return a head on features of a shape, new; `weights` of a DeiT instead of the settings'."""
     if settings.head == "linear":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.training.seed)
             return nn.Linear(shape[0], outputs)
     return token_head(
         settings.head_size,
-        settings.head_weights,
+        weights or settings.head_weights,
         width=shape[1],
         tokens=shape[0],
         outputs=outputs,
@@ -267,11 +271,15 @@ def _train_and_test(
         for part in (task.val, rows.test)
     )
     best = best_of(history, task.metric)
+    trained = isinstance(model, Tuned) and not run.scenario.startswith("frozen")
+    digest = weights_digest(model.trunk) if trained else backbone["weights_digest"]  # type: ignore[arg-type]
+    if trained and backbone["weights"] == "published":
+        backbone = backbone | {"weights": "file"}
     made = {
         "format": "medprobe-finetuned",
         "version": 1,
-        "backbone": backbone["name"],
-        "weights": backbone["weights"],
+        "task": rows.manifest.task,
+        "backbone": backbone | {"weights_digest": digest},
         "features": rows.store.fingerprint,
         "scenario": run.scenario,
         "feature": run.feature,

@@ -1,17 +1,37 @@
-"""Apply a saved head to a store."""
+"""Apply what was fitted, heads.json of the sweep or run.json of training, to a store or to images.
+
+Images are extracted first, as those were that the head was fitted on, with the tuned weights where
+the backbone was trained.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from features.backbones import load_backbone
 from features.errors import ProbeError
+from features.extract import Progress, extract
+from features.images import DECODE
+from features.manifest import Manifest
+from features.plan import Settings as Extraction
 from features.store import DONE, FeatureStore
+from probe import checkpoints
+from probe.finetune import Settings, build_head
 from probe.heads import Head
+from probe.training import Training
+
+RUN = "medprobe-finetuned"  # the format of run.json
+ROWS = 256  # whose features are read at once
 
 
 def predict(head_path: Path, store_path: Path) -> str:
@@ -19,7 +39,7 @@ def predict(head_path: Path, store_path: Path) -> str:
 
     Raises ProbeError where the store was made by another backbone or other weights than the head.
     """
-    head, about = Head.load(head_path)
+    about = read(head_path)
     with FeatureStore.open(store_path) as store:
         made, wanted = store.fingerprint["backbone"], about["backbone"]
         differ = [
@@ -27,15 +47,123 @@ def predict(head_path: Path, store_path: Path) -> str:
         ]
         if differ:
             raise ProbeError(f"{store_path} doesn't suit the head {head_path}: {'; '.join(differ)}")
+        if about["feature"] not in store.features:
+            raise ProbeError(
+                f"{store_path} holds no {about['feature']}, which the head reads: "
+                f"found {', '.join(store.features)}"
+            )
         rows = np.flatnonzero(store.done == DONE)
-        X = torch.from_numpy(store.read(about["feature"], rows))
-        ids = store.manifest().id[rows]
-    p = head.predict_proba(X.double()).numpy()
+        said = _trained if about["format"] == RUN else _solved
+        p = said(head_path, about, store, rows)
+        ids, single = store.manifest().id[rows], about["task"] == "multiclass"
+        return _table(ids, p, about["classes"], single=single)
+
+
+def predict_images(
+    head_path: Path,
+    manifest: Manifest,
+    *,
+    features: Path,
+    weights: str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> str:
+    """Extract a manifest's images into a store of the folder `features`; return as predict does.
+
+    weights: of the backbone, where they are neither the published nor tuned ones. Raises
+    ProbeError where they are wanted and not given.
+    """
+    about = read(head_path)
+    made = about.get("features")
+    if not made:
+        raise ProbeError(
+            f"{head_path} was saved by an earlier version, which didn't say how images are "
+            "prepared: give it a store of `medprobe extract` instead"
+        )
+    image, shown = made["image"], made["image"].get("dicom", {})
+    window, frame = shown.get("window", "header"), shown.get("frame", "middle")
+    layer, pool = about["feature"].split("/")
+    if about.get("scenario", "").startswith("unfrozen"):
+        weights = str(head_path.parent)
+    elif weights is None and about["backbone"]["weights"] == "file":
+        raise ProbeError(
+            f"{head_path} was fitted on a backbone with weights of a file: name it by --weights"
+        )
+    elif about["backbone"]["weights"] == "random":
+        weights = "random"
+    backbone = load_backbone(about["backbone"]["name"], weights, image["size"])
+    backbone = backbone.normalised_by(*(tuple(made["normalize"][k]) for k in ("mean", "std")))
+    [report] = extract(
+        manifest,
+        [backbone],
+        out=features,
+        settings=Extraction(
+            layers="last" if layer == "final" else layer,
+            pools=() if pool == "tokens" else (pool,),
+            tokens=pool == "tokens",
+            exact=image["decode"] == DECODE[True],
+            precision=made["precision"],
+            window=None if window == "header" else tuple(window),
+            frame=None if frame == "middle" else frame,
+            device=device,
+        ),
+        progress=progress,
+    )
+    return predict(head_path, report.store)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a heads.json or run.json says. Raises ProbeError for another file."""
+    try:
+        about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if about["format"] not in (RUN, "medprobe-head"):
+            raise ValueError(f"its format is {about['format']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProbeError(
+            f"{path} is not a saved head ({error}); want heads.json, or run.json of a training run"
+        ) from None
+    return about
+
+
+def _solved(
+    path: Path, about: Mapping[str, Any], store: FeatureStore, rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return a linear head's probabilities, (n, K)."""
+    head, _ = Head.load(path)
+    parts = [head.predict_proba(x.double()) for x in _features(store, about["feature"], rows)]
+    p: NDArray[np.float64] = torch.cat(parts).numpy()
+    return p
+
+
+@torch.no_grad()
+def _trained(
+    path: Path, about: Mapping[str, Any], store: FeatureStore, rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return a trained head's probabilities, (n, K)."""
+    given = dict(about["settings"])
+    settings = Settings(**given | {"by": (), "training": Training(**given["training"])})
+    shape, K = store.features[about["feature"]], len(about["classes"])
+    head = build_head(settings, shape, K, weights="random").eval()
+    state = checkpoints.load_best(path.parent / checkpoints.FOLDER)
+    mine = {k.removeprefix("head."): v for k, v in state.items() if not k.startswith("trunk.")}
+    head.load_state_dict(mine if any(k.startswith("trunk.") for k in state) else state)
+    logits = [head(x).double() for x in _features(store, about["feature"], rows)]
+    found = torch.cat(logits)
+    p = found.softmax(1) if about["task"] == "multiclass" else found.sigmoid()
+    said: NDArray[np.float64] = p.numpy()
+    return said
+
+
+def _features(store: FeatureStore, name: str, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+    for i in range(0, len(rows), ROWS):
+        yield torch.from_numpy(store.read(name, rows[i : i + ROWS]).astype(np.float32))
+
+
+def _table(ids: NDArray[Any], p: NDArray[np.float64], classes: list[str], *, single: bool) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    single = head.kind != "sigmoid"
-    writer.writerow(["id", *(["predicted"] if single else []), *(f"p:{c}" for c in head.classes)])
+    writer.writerow(["id", *(["predicted"] if single else []), *(f"p:{c}" for c in classes)])
     for id_, row in zip(ids.tolist(), p, strict=True):
-        said = [head.classes[int(row.argmax())]] if single else []
+        said = [classes[int(row.argmax())]] if single else []
         writer.writerow([id_, *said, *(f"{v:.9g}" for v in row)])
     return table.getvalue()

@@ -54,7 +54,8 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     """Take the options of a TOML file as defaults: what the command line says counts more.
 
     A key is an option's long name. Of an option that may be repeated, and of one that takes a list
-    with commas, the value may be a list.
+    with commas, the value may be a list. A dataset may be a table: `source`, and options that hold
+    for it alone.
     """
     if path is None:
         return
@@ -62,6 +63,18 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path} is no TOML file ({error})") from None
+    datasets = found.get("dataset", [])
+    datasets = datasets if isinstance(datasets, list) else [datasets]
+    found["dataset"] = sources = []
+    for dataset in datasets:
+        own = dict(dataset) if isinstance(dataset, dict) else {"source": dataset}
+        sources.append(str(own.pop("source", "")))
+        ctx.meta[f"{__name__}.{sources[-1]}"] = _options(ctx, path, own)
+    ctx.default_map = _options(ctx, path, found)
+
+
+def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Return values by the names of parameters."""
     known = {
         name.lstrip("-"): parameter
         for parameter in ctx.command.params
@@ -83,7 +96,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
             value = ",".join(map(str, value))
         assert option.name
         given[option.name] = value
-    ctx.default_map = given
+    return given
 
 
 @click.command()
@@ -213,12 +226,16 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
 
 
 def _of_dataset(dataset: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what the study's protocol says of a data set: its own statistics and split, if any."""
+    """Return what holds for one data set: by the file, or by the study's protocol.
+
+    The study's is the data set's own mean and std, and the study's split of it, where there are.
+    """
     from features.datasets import SOURCES
 
+    told: dict[str, Any] = click.get_current_context().meta.get(f"{__name__}.{dataset}", {})
     source = SOURCES.get(dataset.partition(":")[0])
     if given["protocol"] != "study" or source is None:
-        return {}
+        return told
     own = {"normalize": "dataset", "split": "study"} if "study" in source.splits else {}
     if not own:
         click.echo(
@@ -226,7 +243,7 @@ def _of_dataset(dataset: str, given: dict[str, Any]) -> dict[str, Any]:
             "and the data set's split are taken",
             err=True,
         )
-    return {name: value for name, value in own.items() if _is_default(name)}
+    return {name: value for name, value in own.items() if _is_default(name)} | told
 
 
 def _heads(scenario: str, given: dict[str, Any]) -> list[Any]:

@@ -248,6 +248,7 @@ class _Cell:
                 task=manifest.task,
                 dataset=manifest.dataset,
                 backbone=self.store.fingerprint["backbone"],
+                features=self.store.fingerprint,
                 store_fingerprint=self.store.fingerprint_digest,
             )
         uncertain = settings.uncertain if manifest.task == "multilabel" else ""

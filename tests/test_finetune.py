@@ -1,8 +1,10 @@
 """Training: from the probe's score, whole after any stop, by a head that equals timm's DeiT."""
 
+import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +14,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from cli import cli
 from features.backbones import load_backbone
 from features.datasets import open_dataset
 from features.errors import BackboneError, ProbeError
@@ -361,6 +365,28 @@ def test_an_image_s_view_depends_on_seed_content_and_epoch_only(made):
     fresh = Images(manifest, recipe, seed=3, room=0)  # keeps nothing
     assert torch.equal(once, next(fresh.batches([rows], 1)))
     assert torch.equal(once, next(fresh.batches([rows], 1)))
+
+
+@pytest.mark.parametrize("scenario", ["unfrozen-linear", "unfrozen-deit", "frozen-deit"])
+def test_a_run_predicts_images_as_it_did_its_test_split(made, tmp_path, scenario):
+    if scenario == "frozen-deit":
+        result = train_on_store(made[1], out=tmp_path, settings=settings("deit", epochs=2))
+    else:
+        head = scenario.split("-")[1]
+        result = tune(made, tmp_path, head=head, init="random", epochs=2, augment=False)
+    assert result.scenario == scenario
+    flat = tmp_path / "flat"  # new images have no labels
+    flat.mkdir()
+    for path in (made[0] / "images").rglob("*.png"):
+        shutil.copy(path, flat)
+    command = ["predict", str(tmp_path / result.heads), f"folder:{flat}"]
+    done = CliRunner().invoke(cli, [*command, "--features", str(tmp_path / "features")])
+    assert done.exit_code == 0, done.output
+    rows = {row["id"]: row for row in csv.DictReader(done.stdout.splitlines())}
+    assert len(rows) == 120
+    said = results.read_predictions(tmp_path / result.predictions)
+    ours = [[float(rows[id_.split("/")[-1]][f"p:{c}"]) for c in "abc"] for id_ in said.ids]
+    np.testing.assert_allclose(ours, said.probabilities, atol=2e-3)  # tokens are stored as float16
 
 
 TOGETHER = """

@@ -87,6 +87,11 @@ def test_a_file_gives_options_and_the_command_line_overrules_it(images, tmp_path
     [result] = cell["results"]
     assert result["folds"]["C"] == [0.1, 1]
     assert len(result["folds"]["scores"][0]) == 2
+    text = config.read_text().replace(f'dataset = "folder:{images}"', "")
+    config.write_text(f'{text}[[dataset]]\nsource = "folder:{images}"\nmerge = ["a=nothing"]\n')
+    told = run(tmp_path, str(config))
+    assert told.exit_code == 2
+    assert "nothing" in told.stderr  # the option of that data set holds: it has no such class
     config.write_text("bacbone = 1\n")
     wrong = run(tmp_path, str(config))
     assert wrong.exit_code == 2

@@ -276,13 +276,14 @@ def _finetuned(name: str, run: Path, image_size: int | None) -> Backbone:
         raise BackboneError(
             f"weights {run}: not the folder of a finished `medprobe finetune` ({error})"
         ) from None
-    if about["backbone"] != name or about["scenario"].startswith("frozen"):
+    trained = about["backbone"]
+    if trained["name"] != name or about["scenario"].startswith("frozen"):
         raise BackboneError(
-            f"weights {run}: a run of {about['scenario']} on {about['backbone']}; "
+            f"weights {run}: a run of {about['scenario']} on {trained['name']}; "
             f"want one that trained {name}"
         )
     base = load_backbone(name, "random", image_size)
     state = own(read_state_dict(run / "checkpoints" / "best.safetensors"), ["trunk."], [])
     load_strictly(base.module, state, f"weights {run}")
-    weights = "random" if about["weights"] == "random" else "file"
+    weights = "random" if trained["weights"] == "random" else "file"
     return replace(base, weights=weights, weights_digest=weights_digest(base.module))

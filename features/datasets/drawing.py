@@ -82,7 +82,7 @@ def build(
         )
     if options.merge:
         label, classes = merge_classes(label, classes, options.merge, where)
-    if label.ndim == 1 and len(classes) < 2:
+    if label.ndim == 1 and len(classes) < 2 and options.labelled:
         raise DatasetError(
             f"{where} has {len(classes)} class ({', '.join(classes)}): want at least 2"
         )

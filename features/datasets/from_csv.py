@@ -60,6 +60,8 @@ def read(file: Path, options: Options) -> Manifest:
     several = [name for name in header if name.startswith("label_")]
     if options.label_col not in header and options.label_col == "label" and several:
         label, classes = _states({name: column(name, "--label-col") for name in several}, where)
+    elif options.label_col not in header and not options.labelled:
+        label, classes = index_classes([""] * len(rows))
     elif options.label_sep:
         label, classes = _split_cells(column(options.label_col, "--label-col"), options.label_sep)
     else:

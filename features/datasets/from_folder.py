@@ -32,14 +32,15 @@ def read(folder: Path, options: Options, *, dataset: str = "", note: str = "") -
         relative
         for top in (splits or ["."])
         for relative in _images(folder, folder / top)
-        if len(relative.parts) > depth + 1
+        if len(relative.parts) > depth + 1 or not options.labelled
     ]
     if not rows:
         raise DatasetError(
             f"folder:{folder} holds no images in class sub-folders: want {folder.name}/CLASS/IMAGE "
             f"or {folder.name}/train/CLASS/IMAGE, as {', '.join(sorted(SUFFIXES))} or DICOM"
         )
-    label, classes = index_classes([path.parts[depth] for path in rows])
+    flat = any(len(path.parts) < depth + 2 for path in rows)
+    label, classes = index_classes(["" if flat else path.parts[depth] for path in rows])
     return build(
         dataset=dataset or folder.resolve().name,
         root=folder.resolve(),

@@ -14,6 +14,7 @@ class Options:
     subject_col: str = "subject"
     split_col: str = "split"
     label_sep: str | None = None  # splits one cell into several labels
+    labelled: bool = True  # whether labels are wanted; to predict, folder and csv need none
     subject_from_dicom: bool = False  # the patient id of each file's header is its subject
     merge: tuple[str, ...] = ()  # "new=old+old": classes that become one
     # default: what the source gives, else drawn; drawn: by subject, whatever is given; study: the
