@@ -11,7 +11,7 @@ BACKBONES := sam seem dinov2 openclip blip deit dino resnet152
 help:     ## Show these targets
 	@grep -E '^[a-z]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo "sam seem dinov2 openclip blip deit dino resnet152 efficientnet_lite0"
-	@echo "            All that is done for one backbone: make dinov2 DATA=csv:labels.csv"
+	@echo "            All scenarios of one backbone: make dinov2 DATA=csv:labels.csv OPTIONS='--epochs 10'"
 
 # A stamp per set of extras; the environment is made anew only when what it needs has changed.
 .venv/.demo: setup.cfg pyproject.toml
@@ -53,15 +53,15 @@ docs: .venv/.dev  ## Check that the generated docs are up to date
 bench: .venv/.dev  ## Print the benchmark tables
 	$(BIN)/python benchmarks/bench_extract.py
 	$(BIN)/python benchmarks/bench_sweep.py
+	$(BIN)/python benchmarks/bench_finetune.py
 
 check: lint types docs test  ## Everything that CI runs; the tests last, so that theirs is the closing line
 
 $(BACKBONES) efficientnet_lite0: .venv/.demo
-	@made=$$($(BIN)/medprobe extract $(DATA) -m $@ $(OPTIONS) --json) && \
-		echo "$$made" | $(BIN)/python -c 'import json, sys; print(*(r["store"] for r in json.load(sys.stdin)))' | \
-		xargs $(BIN)/medprobe probe
+	$(BIN)/medprobe run -d $(DATA) -m $@ $(OPTIONS)
 
-all: $(BACKBONES)  ## Every backbone of the study on DATA
+all: .venv/.demo  ## All scenarios of every backbone of the study on DATA
+	$(BIN)/medprobe run -d $(DATA) $(BACKBONES:%=-m %) $(OPTIONS)
 
 report: .venv/.demo  ## Write report/index.html of all results
 	$(BIN)/medprobe report results

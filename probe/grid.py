@@ -133,7 +133,7 @@ def run_grid(
     """
     todo: dict[int, list[Cell]] = {}
     for cell in cells:
-        if _is_done(cell):
+        if is_done(cell):
             yield Outcome(cell, "skipped")
         else:
             todo.setdefault(id(cell.manifest), []).append(cell)
@@ -271,7 +271,8 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _is_done(cell: Cell) -> bool:
+def is_done(cell: Cell) -> bool:
+    """Say whether the log has a cell with the same fingerprint, whose files are there."""
     if not (cell.out / "results.jsonl").is_file():
         return False
     print_ = cell.fingerprint()

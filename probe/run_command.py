@@ -22,6 +22,7 @@ from features.console import (
     FILE,
     Damaged,
     as_json,
+    as_table,
     bar,
     device_option,
     duration,
@@ -146,6 +147,8 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
     help="Unfrozen scenarios: blocks to do without.",
 )
 @click.option("--init", type=click.Choice(["probe", "random"]), default="probe", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images of each.")
+@click.option("--dry-run", is_flag=True, help="List the cells and which are done.")
 @scoring_options
 @probing_options
 @deit_options
@@ -154,7 +157,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
 @device_option
 @source_options
 @json_option
-def run(out: Path, json_: bool, **given: Any) -> None:
+def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
     """Run every backbone on every data set in every scenario, skipping what is done.
 
     CONFIG is a TOML file with options by their long names. A cell that fails is
@@ -163,12 +166,15 @@ def run(out: Path, json_: bool, **given: Any) -> None:
     \b
     medprobe run -m efficientnet_lite0 -d sample --scenario frozen-linear
     """
-    from probe.grid import run_grid
+    from probe.grid import is_done, run_grid
 
     for name in ("backbones", "datasets"):
         if not given[name]:
             raise click.UsageError(f"no {name}: give some by -{name[0].replace('b', 'm')}")
     cells = cells_of(given | {"out": out})
+    if dry_run:
+        rows = [(cell.name, "done" if is_done(cell) else "to do") for cell in cells]
+        return as_json([*map(list, rows)]) if json_ else as_table(rows)
     outcomes: list[Outcome] = []
     with bar("features", "images") as show:
         for outcome in run_grid(
@@ -189,6 +195,7 @@ def run(out: Path, json_: bool, **given: Any) -> None:
             f"{len(failed)} of {len(cells)} cells failed ({names}); "
             "mend what their lines say and run the same command again for these"
         )
+    return None
 
 
 def cells_of(given: dict[str, Any]) -> list[Cell]:
@@ -203,6 +210,7 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
     for dataset in given["datasets"]:
         mine = given | _of_dataset(dataset, given)
         manifest = open_dataset(dataset, options_of(mine))
+        manifest = manifest.head(given["limit"] or len(manifest))
         rows = digest_of(manifest)
         for backbone in given["backbones"]:
             for scenario in given["scenarios"] or SCENARIOS:

@@ -65,7 +65,13 @@ def test_all_four_scenarios_of_two_backbones_are_done_once_and_a_failure_is_said
 def test_a_cell_is_done_anew_where_anything_its_number_depends_on_has_changed(images, tmp_path):
     command = ["-d", f"folder:{images}", "-m", "timm:test_vit", "--weights", "random"]
     command += ["--scenario", "frozen-linear", "--image-size", "96"]
+    assert "frozen-linear  to do" in run(tmp_path, *command, "--dry-run").stdout
     assert "done before" not in run(tmp_path, *command).stdout
+    assert "frozen-linear  done" in run(tmp_path, *command, "--dry-run").stdout
+    assert (
+        "done before"
+        not in run(tmp_path, *command, "--limit", "40", "--features", str(tmp_path)).stdout
+    )
     assert "done before" in run(tmp_path, *command).stdout
     assert "done before" in run(tmp_path, *command, "--device", "cpu", "--strict-splits").stdout
     assert "done before" not in run(tmp_path, *command, "--split-seed", "1").stdout
