@@ -11,6 +11,7 @@ import torch
 
 from features.datasets.sample import cache_folder
 from features.devices import multiplies_bfloat16, resolve_device, resolve_precision
+from features.memory import COPIES, available
 
 HUB = "huggingface.co"
 
@@ -25,6 +26,7 @@ def examine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "precision": resolve_precision("auto", device),
         "precision_why": _why(device),
+        "sweep": _sweep(device),
         "hub": (
             f"{HUB} is reachable"
             if _reachable(HUB)
@@ -33,6 +35,15 @@ def examine() -> dict[str, Any]:
         "cache": str(cache_folder()),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
     }
+
+
+def _sweep(device: str) -> str:
+    """Say how a sweep of heads will hold its features."""
+    fit = min(available(device), available()) / COPIES / 1e9
+    where = "the GPU's memory" if device == "cuda" else "memory"
+    return (
+        f"on {device}; features up to {fit:.1f} GB in {where}, more block by block from the store"
+    )
 
 
 def _why(device: str) -> str:

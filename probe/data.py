@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from features.errors import ProbeError
 from features.manifest import ABSENT, NO_LABEL, NOT_STATED, PRESENT, SPLITS, UNCERTAIN, Manifest
+from features.memory import COPIES, available
 from features.store import BAD, DONE, PENDING, FeatureStore
-from probe.memory import available
 from probe.rows import Source, Stored, Whole
 
 UNCERTAIN_AS = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
-COPIES = 4  # of the rows that a sweep in memory holds at once, its own results among them
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from features.errors import ImageError, ProbeError
 from features.images import DECODE, Transform, read_bytes
 from features.layout import VIEWS
 from features.manifest import Manifest
+from features.memory import available
 from features.store import FeatureStore
 from features.workers import Recipe, crops
-from probe.memory import available
 
 AHEAD = 2  # batches that are being made while one is used
 

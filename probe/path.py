@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from probe.memory import available
+from features.memory import available
 from probe.objective import Objective, Point
 from probe.solver import UNKNOWN, line_search, minimise
 

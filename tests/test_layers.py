@@ -7,6 +7,7 @@ from conftest import ROOT
 ORDER = [
     "features",
     "features.errors",
+    "features.memory",
     "features.manifest",
     "features.splits",
     "features.dicom",
@@ -55,7 +56,6 @@ ORDER = [
     "probe.metrics",
     "probe.statistics",
     "probe.ranks",
-    "probe.memory",
     "probe.rows",
     "probe.preconditioner",
     "probe.objective",

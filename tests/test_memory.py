@@ -63,7 +63,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
-from probe.memory import _table
+from features.memory import _table
 from probe.sweep import Settings, probe
 torch.linalg.eigh(torch.eye(64).double())
 used = _table(Path("/proc/self/status"))["VmData"]

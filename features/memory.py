@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+COPIES = 4  # of the rows that a sweep in memory holds at once, its own results among them
+
 
 def available(device: torch.device | str = "cpu") -> int:
     """Return the bytes that this process may still take: of the GPU, or of what limits it here.
