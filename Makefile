@@ -42,7 +42,7 @@ types: .venv/.dev  ## Check types
 	$(BIN)/mypy
 
 test: .venv/.dev  ## Run the fast tests
-	$(BIN)/pytest -m 'not slow and not gpu and not network'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow and not gpu and not network'
 
 slow: .venv/.dev  ## Run the slow tests
 	$(BIN)/pytest -m slow

@@ -81,7 +81,7 @@ def style() -> Iterator[None]:
 def render(figure: Figure, alt: str) -> Drawing:
     """Save a figure; it is laid out once, for both files."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # "none" would stand for one, and draw everything twice
     png, raw = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 4})
     figure.savefig(raw, format="svg")
