@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +56,8 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     with commas, the value may be a list. A dataset may be a table: `source`, and options that hold
     for it alone.
     """
+    import tomllib
+
     if path is None:
         return
     try:
@@ -76,6 +76,8 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
 
 def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Return values by the names of parameters."""
+    import difflib
+
     known = {
         name.lstrip("-"): parameter
         for parameter in ctx.command.params

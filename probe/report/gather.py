@@ -45,6 +45,12 @@ class Cell:
         return self.result.weights == "random"
 
     @property
+    def also(self) -> str:
+        """Return the scenario in words, where the name doesn't say it."""
+        said = self.result.scenario in self.name.split()
+        return "" if said else self.result.scenario.replace("-", ", ")
+
+    @property
     def model(self) -> str:
         """Return the name with a word where the weights are random."""
         if self.random and "random" not in self.name.split():

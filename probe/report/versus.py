@@ -102,7 +102,8 @@ def _values(cells: Sequence[Cell], part: str) -> set[str]:
 
 def _bare(cell: Cell) -> str:
     """Return a cell's model without its side, with its scenario."""
-    return f"{cell.model.removeprefix(f'{cell.side}: ')}, {cell.result.scenario}"
+    name = cell.model.removeprefix(f"{cell.side}: ")
+    return f"{name}, {cell.result.scenario}" if cell.also else name
 
 
 def _both(match: Match) -> str:
