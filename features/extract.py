@@ -26,7 +26,6 @@ from features.errors import ImageError, StoreError
 from features.jobs import Chunk, Commits, Job
 from features.lock import writing
 from features.manifest import Manifest
-from features.memory import keep
 from features.plan import Plan, Settings, begin, plan, store_path
 from features.store import DONE
 from features.workers import Loaded, Recipe, Workers
@@ -114,8 +113,6 @@ def _run(
         progress(finished, len(manifest), bad)
     if not jobs:
         return
-    if settings.device == "cpu":
-        keep()
     for job in jobs:
         job.backbone.place(job.device, job.dtype)
     transforms = list(dict.fromkeys(job.backbone.transform for job in jobs))

@@ -1,16 +1,12 @@
-"""How much memory there is to work in, and who keeps it."""
+"""How much memory there is to work in."""
 
 from __future__ import annotations
 
-import ctypes
 import resource
-import sys
 from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
-KEPT = (1 << 31) - 1  # bytes at the top of the heap that stay; the largest int
 COPIES = 4  # of the rows that a sweep in memory holds at once, its own results among them
 
 
@@ -34,18 +30,6 @@ def available(device: torch.device | str = "cpu") -> int:
     except OSError:  # no control groups here
         pass
     return max(0, min(found))
-
-
-def keep() -> None:
-    """Have this process keep the memory it frees, where the C library is GNU's.
-
-    Otherwise a large tensor's memory goes back to the system each time, and comes again as zeroed
-    pages, one fault each: a step of EfficientNet-Lite0 on 32 images, 650,000 faults. Other
-    allocators that PyTorch recommends for processors (jemalloc) do the same.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def _table(path: Path) -> dict[str, int]:

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.errors import ProbeError
-from features.memory import keep
 from probe import checkpoints, metrics
 from probe.feeds import Feed, Rows
 from probe.metrics import Metric, evaluate
@@ -79,8 +78,6 @@ def train(
     "seconds"}. `folder` holds checkpoints; training goes on from the last one there. Raises
     ProbeError where the loss is not finite, or where a checkpoint can't be written.
     """
-    if settings.device == "cpu":
-        keep()
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed)
     optimizer = torch.optim.AdamW(
         parameter_groups(

@@ -392,4 +392,7 @@ def test_auto_precision_never_harms_a_backbone(monkeypatch):
     assert resolve_precision("auto", "cuda", bfloat16=False) == "float16"
     assert resolve_precision("float32", "cuda") == "float32"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert resolve_precision("auto", "cpu") == "bfloat16"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert resolve_precision("auto", "cpu") == "float32"

@@ -192,7 +192,14 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(made, tmp_path, monkeypatch
 def test_the_first_ctrl_c_ends_training_and_the_same_command_goes_on(made, tmp_path):
     command = [sys.executable, "-c", RUN, made[1], tmp_path / "stopped"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner may ignore it
+    )
     deadline = time.monotonic() + 120
     while not (states := list((tmp_path / "stopped").rglob("state.json"))):
         assert process.poll() is None

@@ -96,27 +96,3 @@ def test_a_quarter_of_the_store_is_memory_enough(tmp_path):
     scores, converged = done.stdout.strip().rsplit(" ", 1)
     np.testing.assert_allclose(np.array(eval(scores)), here.folds["scores"], atol=1e-4)
     assert converged == "True"
-
-
-FAULTS = """
-import resource, sys, torch
-from features.memory import keep
-if sys.argv[1] == "keep":
-    keep()
-torch.ones(1 << 25)  # 128 MB
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    torch.ones(1 << 25)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def test_memory_that_is_kept_is_not_fetched_again():
-    faults = {}
-    for how in ("not", "keep"):
-        command = [sys.executable, "-c", FAULTS, how]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        faults[how] = int(done.stdout)
-    if faults["not"] < 1000:
-        pytest.skip("this C library keeps memory by itself, or pages are large")
-    assert faults["keep"] < faults["not"] / 10
