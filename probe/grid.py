@@ -25,6 +25,7 @@ from features.extract import extract
 from features.manifest import Manifest, digest
 from features.plan import Settings as Extraction
 from features.plan import store_path
+from features.urls import Location
 from probe import finetune, sweep
 from probe.path import Progress
 from probe.results import Result
@@ -34,6 +35,7 @@ from probe.tuned import feature_of
 SCENARIOS = ("frozen-linear", "frozen-deit", "unfrozen-linear", "unfrozen-deit")
 LOG = "cells.jsonl"
 FREE = {"device", "workers", "on_error", "overwrite"}  # settings that change no number
+FREE |= {"ask", "fit"}  # where it is done
 FREE |= {"accumulate", "checkpointing", "tensorboard", "strict_splits"}
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean, std
@@ -102,7 +104,7 @@ def digest_of(manifest: Manifest) -> str:
         [
             *(manifest.dataset, manifest.digest(), manifest.split_digest(), manifest.metric),
             {name: values.tolist() for name, values in columns.items()},
-            [_stat(manifest.root / path) for path in manifest.path.tolist()],
+            [_stat(manifest.file(row)) for row in range(len(manifest))],
         ]
     )
 
@@ -312,7 +314,7 @@ def _but_free(settings: Any) -> dict[str, Any]:
     return found
 
 
-def _stat(path: Path | None) -> list[int]:
+def _stat(path: Location | None) -> list[int]:
     """Return size and time of a file; nothing where there is none."""
     try:
         found = path.stat() if path else None

@@ -1,0 +1,155 @@
+"""Time extraction and the sweep in one process beside Ray at equal cores; print Markdown.
+
+Every cell is a process of its own that keeps to as many cores as it counts, all of Ray included;
+the cells of a row are run in turn, twice. A cluster is there before the clock starts. `start` is
+until the first image is done (a worker imports torch and unpacks the weights); `rate` is of the
+images after it. Images are photographs, each file with other bytes.
+"""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+CORES = os.cpu_count()
+IMAGES = 960
+SIZE = (512, 512)
+ROWS, WIDTH, CLASSES = 40_000, 384, 8
+
+
+def cell(what, engine, cores, folder):
+    """Run one measurement on so many cores, in this process and those it starts."""
+    os.sched_setaffinity(0, range(cores))
+    os.environ["OMP_NUM_THREADS"] = str(cores if engine == "local" else 1)
+    if engine == "ray":
+        import ray
+
+        ray.init(num_cpus=cores, log_to_driver=False, logging_level="ERROR")
+    print(json.dumps({"extract": extraction, "sweep": sweep}[what](engine, cores, folder)))
+
+
+def extraction(engine, cores, folder):
+    from features.backbones import load_backbone
+    from features.datasets import open_dataset
+    from features.extract import extract
+    from features.plan import Settings
+    from features.spread import fill_by
+
+    manifest, backbone = open_dataset(f"folder:{folder}"), load_backbone("efficientnet_lite0")
+    settings, fill = Settings(batch_size=16), None
+    if engine == "ray":
+        from features.cluster import Cluster
+
+        cluster = Cluster(None)
+        settings, fill = cluster.settle(settings), partial(fill_by, cluster.pool)
+    with tempfile.TemporaryDirectory() as out:
+        begun, seen = time.perf_counter(), []
+
+        def note(done, *_):
+            if done and not seen:
+                seen.extend([time.perf_counter(), done])
+
+        extract(manifest, [backbone], out=Path(out), settings=settings, progress=note, engine=fill)
+        ended = time.perf_counter()
+    first, done = seen
+    return {
+        "start": first - begun,
+        "seconds": ended - begun,
+        "rate": (len(manifest) - done) / (ended - first),
+    }
+
+
+def sweep(engine, cores, _):
+    import numpy as np
+    import torch
+
+    from probe.heads import fit_heads
+
+    torch.set_num_threads(cores if engine == "local" else 1)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((ROWS, WIDTH)).astype(np.float32) * np.arange(1, WIDTH + 1) ** -0.5
+    y = (X[:, :CLASSES] + 0.3 * rng.standard_normal((ROWS, CLASSES))).argmax(1)
+    X, y = torch.from_numpy(X.astype(np.float32)), torch.from_numpy(y)
+    C = np.logspace(-4, 2, 13)
+    begun = time.perf_counter()
+    if engine == "local":
+        heads = fit_heads(X, y, C=C)
+    else:
+        from features.cluster import Cluster
+        from probe.cluster import Team
+        from probe.rows import Whole
+
+        with Team(Cluster(None)) as team:
+            team.fit_heads(Whole(X[:4096]), y[:4096], C=[1e-4])  # the workers are there
+            begun = time.perf_counter()
+            heads = team.fit_heads(Whole(X), y, C=C)
+    return {"seconds": time.perf_counter() - begun, "values": heads.value.flatten().tolist()}
+
+
+def measured(what, engine, cores, folder=""):
+    words = [sys.executable, __file__, what, engine, str(cores), str(folder)]
+    return json.loads(subprocess.check_output(words).splitlines()[-1])
+
+
+def table_of_extraction():
+    from bench_extract import encoded, write_images
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), "JPEG", encoded("JPEG", SIZE), IMAGES)
+        print("| cores | what | start, s | all, s | images/s after it | of one process |")
+        print("|---|---|---|---|---|---|")
+        for cores in range(1, CORES + 1):
+            found = {"local": [], "ray": []}
+            for engine in ("local", "ray") * 2:
+                found[engine].append(measured("extract", engine, cores, folder))
+            rates = {e: sum(f["rate"] for f in fs) / len(fs) for e, fs in found.items()}
+            names = {"local": "one process", "ray": f"Ray, {cores} worker{'s'[: cores - 1]}"}
+            for engine, cells in found.items():
+                columns = [
+                    ", ".join(f"{c[name]:.1f}" for c in cells)
+                    for name in ("start", "seconds", "rate")
+                ]
+                share = f"{rates[engine] / rates['local']:.2f}"
+                print(
+                    f"| {cores} | {names[engine]} | {' | '.join(columns)} | {share} |", flush=True
+                )
+
+
+def table_of_sweep():
+    print("\n| cores | what | seconds | of one process | objective differs by |")
+    print("|---|---|---|---|---|")
+    for cores in range(1, CORES + 1):
+        here, there = (measured("sweep", engine, cores) for engine in ("local", "ray"))
+        off = max(abs(a - b) / a for a, b in zip(here["values"], there["values"], strict=True))
+        print(f"| {cores} | one process | {here['seconds']:.1f} | 1.00 | |")
+        ratio = there["seconds"] / here["seconds"]
+        workers = f"Ray, {cores} worker{'s'[: cores - 1]}"
+        print(
+            f"| {cores} | {workers} | {there['seconds']:.1f} | {ratio:.2f} | {off:.0e} |",
+            flush=True,
+        )
+
+
+def main():
+    if len(sys.argv) > 2:
+        return cell(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    import torch
+
+    print(
+        f"{datetime.date.today()}, {CORES} cores, {platform.machine()}, torch {torch.__version__}, "
+        f"{IMAGES} JPEGs of {SIZE[0]} x {SIZE[1]}, EfficientNet-Lite0, float32, batches of 16\n"
+    )
+    table_of_extraction()
+    print(f"\n{ROWS} x {WIDTH}, {CLASSES} classes, 13 strengths, tol 1e-6")
+    table_of_sweep()
+    return None
+
+
+if __name__ == "__main__":
+    main()
