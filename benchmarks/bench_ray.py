@@ -21,6 +21,7 @@ CORES = os.cpu_count()
 IMAGES = 960
 SIZE = (512, 512)
 ROWS, WIDTH, CLASSES = 40_000, 384, 8
+LISTED, GATHERED = 1_000_000, 65_536
 
 
 def cell(what, engine, cores, folder):
@@ -31,7 +32,8 @@ def cell(what, engine, cores, folder):
         import ray
 
         ray.init(num_cpus=cores, log_to_driver=False, logging_level="ERROR")
-    print(json.dumps({"extract": extraction, "sweep": sweep}[what](engine, cores, folder)))
+    cells = {"extract": extraction, "sweep": sweep, "driver": driver}
+    print(json.dumps(cells[what](engine, cores, folder)))
 
 
 def extraction(engine, cores, folder):
@@ -136,6 +138,72 @@ def table_of_sweep():
         )
 
 
+def driver(_, __, folder):
+    """Measure what the driver itself takes per image: its manifest, dealing, gathering."""
+    import resource
+
+    import numpy as np
+
+    from features.datasets import open_dataset
+    from features.jobs import Job
+    from features.layout import is_filled
+    from features.parts import deal, gather
+    from features.store import FeatureStore
+
+    def most():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+    table = Path(folder, "table.csv")
+    with table.open("w") as file:
+        file.write("path,label\n")
+        for i in range(LISTED):
+            file.write(f"patient{i % 60000:05d}/study{i % 3}/view{i:09d}.jpg,{'ab'[i % 2]}\n")
+    before, begun = most(), time.perf_counter()
+    manifest = open_dataset(f"csv:{table}")
+    read, grown = time.perf_counter() - begun, most() - before
+
+    small = manifest.take(np.arange(GATHERED))
+    shape, rng = {"final/cls": (768,)}, np.random.default_rng(0)
+    about = {"fingerprint": {"precision": "float32"}, "default_feature": "final/cls"}
+    FeatureStore.create(Path(folder, "s.h5"), small, shape, **about, batch_size=256)
+    with FeatureStore.open(Path(folder, "s.h5"), write=True) as store:
+        job = Job(store, None, "cpu")
+        begun = time.perf_counter()
+        dealt = deal(small, [job], np.zeros(len(small), bool), 1000)
+        dealing = time.perf_counter() - begun
+        gathering = 0.0
+        for part in dealt:
+            n = len(part.rows)
+            values = rng.standard_normal((n, 768), np.float32)
+            source = {"hash": ["0" * 64] * n, "size": [1] * n, "mtime_ns": [1] * n}
+            with part.sheets[0].opened(part.images) as filled:
+                filled.commit(np.arange(n), {"final/cls": values}, source, {})
+            begun = time.perf_counter()
+            gather(part, [job])
+            gathering += time.perf_counter() - begun
+        size = sum(c.row_bytes for name, c in store.columns.items() if is_filled(name))
+    return {
+        "bytes": grown / LISTED,
+        "read": read / LISTED,
+        "deal": dealing / GATHERED,
+        "gather": gathering / GATHERED,
+        "rate": size * GATHERED / gathering,
+    }
+
+
+def table_of_driver():
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured("driver", "local", 1, folder)
+    print("\n| what the driver does, on one core | per image | 100 million images |")
+    print("|---|---|---|")
+    names = {"read": "read the table", "deal": "deal", "gather": "gather 768 floats"}
+    for name, what in names.items():
+        each = found[name]
+        print(f"| {what} | {each * 1e6:.1f} us | {each * 1e8 / 60:.0f} min |")
+    print(f"| hold the manifest | {found['bytes']:.0f} B | {found['bytes'] * 1e8 / 1e9:.0f} GB |")
+    print(f"\nGathering went at {found['rate'] / 1e6:.0f} MB/s.")
+
+
 def main():
     if len(sys.argv) > 2:
         return cell(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
@@ -148,6 +216,7 @@ def main():
     table_of_extraction()
     print(f"\n{ROWS} x {WIDTH}, {CLASSES} classes, 13 strengths, tol 1e-6")
     table_of_sweep()
+    table_of_driver()
     return None
 
 

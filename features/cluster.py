@@ -29,7 +29,8 @@ from features.errors import ClusterError, MedprobeError
 from features.plan import Settings
 
 LOSSES = 3  # workers that may be lost at one row
-LOOK = 0.2  # seconds between two looks at how far the workers are
+LOOK = 0.2  # seconds between two looks at how far the workers are, for up to CROWD of them
+CROWD = 100
 JOIN = 5.0  # seconds between two looks for room for more workers
 LONELY = 60.0  # seconds without any worker after which that is said
 
@@ -72,7 +73,9 @@ class Cluster:
             gpus = float(device != "cpu" and any(m.get("GPU") for m in machines))
         if cpus is None:
             having = [m for m in machines if m.get("GPU")] if gpus else []
-            cpus = float(max(1, min((m["CPU"] * gpus // m["GPU"] for m in having), default=1)))
+            cpus = float(
+                max(1, min((m.get("CPU", 0) * gpus // m["GPU"] for m in having), default=1))
+            )
         self.share = Share(cpus, gpus)
         self.device = "cuda" if gpus else "cpu"
         found = ", ".join(f"{m.get('CPU', 0):g} CPUs {m.get('GPU', 0):g} GPUs" for m in machines)
@@ -158,7 +161,8 @@ class Pool:
     _busy: dict[Any, tuple[Any, Any]] = field(default_factory=dict)  # result -> actor, item
     _asked: dict[Any, Any] = field(default_factory=dict)  # answer -> actor
     _answers: dict[Any, Any] = field(default_factory=dict)  # actor -> its last answer
-    _joined: float = 0.0
+    _joined: float = 0.0  # when it was last looked for room
+    _told: float = 0.0  # when the workers were last asked
 
     def __enter__(self) -> Self:
         """Send to the object store what every worker is made of, once."""
@@ -237,9 +241,11 @@ class Pool:
         """Return what the busy workers last answered to a method, without waiting for them."""
         busy = [actor for actor, _ in self._busy.values()]
         waiting = set(self._asked.values())
-        for actor in busy:
-            if actor not in waiting:
-                self._asked[getattr(actor, method).remote()] = actor
+        if time.monotonic() - self._told > LOOK * max(1.0, len(busy) / CROWD):
+            self._told = time.monotonic()
+            for actor in busy:
+                if actor not in waiting:
+                    self._asked[getattr(actor, method).remote()] = actor
         for ref in ray.wait([*self._asked], num_returns=len(self._asked), timeout=0)[0]:
             actor = self._asked.pop(ref)
             try:
