@@ -73,9 +73,8 @@ class Cluster:
             gpus = float(device != "cpu" and any(m.get("GPU") for m in machines))
         if cpus is None:
             having = [m for m in machines if m.get("GPU")] if gpus else []
-            cpus = float(
-                max(1, min((m.get("CPU", 0) * gpus // m["GPU"] for m in having), default=1))
-            )
+            of_gpus = (m.get("CPU", 0) * gpus // m["GPU"] for m in having)
+            cpus = float(max(1, min(of_gpus, default=1)))
         self.share = Share(cpus, gpus)
         self.device = "cuda" if gpus else "cpu"
         found = ", ".join(f"{m.get('CPU', 0):g} CPUs {m.get('GPU', 0):g} GPUs" for m in machines)
@@ -186,12 +185,14 @@ class Pool:
         stop: Callable[[], bool] = lambda: False,
         tick: Callable[[], None] = lambda: None,
         in_hand: Callable[[Any], tuple[Any, str]],
+        keep_going: bool = False,
     ) -> Iterator[tuple[Any, Any]]:
         """Yield (item, what a worker's method returned for it) as they come in.
 
         tick is called a few times a second. Once stop says so, workers are told to stop, and no
         further item is begun. in_hand(item) tells a row and what is there in words: ClusterError is
-        raised where LOSSES workers were lost at one row.
+        raised where LOSSES workers were lost at one row. With keep_going errors are yielded
+        instead, as what was returned.
         """
         waiting, losses = deque(items), Counter[Any]()
         alone, told_to_stop = time.monotonic(), False
@@ -214,21 +215,24 @@ class Pool:
                 actor, item = self._busy.pop(ref)
                 try:
                     result = ray.get(ref)
+                    self._idle.append(actor)
                 except RayActorError as error:
                     self._lost(actor)
                     row, where = in_hand(item)
                     losses[row] += not error.preempted
-                    if losses[row] == LOSSES:
-                        raise ClusterError(
-                            f"{LOSSES} workers were lost at {where}: {reason(error)}. "
-                            "What is stored stays; look at these images, or give workers more "
-                            "memory (--num-cpus-per-worker)"
-                        ) from None
-                    waiting.appendleft(item)
-                    continue
+                    if losses[row] < LOSSES:
+                        waiting.appendleft(item)
+                        continue
+                    result = ClusterError(
+                        f"{LOSSES} workers were lost at {where}: {reason(error)}. What is stored "
+                        "stays; look at what is there, or give workers more memory "
+                        "(--num-cpus-per-worker)"
+                    )
                 except RayError as error:
-                    raise told(error) from None
-                self._idle.append(actor)
+                    self._idle.append(actor)
+                    result = told(error)
+                if isinstance(result, Exception) and not keep_going:
+                    raise result
                 yield item, result
             if self._busy or self._idle:
                 alone = time.monotonic()

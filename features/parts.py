@@ -9,7 +9,6 @@ taken in by the next run, of whatever kind.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import StoreError, StoreLockedError
+from features.errors import StoreError
 from features.jobs import Job, chunk_size
 from features.lock import writing
 from features.manifest import Manifest
@@ -54,7 +53,7 @@ class Sheet:
                 f"{self.path.parent} is not there on this machine: "
                 "want a folder that all machines of the cluster share, see -o"
             )
-        with _holding(self.path):
+        with writing(self.path, patience=PATIENCE):
             if not self.path.is_file():
                 FeatureStore.create(
                     self.path,
@@ -143,7 +142,7 @@ def recover(store: FeatureStore, manifest: Manifest, settings: Settings) -> None
     paths = sorted(folder.glob("*.h5"))
     place = {name: row for row, name in enumerate(manifest.id.tolist())} if paths else {}
     for path in paths:
-        with _holding(path), ExitStack() as stack:
+        with writing(path, patience=PATIENCE), ExitStack() as stack:
             try:
                 part = stack.enter_context(FeatureStore.open(path, write=True))
             except StoreError:
@@ -159,22 +158,6 @@ def recover(store: FeatureStore, manifest: Manifest, settings: Settings) -> None
 def clear(store: FeatureStore) -> None:
     """Remove the folder of a store's parts, all of which were gathered."""
     shutil.rmtree(parts_folder(store.path), ignore_errors=True)
-
-
-@contextmanager
-def _holding(path: Path) -> Iterator[None]:
-    """Hold the right to write to a part, after waiting for a worker that is gone or going."""
-    end = time.monotonic() + PATIENCE
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(writing(path))
-                break
-            except StoreLockedError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.5)
-        yield
 
 
 def _made_from(store: FeatureStore) -> tuple[Any, ...]:
