@@ -131,7 +131,16 @@ class Cluster:
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
+def _hush() -> None:
+    """Keep from standard output, where results go, the pages that Ray prints of a lost machine."""
+    from ray._private import worker
+
+    if os.environ.get("MEDPROBE_DEBUG") != "1" and hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
+
+
 def _connect(address: str | None) -> None:
+    _hush()
     path = os.environ.get("PYTHONPATH")
     try:
         ray.init(
