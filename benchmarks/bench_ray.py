@@ -1,9 +1,9 @@
 """Time extraction and the sweep in one process beside Ray at equal cores; print Markdown.
 
-Every cell is a process of its own that keeps to as many cores as it counts, all of Ray included;
-the cells of a row are run in turn, twice. A cluster is there before the clock starts. `start` is
-until the first image is done (a worker imports torch and unpacks the weights); `rate` is of the
-images after it. Images are photographs, each file with other bytes.
+Every cell is a process of its own that keeps to as many cores as it has workers (or all, where they
+are fewer), all of Ray included; the cells of a row are run in turn, twice. A cluster is there before
+the clock starts. `start` is until the first image is done (a worker imports torch and unpacks the
+weights); `rate` is of the images after it. Images are photographs, each file with other bytes.
 """
 
 import datetime
@@ -24,14 +24,15 @@ ROWS, WIDTH, CLASSES = 40_000, 384, 8
 LISTED, GATHERED = 1_000_000, 65_536
 
 
-def cell(what, engine, cores, folder):
-    """Run one measurement on so many cores, in this process and those it starts."""
+def cell(what, engine, workers, folder):
+    """Run one measurement on a core for each worker, in this process and those it starts."""
+    cores = min(workers, CORES)
     os.sched_setaffinity(0, range(cores))
     os.environ["OMP_NUM_THREADS"] = str(cores if engine == "local" else 1)
     if engine == "ray":
         import ray
 
-        ray.init(num_cpus=cores, log_to_driver=False, logging_level="ERROR")
+        ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR")
     cells = {"extract": extraction, "sweep": sweep, "driver": driver}
     print(json.dumps(cells[what](engine, cores, folder)))
 
@@ -94,8 +95,8 @@ def sweep(engine, cores, _):
     return {"seconds": time.perf_counter() - begun, "values": heads.value.flatten().tolist()}
 
 
-def measured(what, engine, cores, folder=""):
-    words = [sys.executable, __file__, what, engine, str(cores), str(folder)]
+def measured(what, engine, workers, folder=""):
+    words = [sys.executable, __file__, what, engine, str(workers), str(folder)]
     return json.loads(subprocess.check_output(words).splitlines()[-1])
 
 
@@ -106,12 +107,13 @@ def table_of_extraction():
         write_images(Path(folder), "JPEG", encoded("JPEG", SIZE), IMAGES)
         print("| cores | what | start, s | all, s | images/s after it | of one process |")
         print("|---|---|---|---|---|---|")
-        for cores in range(1, CORES + 1):
+        for workers in sorted({1, CORES, 2 * CORES}):
+            cores = min(workers, CORES)
             found = {"local": [], "ray": []}
             for engine in ("local", "ray") * 2:
-                found[engine].append(measured("extract", engine, cores, folder))
+                found[engine].append(measured("extract", engine, workers, folder))
             rates = {e: sum(f["rate"] for f in fs) / len(fs) for e, fs in found.items()}
-            names = {"local": "one process", "ray": f"Ray, {cores} worker{'s'[: cores - 1]}"}
+            names = {"local": "one process", "ray": f"Ray, {workers} worker{'s'[: workers - 1]}"}
             for engine, cells in found.items():
                 columns = [
                     ", ".join(f"{c[name]:.1f}" for c in cells)

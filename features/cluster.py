@@ -17,6 +17,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # says nothing to anybody about the user
@@ -141,7 +142,8 @@ def _hush() -> None:
 
 def _connect(address: str | None) -> None:
     _hush()
-    path = os.environ.get("PYTHONPATH")
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join(str(Path(part).absolute()) for part in given if part)
     try:
         ray.init(
             address=address,
