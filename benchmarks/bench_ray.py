@@ -1,9 +1,10 @@
 """Time extraction and the sweep in one process beside Ray at equal cores; print Markdown.
 
 Every cell is a process of its own that keeps to as many cores as it has workers (or all, where they
-are fewer), all of Ray included; the cells of a row are run in turn, twice. A cluster is there before
-the clock starts. `start` is until the first image is done (a worker imports torch and unpacks the
-weights); `rate` is of the images after it. Images are photographs, each file with other bytes.
+are fewer), all of Ray included; cells are run in turn, twice. A cluster is there before the clock
+starts. `start` is until the first image is done (a worker imports torch and unpacks the weights);
+what follows is of the images after it. CPU is of all processes, Ray's own too: on a machine that is
+shared it says more than seconds. Images are photographs, each file with other bytes.
 """
 
 import datetime
@@ -13,6 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,39 @@ IMAGES = 480
 SIZE = (512, 512)
 ROWS, WIDTH, CLASSES = 40_000, 384, 8
 LISTED, GATHERED = 1_000_000, 65_536
+
+
+class Meter(threading.Thread):
+    """CPU seconds of this process and all that come from it, the dead included, every 0.1 s."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.spent = {}
+        self.start()
+
+    def run(self):
+        """Look again and again."""
+        while True:
+            self.look()
+            time.sleep(0.1)
+
+    def look(self):
+        """Return the seconds until now."""
+        parents, used = {}, {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:  # it has ended
+                continue
+            pid = int(stat.parent.name)
+            parents[pid], used[pid] = int(fields[1]), sum(map(int, fields[11:13]))
+        for pid, ticks in used.items():
+            above = pid
+            while above in parents and above != os.getpid():
+                above = parents[above]
+            if above == os.getpid() or pid in self.spent:
+                self.spent[pid] = max(ticks, self.spent.get(pid, 0))
+        return sum(self.spent.values()) / os.sysconf("SC_CLK_TCK")
 
 
 def cell(what, engine, workers, folder):
@@ -52,19 +87,20 @@ def extraction(engine, cores, folder):
         cluster = Cluster(None)
         settings, fill = cluster.settle(settings), partial(fill_by, cluster.pool)
     with tempfile.TemporaryDirectory() as out:
-        begun, seen = time.perf_counter(), []
+        meter, begun, seen = Meter(), time.perf_counter(), []
 
         def note(done, *_):
             if done and not seen:
-                seen.extend([time.perf_counter(), done])
+                seen.extend([time.perf_counter(), meter.look(), done])
 
         extract(manifest, [backbone], out=Path(out), settings=settings, progress=note, engine=fill)
-        ended = time.perf_counter()
-    first, done = seen
+        ended, used = time.perf_counter(), meter.look()
+    first, before, done = seen
     return {
         "start": first - begun,
         "seconds": ended - begun,
         "rate": (len(manifest) - done) / (ended - first),
+        "cpu": 1e3 * (used - before) / (len(manifest) - done),
     }
 
 
@@ -105,24 +141,24 @@ def table_of_extraction():
 
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), "JPEG", encoded("JPEG", SIZE), IMAGES)
-        print("| cores | what | start, s | all, s | images/s after it | of one process |")
-        print("|---|---|---|---|---|---|")
+        print("| workers | what | start, s | all, s | images/s | CPU, ms/image | of one process |")
+        print("|---|---|---|---|---|---|---|")
+        cpu = {}
         for workers in sorted({1, CORES, 2 * CORES}):
-            cores = min(workers, CORES)
-            found = {"local": [], "ray": []}
-            for engine in ("local", "ray") * 2:
+            engines = ("local", "ray") if workers <= CORES else ("ray",)
+            found = {engine: [] for engine in engines}
+            for engine in engines * 2:
                 found[engine].append(measured("extract", engine, workers, folder))
-            rates = {e: sum(f["rate"] for f in fs) / len(fs) for e, fs in found.items()}
-            names = {"local": "one process", "ray": f"Ray, {workers} worker{'s'[: workers - 1]}"}
+            cpu |= {e: sum(f["cpu"] for f in fs) / len(fs) for e, fs in found.items()}
+            cores = f"{min(workers, CORES)} core{'s'[: workers - 1]}"
             for engine, cells in found.items():
                 columns = [
                     ", ".join(f"{c[name]:.1f}" for c in cells)
-                    for name in ("start", "seconds", "rate")
+                    for name in ("start", "seconds", "rate", "cpu")
                 ]
-                share = f"{rates[engine] / rates['local']:.2f}"
-                print(
-                    f"| {cores} | {names[engine]} | {' | '.join(columns)} | {share} |", flush=True
-                )
+                what = f"one process, {cores}" if engine == "local" else f"Ray, {cores}"
+                row = [workers, what, *columns, f"{cpu[engine] / cpu['local']:.2f}"]
+                print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 def table_of_sweep():
@@ -215,7 +251,10 @@ def main():
         f"{datetime.date.today()}, {CORES} cores, {platform.machine()}, torch {torch.__version__}, "
         f"{IMAGES} JPEGs of {SIZE[0]} x {SIZE[1]}, EfficientNet-Lite0, float32, batches of 16\n"
     )
-    table_of_extraction()
+    if sys.argv[1:] in ([], ["extraction"]):
+        table_of_extraction()
+    if sys.argv[1:]:
+        return None
     print(f"\n{ROWS} x {WIDTH}, {CLASSES} classes, 13 strengths, tol 1e-6")
     table_of_sweep()
     table_of_driver()
