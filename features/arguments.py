@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 if TYPE_CHECKING:
+    from features.cluster import Cluster
     from features.datasets import Options
     from features.manifest import Manifest
     from features.plan import Settings
@@ -95,6 +97,54 @@ image_options = together(  # what becomes of an image
         help="DICOM: which of several; default the middle one.",
     ),
 )
+
+
+engine_options = together(  # which machines work
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="This machine, or a Ray cluster.",
+    ),
+    click.option(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="ray: of the cluster; default one on this machine, found or started.",
+    ),
+    click.option(
+        "--num-gpus-per-worker",
+        type=click.FloatRange(min=0),
+        metavar="X",
+        help="ray: default 1 where the cluster has any.",
+    ),
+    click.option(
+        "--num-cpus-per-worker",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="N",
+        help="ray: default 1, or as many as there are per GPU.",
+    ),
+)
+
+
+@contextmanager
+def engine_of(given: dict[str, Any]) -> Iterator[Cluster | None]:
+    """Take the engine's options out of a command's arguments; connect to the cluster, if any."""
+    engine, address = given.pop("engine"), given.pop("address")
+    gpus, cpus = given.pop("num_gpus_per_worker"), given.pop("num_cpus_per_worker")
+    if engine == "local":
+        if address or gpus is not None or cpus is not None:
+            raise click.UsageError("--address and --num-...-per-worker go with --engine ray")
+        yield None
+        return
+    try:
+        from features.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise click.UsageError(
+            f"--engine ray needs {error.name}: pip install 'medprobe[ray]'"
+        ) from None
+    with Cluster(address, gpus=gpus, cpus=cpus, device=given["device"]) as cluster:
+        yield cluster
 
 
 def options_of(given: dict[str, Any]) -> Options:

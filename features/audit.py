@@ -159,9 +159,9 @@ def hash_images(
 ) -> tuple[list[str], list[str], NDArray[np.bool_]]:
     """Return hashes of each image's bytes and of its decoded pixels, and which are usable (N,)."""
     of_bytes, of_pixels = [""] * len(manifest), [""] * len(manifest)
-    for i, path in enumerate(manifest.path):
+    for i in range(len(manifest)):
         try:
-            data = read_bytes(manifest.root / path)
+            data = read_bytes(manifest.file(i))
             image = decode(data, window=window, frame=frame).image.convert("RGB")
         except ImageError:
             continue

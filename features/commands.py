@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from features.arguments import (
+    engine_of,
+    engine_options,
     extraction_of,
     image_options,
     options_of,
@@ -17,7 +20,7 @@ from features.arguments import (
     source_options,
 )
 from features.console import (
-    FILE,
+    FOLDER,
     as_json,
     as_table,
     bar,
@@ -106,7 +109,7 @@ def doctor(json_: bool) -> None:
     "-m", "--backbone", "names", multiple=True, required=True, help="A backbone; may be repeated."
 )
 @click.option(
-    "-o", "out", type=FILE, default="features", show_default=True, help="Where stores go."
+    "-o", "out", type=FOLDER, default="features", show_default=True, help="Where stores go."
 )
 @click.option("--weights", metavar="FILE|random", help="Weights other than the published ones.")
 @click.option(
@@ -154,6 +157,7 @@ def doctor(json_: bool) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, how large, how long.")
 @image_options
+@engine_options
 @source_options
 @json_option
 def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> None:
@@ -169,6 +173,7 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     from features.datasets import open_dataset
     from features.dicom import applied
     from features.extract import extract as run
+    from features.spread import fill_by
 
     manifest = open_dataset(dataset, options_of(given))
     if given["limit"]:
@@ -182,15 +187,22 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     if statistics := parse_normalize(given["normalize"], manifest):
         loaded = [backbone.normalised_by(*statistics) for backbone in loaded]
     if given["dry_run"]:
+        if given["engine"] != "local":
+            raise click.UsageError("--dry-run measures this machine: leave --engine out")
         return say_estimate(manifest, loaded, given["out"], settings, json_=json_)
-    with bar(f"{manifest.dataset} x {', '.join(names)}", "images") as show, stopping() as stop:
+    with (
+        engine_of(given) as cluster,
+        bar(f"{manifest.dataset} x {', '.join(names)}", "images") as show,
+        stopping() as stop,
+    ):
         reports = run(
             manifest,
             loaded,
             out=given["out"],
-            settings=settings,
+            settings=cluster.settle(settings) if cluster else settings,
             progress=images_per_second(show),
             stop=stop,
+            engine=partial(fill_by, cluster.pool) if cluster else None,
         )
     if json_:
         return as_json([asdict(r) for r in reports])

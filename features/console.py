@@ -13,7 +13,19 @@ from typing import Any
 
 import click
 
+
+class Folder(click.Path):
+    """A folder that is written to: on a disk."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Refuse a URL."""
+        if "://" in str(value):
+            self.fail(f"{value} is a URL: want a folder on a disk, local or shared", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 FILE = click.Path(path_type=Path)
+FOLDER = Folder(path_type=Path)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "h5py", "pillow")
 
 

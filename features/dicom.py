@@ -16,13 +16,14 @@ import re
 import warnings
 from collections.abc import Iterable
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from features.errors import ImageError
+from features.urls import Location
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -102,7 +103,7 @@ def decode_dicom(
         raise ImageError(f"DICOM that can't be decoded: {_one_line(error)}") from None
 
 
-def patient_id(path: Path) -> str:
+def patient_id(path: Location) -> str:
     """Return a DICOM file's patient id, "" where it has none. Raises ImageError if it isn't one."""
     import pydicom
 

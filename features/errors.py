@@ -7,6 +7,7 @@ MedprobeError             the work can't go on; the message says what, found, wa
 ├── StoreError            a store that is missing, damaged or incomplete
 │   ├── StoreLockedError  another process is writing to it
 │   └── StaleStoreError   it was made from something else; the message names what differs
+├── ClusterError          other machines that can't be reached, or were lost
 └── ProbeError            labels, splits or options that no head can be fitted to
 """
 
@@ -37,6 +38,10 @@ class StoreLockedError(StoreError):
 
 class StaleStoreError(StoreError):
     """The store was made from something else than what is asked for."""
+
+
+class ClusterError(MedprobeError):
+    """Other machines can't be reached, or were lost."""
 
 
 class ProbeError(MedprobeError):

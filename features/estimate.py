@@ -93,5 +93,5 @@ def _seconds_to_decode(
         settings.frame,
     )
     rows = np.unique(np.linspace(0, len(manifest) - 1, SAMPLE).astype(int))
-    seconds = [load(manifest.root / manifest.path[i], recipe)[0].seconds for i in rows]
+    seconds = [load(manifest.file(i), recipe)[0].seconds for i in rows]
     return float(np.mean(seconds)) / (settings.workers or os.cpu_count() or 1)

@@ -7,13 +7,12 @@ run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +22,14 @@ from numpy.typing import NDArray
 
 from features.backbones import Backbone
 from features.errors import ImageError, StoreError
-from features.jobs import Chunk, Commits, Job
+from features.jobs import Chunk, Commits, Job, chunk_size
 from features.lock import writing
 from features.manifest import Manifest
+from features.parts import recover
 from features.plan import Plan, Settings, begin, plan, store_path
 from features.store import DONE
 from features.workers import Loaded, Recipe, Workers
 
-LARGEST_CHUNK = 2048  # images decoded as one, where backbones have different batch sizes
 AHEAD = 2  # chunks decoded ahead of the one that is computed
 
 
@@ -48,6 +47,8 @@ class Report:
 
 
 Progress = Callable[[int, int, int], None]  # images done, images in all, bad ones among them
+Stop = Callable[[], bool]
+Engine = Callable[[Manifest, list[Job], Settings, Progress | None, Stop], None]
 
 
 def extract(
@@ -57,14 +58,16 @@ def extract(
     out: Path,
     settings: Settings | None = None,
     progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = lambda: False,
+    engine: Engine | None = None,
 ) -> list[Report]:
     """Fill out/<dataset>/<backbone>.h5 for every backbone and return what was done.
 
-    stop is asked between batches; once it says so, what was computed is committed and
-    KeyboardInterrupt raised. Raises StaleStoreError where a store was made from something else
-    (nothing is changed), StoreLockedError where another process writes to one, StoreError where the
-    disk is full, and with on_error="fail" ImageError at the first bad image.
+    engine fills the stores: `fill` does it in this process, spread.py on other machines. stop is
+    asked between batches; once it says so, what was computed is committed and KeyboardInterrupt
+    raised. Raises StaleStoreError where a store was made from something else (nothing is changed),
+    StoreLockedError where another process writes to one, StoreError where the disk is full, and
+    with on_error="fail" ImageError at the first bad image.
     """
     settings = settings or Settings()
     with ExitStack() as stack:
@@ -72,10 +75,14 @@ def extract(
         for backbone in backbones:
             stack.enter_context(writing(store_path(out, manifest.dataset, backbone.spec.name)))
             planned = plan(manifest, backbone, out, settings)  # nobody changes it from here on
-            stores = begin(planned, manifest, settings)
-            jobs = [Job(stack.enter_context(s), planned.backbone, settings.device) for s in stores]
+            jobs = []
+            for store in begin(planned, manifest, settings):
+                stack.enter_context(store)
+                recover(store, manifest, settings)
+                jobs.append(Job(store, planned.backbone, settings.device))
             begun.append((planned, jobs))
-        _run(manifest, [job for _, jobs in begun for job in jobs], settings, progress, stop)
+        every = [job for _, jobs in begun for job in jobs]
+        (engine or fill)(manifest, every, settings, progress, stop)
         return [_finish(manifest, planned, jobs) for planned, jobs in begun]
 
 
@@ -98,14 +105,21 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
     )
 
 
-def _run(
+def fill(
     manifest: Manifest,
     jobs: Sequence[Job],
     settings: Settings,
     progress: Progress | None,
-    stop: Callable[[], bool],
+    stop: Stop,
+    *,
+    left: NDArray[np.bool_] | None = None,
+    workers_of: Callable[[Recipe, int], AbstractContextManager[Workers]] = Workers,
 ) -> None:
-    """Fill the jobs' stores: chunk by chunk, for every job batch by batch."""
+    """Fill the jobs' stores: chunk by chunk, for every job batch by batch.
+
+    Rows that are `left` (N,) are not read, and are in no batch. workers_of(recipe, count) gives the
+    processes that decode.
+    """
     jobs = [job for job in jobs if job.computed]
     todo = np.any([job.todo for job in jobs], axis=0) if jobs else np.zeros(len(manifest), bool)
     finished, bad = int((~todo).sum()), 0
@@ -125,13 +139,15 @@ def _run(
         frame=settings.frame,
     )
     cores = os.cpu_count() or 1
-    with Workers(recipe, settings.workers or min(2, cores)) as workers, Commits() as commits:
-        for chunk in _chunks(manifest, jobs, workers, settings, most=settings.workers or cores):
-            wrong = [k for k, image in enumerate(chunk.images) if image.reason]
+    count, most = settings.workers or min(2, cores), settings.workers or cores
+    with workers_of(recipe, count) as workers, Commits() as commits:
+        for chunk in _chunks(manifest, jobs, workers, settings, most, left):
+            asked = todo[chunk.rows]
+            wrong = [k for k, image in enumerate(chunk.images) if image.reason and asked[k]]
             if wrong and settings.on_error == "fail":
                 k = wrong[0]
                 raise ImageError(
-                    f"{manifest.root / manifest.path[chunk.rows[k]]}: {chunk.images[k].reason}. "
+                    f"{manifest.file(chunk.rows[k])}: {chunk.images[k].reason}. "
                     "Mend or remove it, or take --on-error skip"
                 )
             for job in jobs:
@@ -142,7 +158,7 @@ def _run(
                     job.fill(chunk, place, a, commits)
             if stop():
                 break
-            finished += int(todo[chunk.rows].sum())
+            finished += int(asked.sum())
             bad += len(wrong)
             if progress:
                 progress(finished, len(manifest), bad)
@@ -151,15 +167,22 @@ def _run(
 
 
 def _chunks(
-    manifest: Manifest, jobs: Sequence[Job], workers: Workers, settings: Settings, *, most: int
+    manifest: Manifest,
+    jobs: Sequence[Job],
+    workers: Workers,
+    settings: Settings,
+    most: int,
+    left: NDArray[np.bool_] | None,
 ) -> Iterator[Chunk]:
     """Yield what has to be computed, in order, decoded ahead.
 
     While the passes have to wait for pixels, there are more workers each time, up to `most`.
     """
-    step, needed = _chunk_size(jobs), np.any([job.needs() for job in jobs], axis=0)
+    step, needed = chunk_size(jobs), np.any([job.needs() for job in jobs], axis=0)
     starts = [s for s in range(0, len(manifest), step) if needed[s : s + step].any()]
     known = _Known(manifest, jobs)
+    elsewhere: Future[Loaded] = Future()
+    elsewhere.set_result(Loaded(reason="its bytes are in another row"))
     waiting: deque[tuple[NDArray[np.int64], list[torch.Tensor], list[Future[Loaded]]]] = deque()
     upcoming = iter(starts)
 
@@ -178,9 +201,9 @@ def _chunks(
         ]
         blocks = [p.numpy() for p in pixels]
         loading = [
-            workers.load(
-                manifest.root / manifest.path[i], [memoryview(b[k]).cast("B") for b in blocks]
-            )
+            elsewhere
+            if left is not None and left[i]
+            else workers.load(manifest.file(int(i)), [memoryview(b[k]).cast("B") for b in blocks])
             for k, i in enumerate(rows)
         ]
         waiting.append((rows, pixels, loading))
@@ -198,18 +221,6 @@ def _chunks(
         before = now
         yield Chunk(rows, images, pixels, known.copies(rows, images))
         submit()
-
-
-def _chunk_size(jobs: Sequence[Job]) -> int:
-    """Return the least number of rows that is whole batches of every job."""
-    sizes = sorted({job.store.batch_size for job in jobs})
-    step = math.lcm(*sizes)
-    if step > max(LARGEST_CHUNK, sizes[-1]):
-        raise StoreError(
-            "the stores were begun with batch sizes that don't go together "
-            f"({', '.join(map(str, sizes))}): finish them one by one, each with its own -m"
-        )
-    return step
 
 
 def _view_seed(jobs: Sequence[Job]) -> int:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from features.dicom import Window, decode_dicom, is_dicom
 from features.errors import ImageError
+from features.urls import Location
 
 DECODE = {True: "pillow-exact", False: "pillow-scaled"}  # by `exact`; part of the fingerprint
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -68,14 +68,14 @@ class Decoded:
     full: tuple[int, int]
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Location) -> bytes:
     """Return a file's bytes. Raises ImageError with the reason."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError("file not found") from None
     except OSError as error:
-        raise ImageError(f"can't be read: {error.strerror}") from None
+        raise ImageError(f"can't be read: {error.strerror or error}") from None
     if not data:
         raise ImageError("file is empty")
     return data

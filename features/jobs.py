@@ -8,6 +8,7 @@ the bit.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +22,12 @@ from torch import Tensor
 
 from features.backbones import Backbone
 from features.devices import PRECISIONS
+from features.errors import StoreError
 from features.layout import VIEWS
 from features.store import DONE, PENDING, FeatureStore
 from features.workers import Loaded
+
+LARGEST_CHUNK = 2048  # images decoded as one, where backbones have different batch sizes
 
 Features = dict[str, NDArray[np.floating[Any]]]
 
@@ -44,16 +48,27 @@ class Chunk:
 class Job:
     """One backbone and the store it fills."""
 
-    def __init__(self, store: FeatureStore, backbone: Backbone, device: str) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        backbone: Backbone,
+        device: str,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Take up a store's pending rows, or of these only the wanted ones (N,)."""
         self.store, self.backbone, self.device = store, backbone, device
         self.dtype = PRECISIONS[store.fingerprint["precision"]]
         self.views = [name for name in store.features if name.endswith(VIEWS)]
         self.plain = [name for name in store.features if name not in self.views]
         self.n_views = store.features[self.views[0]][0] if self.views else 0
         done = store.done
-        self.todo = done == PENDING
+        self.todo = done == PENDING if wanted is None else (done == PENDING) & wanted
         self.computed = int(self.todo.sum())
         self._fresh = _first_of_their_bytes(store, done)  # computed before, not copied
+
+    def look(self) -> None:
+        """Take up what is pending in the store by now."""
+        self.todo = self.store.done == PENDING
 
     def needs(self) -> NDArray[np.bool_]:
         """Return which rows are in a batch with something to do, (N,)."""
@@ -140,9 +155,31 @@ class Job:
         for k, i in enumerate(rows.tolist()):
             if i in copies:
                 inside = np.flatnonzero(rows == copies[i])
-                earlier = self.store.read(name, np.array([copies[i]])) if not len(inside) else out
+                earlier = self._earlier(name, copies[i]) if not len(inside) else out
                 out[k] = earlier[inside[0] if len(inside) else 0]
         return out
+
+    def _earlier(self, name: str, row: int) -> NDArray[np.floating[Any]]:
+        """Return a feature of a row that was committed before, (1, ...)."""
+        where = np.array([row])
+        if self.store.columns["done"].take(where)[0] != DONE:
+            raise StoreError(
+                f"{self.store.path}: images have changed while they were read, and some are now "
+                f"the same as row {row}; give the same command again"
+            )
+        return self.store.read(name, where)
+
+
+def chunk_size(jobs: Sequence[Job]) -> int:
+    """Return the least number of rows that is whole batches of every job."""
+    sizes = sorted({job.store.batch_size for job in jobs})
+    step = math.lcm(*sizes)
+    if step > max(LARGEST_CHUNK, sizes[-1]):
+        raise StoreError(
+            "the stores were begun with batch sizes that don't go together "
+            f"({', '.join(map(str, sizes))}): finish them one by one, each with its own -m"
+        )
+    return step
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,12 @@ def column_of(feature: str) -> str:
     return f"features/{feature}"
 
 
+def is_filled(column: str) -> bool:
+    """Say whether a dataset is filled as images are computed, and not when the store is made."""
+    group, _, rest = column.partition("/")
+    return group != "manifest" or rest in SOURCE
+
+
 def feature_of(column: str) -> str:
     """Return the name of a feature that lies there, or nothing."""
     group, _, rest = column.partition("/")

@@ -16,16 +16,17 @@ from features.errors import StoreLockedError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Hold the right to write to a store; a second writer's StoreLockedError says who holds it.
 
-    The lock is the operating system's and ends with the process, however it ends.
+    That is raised after waiting for `patience` seconds. The lock is the operating system's and ends
+    with the process, however it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
     holder = path.with_suffix(".holder")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience, poll_interval=0.2)
     except Timeout:
         who = holder.read_text().strip() if holder.is_file() else "another process"
         raise StoreLockedError(

@@ -11,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from features.urls import Location, locate
 
 SPLITS = ("train", "val", "test")
 NO_SPLIT = "none"  # an image that is neither trained on nor tested
@@ -25,11 +26,11 @@ PRESENT, ABSENT, UNCERTAIN, NOT_STATED = 1, 0, -1, -2
 
 @dataclass(frozen=True)
 class Manifest:
-    """N images. `path` is relative to `root`, `id` unique; images of a `subject` stay together."""
+    """N images. `path` is relative to `root`, or a URL; images of a `subject` stay together."""
 
     dataset: str
-    root: Path
-    id: NDArray[Any]  # (N,) str
+    root: Location
+    id: NDArray[Any]  # (N,) str, unique
     path: NDArray[Any]  # (N,) str
     subject: NDArray[Any]  # (N,) str
     split: NDArray[Any]  # (N,) one of SPLITS, or NO_SPLIT
@@ -52,9 +53,18 @@ class Manifest:
 
     def head(self, n: int) -> Manifest:
         """Return the first n images."""
+        return self.take(np.arange(min(n, len(self))))
+
+    def take(self, rows: NDArray[np.integer]) -> Manifest:
+        """Return the images of an index (n,)."""
         names = ("id", "path", "subject", "split", "label")
-        columns = {name: values[:n] for name, values in self.columns.items()}
-        return replace(self, columns=columns, **{name: getattr(self, name)[:n] for name in names})
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return replace(self, columns=columns, **{name: getattr(self, name)[rows] for name in names})
+
+    def file(self, row: int) -> Location:
+        """Return where an image lies."""
+        path = str(self.path[row])
+        return locate(path) if "://" in path else self.root / path
 
     def digest(self) -> str:
         """Return a hash of which image stands in which row, without labels, subjects and splits."""

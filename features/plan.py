@@ -8,7 +8,8 @@ it was, and it can be read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ from features.manifest import Manifest
 from features.store import BAD, DONE, FeatureStore
 
 SHOWN = 5  # how many of a list an error names
+
+Ask = Callable[..., Any]  # (function, *its arguments) -> what it returns
+
+
+def here(question: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    """Answer a question about the device in this process."""
+    return question(*args, **given)
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Settings:
     overwrite: str = "never"  # or "stale", "always"
     window: dicom.Window | None = None  # for DICOM, as frame
     frame: int | None = None
+    ask: Ask = here  # how a question about the device is put: here, or on a machine that has it
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,11 @@ def store_path(out: Path, dataset: str, backbone: str) -> Path:
     return out / dataset / f"{name}.h5"
 
 
+def parts_folder(path: Path) -> Path:
+    """Return where the parts of a store lie while it is filled by several workers, see parts.py."""
+    return path.with_name(path.name + ".parts")
+
+
 def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) -> Plan:
     """Compare what is asked with what is there; changes nothing.
 
@@ -79,8 +93,9 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
     overwritten.
     """
     path = store_path(out, manifest.dataset, backbone.spec.name)
-    precision = resolve_precision(
-        settings.precision, settings.device, bfloat16=backbone.spec.bfloat16
+    bfloat16 = backbone.spec.bfloat16
+    precision = settings.ask(
+        resolve_precision, settings.precision, settings.device, bfloat16=bfloat16
     )
     names = backbone.select(settings.layers, settings.pools, settings.tokens)
     shapes = {name: backbone.network.features[name] for name in names}
@@ -141,7 +156,7 @@ def begin(planned: Plan, manifest: Manifest, settings: Settings) -> list[Feature
         else:
             stores.append(_open_adding(planned, manifest, settings, stores[0].batch_size))
         for store in stores:
-            _check_sources(store, manifest, settings)
+            check_sources(store, manifest, settings)
             _update_labels(store, manifest)
     except BaseException:
         for store in stores:
@@ -174,6 +189,7 @@ def _create(
     batch_size: int | None = None,
 ) -> None:
     backbone, default = planned.backbone, planned.backbone.spec.default_feature
+    shutil.rmtree(parts_folder(path), ignore_errors=True)  # of a store that was here before
     FeatureStore.create(
         path,
         manifest,
@@ -182,7 +198,7 @@ def _create(
         default_feature=default if default in names else names[0],
         batch_size=batch_size
         or settings.batch_size
-        or _tuned(backbone, planned.precision, settings.device, len(manifest)),
+        or settings.ask(_tuned, backbone, planned.precision, settings.device, len(manifest)),
     )
 
 
@@ -193,7 +209,7 @@ def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:
     return tuning.batch_size(backbone, device, dtype, images)
 
 
-def _check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
+def check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
     """See that no image has changed since it was read.
 
     It is compared by size and time, and where those differ by its bytes. Bad images are tried
@@ -203,7 +219,7 @@ def _check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) 
     done, source = store.done, store.source()
     changed: dict[int, str] = {}
     for i in np.flatnonzero(done == DONE).tolist():
-        path = manifest.root / manifest.path[i]
+        path = manifest.file(i)
         try:
             stat = path.stat()
             if (stat.st_size, stat.st_mtime_ns) == (source["size"][i], source["mtime_ns"][i]):

@@ -17,6 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,9 +39,11 @@ from features.layout import (
     decode,
     dtype_of,
     feature_of,
+    is_filled,
     manifest_checksum,
 )
 from features.manifest import Manifest, digest
+from features.urls import locate
 
 PENDING, DONE, BAD = 0, 1, 2
 
@@ -59,6 +62,10 @@ class FeatureStore:
         self.columns = {
             name: Column(self.descriptor, *place) for name, place in structure.places.items()
         }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have another process open the same file, for reading."""
+        return FeatureStore, (self.path.absolute(),)
 
     def __enter__(self) -> Self:
         """Return the store itself."""
@@ -165,7 +172,7 @@ class FeatureStore:
             subject=subject,
             split=split,
             dataset=self.about["dataset"],
-            root=Path(self.about["root"]),
+            root=locate(self.about["root"]),
             label=self.columns["manifest/label"].read(),
             classes=tuple(json.loads(self.about["classes"])),
             split_from=self.about["split_from"],
@@ -245,15 +252,13 @@ class FeatureStore:
             finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if not finite.all():
                 i = int(rows[good][np.flatnonzero(~finite)[0]])
+                image = decode(self.columns["manifest/path"].take(np.array([i])))[0]
                 raise StoreError(
-                    f"{self.path}: feature {name} of row {i} is not finite; "
+                    f"{self.path}: feature {name} of row {i} ({image}) is not finite; "
                     "nothing of this batch was stored. "
                     "Try --precision float32, or look at the weights"
                 )
-        marks = self.columns["done"]
-        try:
-            if (marks.take(rows) != PENDING).any():  # a batch that is made anew
-                self.forget(rows)
+        with self._committing(rows, np.where(good, DONE, BAD)):
             for name, values in kept.items():
                 self.columns[column_of(name)].write(rows[good], values)
                 sums = [_checksum(row) for row in values]
@@ -263,8 +268,33 @@ class FeatureStore:
             reasons = [_cut(bad.get(int(i), "")) for i in rows]
             self._write("reason", rows, np.array(reasons, dtype=f"S{REASON_BYTES}"))
             self._write("checksums/source", rows, self._source_checksums(rows))
+
+    def gather(self, part: FeatureStore, rows: NDArray[np.integer]) -> None:
+        """Copy what a part has committed, with its checksums; its row k is row rows[k] here.
+
+        A part is a store of some of the images with the same features. When it returns, the rows
+        survive a power cut. Raises StoreError where the disk is full.
+        """
+        done = part.done
+        there = np.flatnonzero(done != PENDING)
+        filled = [name for name in self.columns if is_filled(name) and name != "done"]
+        with self._committing(rows[there], done[there]):
+            for name in filled:
+                step = max(1, BLOCK_BYTES // max(1, self.columns[name].row_bytes))
+                for a in range(0, len(there), step):
+                    some = there[a : a + step]
+                    self.columns[name].write(rows[some], part.columns[name].take(some))
+
+    @contextmanager
+    def _committing(self, rows: NDArray[np.integer], marks: NDArray[np.integer]) -> Iterator[None]:
+        """Force to disk what is written inside, then the rows' marks: the two steps of a commit."""
+        done = self.columns["done"]
+        try:
+            if (done.take(rows) != PENDING).any():  # rows that are made anew
+                self.forget(rows)
+            yield
             os.fsync(self.descriptor)
-            marks.write(rows, np.where(good, DONE, BAD))
+            done.write(rows, marks)
             os.fsync(self.descriptor)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

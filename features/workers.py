@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
 
@@ -40,6 +39,7 @@ from features import augment
 from features.dicom import Window
 from features.errors import ImageError
 from features.images import Transform, decode, read_bytes
+from features.urls import Location, locate
 
 COMMAND = (sys.executable, "-c", "from features.workers import main; main()")
 TRIES = 2  # of an image that a worker dies on
@@ -68,7 +68,7 @@ class Loaded:
     seconds: float = 0.0  # that reading and decoding took
 
 
-def load(path: Path, recipe: Recipe) -> tuple[Loaded, list[NDArray[np.uint8]]]:
+def load(path: Location, recipe: Recipe) -> tuple[Loaded, list[NDArray[np.uint8]]]:
     """Read an image; return its facts and, per transform, (1 + views, size, size, 3) pixels."""
     start = time.perf_counter()
     known: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def main() -> None:
     given = json.loads(requests.readline())
     recipe = Recipe(tuple(Transform(**t) for t in given.pop("transforms")), **given)
     for line in requests:
-        loaded, pixels = load(Path(json.loads(line)), recipe)
+        loaded, pixels = load(locate(json.loads(line)), recipe)
         answers.write(json.dumps(asdict(loaded)).encode() + b"\n")
         for block in pixels:
             answers.write(np.ascontiguousarray(block).data)
@@ -133,7 +133,7 @@ class _Process:
         self.process.stdin.write(json.dumps(value).encode() + b"\n")
         self.process.stdin.flush()
 
-    def ask(self, path: Path, into: Sequence[memoryview]) -> Loaded:
+    def ask(self, path: Location, into: Sequence[memoryview]) -> Loaded:
         """Return an image's facts and fill its pixels in; EOFError if the process has ended."""
         answers = self.process.stdout
         assert answers
@@ -159,7 +159,7 @@ class _Process:
         return self.process.wait()
 
 
-_Request = tuple[Path, Sequence[memoryview], "Future[Loaded]"]
+_Request = tuple[Location, Sequence[memoryview], "Future[Loaded]"]
 
 
 class Workers:
@@ -191,7 +191,7 @@ class Workers:
             self.threads.append(thread)
             thread.start()
 
-    def load(self, path: Path, into: Sequence[memoryview]) -> Future[Loaded]:
+    def load(self, path: Location, into: Sequence[memoryview]) -> Future[Loaded]:
         """Have an image read; its pixels go `into` one block of bytes per transform."""
         future: Future[Loaded] = Future()
         self._requests.put((path, into, future))

@@ -26,6 +26,7 @@ from probe.path import Progress
 PROBABILITIES = 1 << 27  # numbers of held-out probabilities kept at once: 512 MB
 
 
+Fit = Callable[..., Heads]  # fit_heads, or one that has others hold the rows
 HeldOut = tuple[NDArray[Any], NDArray[np.float64]]  # y (n,) or (n, L), p (n, K)
 
 
@@ -67,6 +68,7 @@ def linear(
     tol: float,
     device: str,
     progress: Progress | None = None,
+    fit: Fit = fit_heads,
 ) -> list[Chosen]:
     """Fit every strength on every fold of every draw, and choose."""
     used = np.unique(np.concatenate([draw.rows for draw in draws]))
@@ -78,7 +80,7 @@ def linear(
         for kept in [np.ones(len(place), dtype=bool), *~draw.folds.held_out]:
             groups.append(np.zeros(len(used), dtype=np.float32))
             groups[-1][place[kept]] = 1
-    heads = fit_heads(
+    heads = fit(
         features.take(used).source(),
         torch.from_numpy(y[used]),
         C=C,

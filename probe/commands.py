@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from features.arguments import options_of, source_options
+from features.arguments import engine_of, engine_options, options_of, source_options
 from features.console import (
     FILE,
     as_json,
@@ -35,6 +36,8 @@ from probe.finetune_command import finetune, say, say_tuned
 from probe.run_command import run
 
 if TYPE_CHECKING:
+    from features.cluster import Cluster
+    from probe.cluster import Team
     from probe.results import Result
 
 
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 @deit_options
 @loop_options
 @device_option
+@engine_options
 @json_option
 def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> None:
     """Choose C on folds of the training images, refit, and test once.
@@ -92,6 +96,7 @@ def refuse(trained: bool) -> None:
     """Raise UsageError where an option was given that goes with the other kind of head."""
     ctx = click.get_current_context()
     solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
+    solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
     trained_only = {"head_size", "head_weights", "epochs", "batch_size", "accumulate", "lr"}
     trained_only |= {"weight_decay", "warmup", "schedule", "clip", "layer_decay", "patience"}
     trained_only |= {"balance", "no_augment", "mixed", "tensorboard", "checkpointing"}
@@ -109,15 +114,29 @@ def refuse(trained: bool) -> None:
 
 def solved(stores: Sequence[Path], out: Path, given: dict[str, Any]) -> Iterator[list[Result]]:
     """Yield the results of the sweep on each store."""
+    from probe.heads import fit_heads
     from probe.sweep import probe_all
 
-    settings = probing_of(given, protocol=given["protocol"], head=given["head"])
-    for store in stores:
-        with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
-            results = probe_all(
-                store, out=out, settings=settings, **provenance(), progress=passes(show)
-            )
-        yield results
+    with engine_of(given) as cluster, team_of(cluster) as team:
+        fit = team.fit_heads if team else fit_heads
+        settings = probing_of(given, protocol=given["protocol"], head=given["head"], fit=fit)
+        if team and settings.filled().head != "linear":
+            raise click.UsageError("--engine ray fits linear heads: leave it out for others")
+        for store in stores:
+            with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
+                results = probe_all(
+                    store, out=out, settings=settings, **provenance(), progress=passes(show)
+                )
+            yield results
+
+
+def team_of(cluster: Cluster | None) -> AbstractContextManager[Team | None]:
+    """Return the workers that hold rows, where a cluster works."""
+    if cluster is None:
+        return nullcontext()
+    from probe.cluster import Team
+
+    return Team(cluster)
 
 
 def trained_heads(

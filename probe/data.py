@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,7 @@ class Features:
         """Return the rows as the solver takes them."""
         if self.X is not None:
             return Whole(self.X)
-        return Stored(
-            lambda rows: self.store.read(self.feature, rows), self.rows, self.width, self.room
-        )
+        return Stored(partial(self.store.read, self.feature), self.rows, self.width, self.room)
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """Yield rows (m, D), chunk by chunk."""

@@ -84,7 +84,7 @@ class Images:
 
     def _read(self, row: int) -> tuple[Image.Image, str]:
         """Return an image's crop and the hash of its bytes."""
-        path = self.manifest.root / str(self.manifest.path[row])
+        path = self.manifest.file(row)
         try:
             data = read_bytes(path)
             [crop] = crops(data, self.recipe)

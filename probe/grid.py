@@ -20,11 +20,12 @@ from typing import Any
 
 from features.backbones import Backbone, load_backbone
 from features.errors import MedprobeError, ProbeError
+from features.extract import Engine, extract
 from features.extract import Progress as Images
-from features.extract import extract
 from features.manifest import Manifest, digest
 from features.plan import Settings as Extraction
 from features.plan import store_path
+from features.urls import Location
 from probe import finetune, sweep
 from probe.path import Progress
 from probe.results import Result
@@ -34,6 +35,7 @@ from probe.tuned import feature_of
 SCENARIOS = ("frozen-linear", "frozen-deit", "unfrozen-linear", "unfrozen-deit")
 LOG = "cells.jsonl"
 FREE = {"device", "workers", "on_error", "overwrite"}  # settings that change no number
+FREE |= {"ask", "fit"}  # where it is done
 FREE |= {"accumulate", "checkpointing", "tensorboard", "strict_splits"}
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean, std
@@ -102,7 +104,7 @@ def digest_of(manifest: Manifest) -> str:
         [
             *(manifest.dataset, manifest.digest(), manifest.split_digest(), manifest.metric),
             {name: values.tolist() for name, values in columns.items()},
-            [_stat(manifest.root / path) for path in manifest.path.tolist()],
+            [_stat(manifest.file(row)) for row in range(len(manifest))],
         ]
     )
 
@@ -131,26 +133,41 @@ def run_grid(
     about: "command" and "versions" for the results. images(dataset), heads and epochs are told of
     progress.
     """
-    todo: dict[int, list[Cell]] = {}
     for cell in cells:
         if is_done(cell):
             yield Outcome(cell, "skipped")
-        else:
-            todo.setdefault(id(cell.manifest), []).append(cell)
-    for group in todo.values():
+    for group in by_data_set([cell for cell in cells if not is_done(cell)]):
         failed = prepare(group, images(group[0].manifest.dataset))
         for cell in group:
-            start = time.perf_counter()
-            try:
-                if cell.backbone in failed:
-                    raise failed[cell.backbone]
-                found = run_cell(cell, about or {}, heads, epochs)
-                outcome = Outcome(cell, "done", tuple(found), seconds=time.perf_counter() - start)
-            except Exception as error:  # whatever it is, the other cells go on
-                reason = said(error)
-                outcome = Outcome(cell, "failed", (), reason, time.perf_counter() - start)
+            if cell.backbone in failed:
+                outcome = Outcome(cell, "failed", (), said(failed[cell.backbone]))
+            else:
+                outcome = attempt(cell, about or {}, heads, epochs)
             log(outcome)
             yield outcome
+
+
+def by_data_set(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Return the cells of each manifest."""
+    groups: dict[int, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(id(cell.manifest), []).append(cell)
+    return list(groups.values())
+
+
+def attempt(
+    cell: Cell,
+    about: Mapping[str, Any],
+    heads: Progress | None = None,
+    epochs: Say = lambda _: None,
+) -> Outcome:
+    """Compute a cell whose features are there; whatever goes wrong is the reason it failed."""
+    start = time.perf_counter()
+    try:
+        found = run_cell(cell, about, heads, epochs)
+    except Exception as error:
+        return Outcome(cell, "failed", (), said(error), time.perf_counter() - start)
+    return Outcome(cell, "done", tuple(found), seconds=time.perf_counter() - start)
 
 
 def said(error: Exception) -> str:
@@ -159,11 +176,17 @@ def said(error: Exception) -> str:
     return text if isinstance(error, MedprobeError) else f"{type(error).__name__}: {text}"
 
 
-def prepare(cells: Sequence[Cell], progress: Images | None = None) -> dict[str, Exception]:
+def prepare(
+    cells: Sequence[Cell],
+    progress: Images | None = None,
+    *,
+    engine: Engine | None = None,
+    settle: Callable[[Extraction], Extraction] = lambda settings: settings,
+) -> dict[str, Exception]:
     """Extract what cells of one data set need; return the backbones for which that failed.
 
     Backbones of which the same is wanted are extracted together. Where that fails, each is
-    extracted alone, to find the one at fault.
+    extracted alone, to find the one at fault. engine is as for extract; settle fits settings to it.
     """
     failed: dict[str, Exception] = {}
     wanted: dict[Extraction, list[Backbone]] = {}
@@ -175,16 +198,17 @@ def prepare(cells: Sequence[Cell], progress: Images | None = None) -> dict[str, 
         except (MedprobeError, OSError, RuntimeError) as error:
             failed[name] = error
     for settings, backbones in wanted.items():
-        where = {"out": cells[0].features, "settings": settings, "progress": progress}
+        where: dict[str, Any] = {"out": cells[0].features, "progress": progress, "engine": engine}
+        where["settings"] = settle(settings)
         try:
-            extract(cells[0].manifest, backbones, **where)  # type: ignore[arg-type]
+            extract(cells[0].manifest, backbones, **where)
         except (MedprobeError, OSError, RuntimeError) as error:
             if len(backbones) == 1:
                 failed[backbones[0].spec.name] = error
                 continue
             for one in backbones:
                 try:
-                    extract(cells[0].manifest, [one], **where)  # type: ignore[arg-type]
+                    extract(cells[0].manifest, [one], **where)
                 except (MedprobeError, OSError, RuntimeError) as own:
                     failed[one.spec.name] = own
     return failed
@@ -312,7 +336,7 @@ def _but_free(settings: Any) -> dict[str, Any]:
     return found
 
 
-def _stat(path: Path | None) -> list[int]:
+def _stat(path: Location | None) -> list[int]:
     """Return size and time of a file; nothing where there is none."""
     try:
         found = path.stat() if path else None

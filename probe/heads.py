@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -135,6 +135,18 @@ def _probabilities(logits: Tensor, kind: str) -> Tensor:
     return torch.cat([1 - p, p], -1) if kind == "binary" else p
 
 
+class Engine(Protocol):
+    """Where rows lie and sums over them are made."""
+
+    def rows(self, source: Source, kind: Tensor | None, device: torch.device) -> Rows:
+        """Return the rows, as Rows.of does."""
+        ...
+
+    def objective(self, rows: Rows, **parts: Any) -> Objective:
+        """Return the objective over such rows, as Objective does."""
+        ...
+
+
 @torch.no_grad()
 def fit_heads(
     X: Tensor | Source,
@@ -147,6 +159,7 @@ def fit_heads(
     certified: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Heads:
     """Fit a head for every strength C (J,) and every weighting of the rows (G, N).
 
@@ -161,17 +174,22 @@ def fit_heads(
         or all of them when tol < 1e-7.
     certified : also bound each head's gap, in about four passes in float64.
     progress : called with heads done, heads in all, and the passes of the batch at work.
+    engine : holds the rows, where that isn't this process (cluster.py); `certified` is not for it.
 
     Raises ProbeError where no head can be fitted.
     """
     y = y.to(device)
+    if certified and engine:
+        raise ProbeError("a certified gap is computed in one process: leave the engine out")
     K = 1 if y.ndim == 2 else n_classes or int(y.max()) + 1
     kind = "sigmoid" if y.ndim == 2 else "binary" if K == 2 else "softmax"
     if y.ndim == 1 and K < 2:
         raise ProbeError("one class is left in the training rows; a head needs at least two")
     softmax = kind == "softmax"
     source: Source = Whole(X) if isinstance(X, Tensor) else X
-    rows = Rows.of(source, y if softmax else None, torch.device(device))
+    rows = (engine.rows if engine else Rows.of)(
+        source, y if softmax else None, torch.device(device)
+    )
     y = y[rows.order]
     labels = None if softmax else y.reshape(len(y), -1).T.double()  # (L, N)
     w = torch.ones(1, len(y), device=device) if weights is None else weights.to(device)
@@ -197,7 +215,7 @@ def fit_heads(
     bases, basis = bases_of(rows, w)
 
     def objective(dtype: torch.dtype) -> Objective:
-        return Objective(
+        return (engine.objective if engine else Objective)(
             rows=rows.to(dtype),
             y=None if labels is None else labels.nan_to_num(0).to(dtype),
             weights=(known / total[..., None]).flatten(0, 1).to(dtype),

@@ -159,7 +159,7 @@ class Objective:
         its curvature, or that of one of its classes, sits in few rows. kept are such inverses, by
         head, that are still good.
         """
-        M = self._mean_curvature(point)
+        M = self.mean_curvature(point)
         hard = [h for h in (effort > HARD).nonzero()[:, 0].tolist() if h not in kept]
         room = MEMORY - sum(one.nbytes for one in kept.values())
         if self.y is not None:
@@ -185,7 +185,7 @@ class Objective:
             own[h] = Woodbury.of(basis, base.Q[h], base.m[h], self.l2[h], f, Z)
         return replace(base, own=own)
 
-    def _mean_curvature(self, point: Point) -> Tensor:
+    def mean_curvature(self, point: Point) -> Tensor:
         """Return sum_i w_i (diag(p_i) - p_i p_i') without its diagonal, (H, K, K) in float64."""
         H, K = point.gradient.shape[:2]
         M = torch.zeros(H, K, K, dtype=torch.float64, device=point.gradient.device)
@@ -206,7 +206,7 @@ class Objective:
         w (diag(p) - p p') has the part f f', f = sqrt(w p_r / (1 - p_r)) (e_r - p), that holds all
         of the row's curvature along r: what is left has none there.
         """
-        p, w = point.curvature[head].double(), self.weights[self.group[head]].double()
+        p, w = self.curvature_of(point, head).double(), self.weights[self.group[head]].double()
         v = w * p * (1 - p)  # (K, N)
         share = v.sum(1).square() / v.square().sum(1).clamp_min(1e-300) * w.square().sum()
         r = int(share.argmin())
@@ -234,7 +234,8 @@ class Objective:
         """
         N, D = len(self.rows), self.rows.width
         curved = {
-            h: self.weights[self.group[h]].double() * point.curvature[h, 0].double() for h in hard
+            h: self.weights[self.group[h]].double() * self.curvature_of(point, h)[0].double()
+            for h in hard
         }
         most = max(0, room) // (point.gradient.element_size() * D * D)
         grams: dict[int, Tensor] = {}
@@ -251,13 +252,14 @@ class Objective:
             least[h] = falling[n]
             grams[h] = v[v < least[h]].sum() * self.bases[int(self.basis[h])].gram
             grams[h].diagonal()[:-1].add_(self.l2[h].double())
-        for start, Z in self.rows.chunks() if grams else ():
-            for h, gram in grams.items():
-                v = curved[h][start : start + len(Z)]
-                rows = (v >= least[h]).nonzero()[:, 0]
-                Y = Z[rows].double() * v[rows, None].sqrt()
-                gram += Y.T @ Y
+        above = [torch.where(curved[h] >= least[h], curved[h], 0) for h in grams]
+        for gram, more in zip(grams.values(), self.rows.grams(above), strict=True):
+            gram += more
         return {h: Inverse.of(gram, self.l2.dtype) for h, gram in grams.items()}
+
+    def curvature_of(self, point: Point, head: int) -> Tensor:
+        """Return the curvature of one head at all rows, (K, N)."""
+        return point.curvature[head]
 
 
 def logits(Z: Tensor, theta: Tensor) -> Tensor:

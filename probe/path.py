@@ -171,4 +171,4 @@ def waves(log_c: Sequence[float]) -> list[list[int]]:
 def batch_size(objective: Objective, theta: Tensor) -> int:
     """Return how many heads at once keep their curvature within CURVATURE_BYTES or its share."""
     outputs, room = theta.shape[2], min(CURVATURE_BYTES, available(theta.device) // SHARES)
-    return max(1, room // (theta.element_size() * len(objective.rows) * outputs))
+    return max(1, room // (theta.element_size() * objective.rows.together * outputs))

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from probe.rows import Rows
 
-ROWS = 4096  # at once in float64
 ALIKE = 0.6  # the share of all rows from which a weighting takes the basis of all
 
 
@@ -75,16 +74,7 @@ def bases_of(rows: Rows, weights: Tensor) -> tuple[list[Basis], Tensor]:
     if alike.any():
         sets = [torch.ones_like(weights[0]), *sets]
         which = torch.where(alike, 0, which + 1)
-    grams = [torch.zeros(D, D, dtype=torch.float64, device=weights.device) for _ in sets]
-    for start, chunk in rows.chunks():
-        for i in range(0, len(chunk), ROWS):
-            Z = chunk[i : i + ROWS].double()
-            for w, gram in zip(sets, grams, strict=True):
-                here = w[start + i : start + i + len(Z)].double()
-                used = here.nonzero()[:, 0]
-                Y = Z if len(used) == len(Z) else Z[used]
-                gram.addmm_((Y * here[used, None]).T, Y)
-    return [Basis.of(gram) for gram in grams], which
+    return [Basis.of(gram) for gram in rows.grams(sets)], which
 
 
 @dataclass(frozen=True)

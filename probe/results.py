@@ -23,6 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
+from features.lock import writing
+
+PATIENCE = 60.0  # seconds until others have written their line
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def append(folder: Path, result: Result) -> None:
     line = json.dumps(
         asdict(result), allow_nan=False
     )  # ASCII: no separator of Unicode breaks a line
-    with (folder / "results.jsonl").open("a", encoding="ascii") as file:
+    others = writing(folder / ".results", patience=PATIENCE)  # on a cluster several may write
+    with others, (folder / "results.jsonl").open("a", encoding="ascii") as file:
         file.write(line + "\n")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from features.errors import ProbeError
 
 CHUNK_BYTES = 32 << 20  # of rows that are read at once
+AT_ONCE = 4096  # in float64
 SHARES = 64  # of the memory that is left, one for a chunk, of which about five copies are alive
 
 
@@ -41,6 +42,10 @@ class Source(Protocol):
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield (n, D) float32 from the first row on."""
+        ...
+
+    def part(self, start: int, stop: int) -> Source:
+        """Return some of the rows, for another process."""
         ...
 
 
@@ -63,6 +68,10 @@ class Whole:
     def chunks(self) -> Iterator[Tensor]:
         """Yield all rows at once."""
         yield self.X
+
+    def part(self, start: int, stop: int) -> Whole:
+        """Return some of the rows, in memory of their own."""
+        return Whole(self.X[start:stop].clone())
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,10 @@ class Stored:
         """Yield the wanted rows, in the order of the file."""
         for i in range(0, len(self.rows), self.step):
             yield self._chunk(self.rows[i : i + self.step])
+
+    def part(self, start: int, stop: int) -> Stored:
+        """Return some of the rows, in the same file."""
+        return replace(self, rows=self.rows[start:stop])
 
     def _chunk(self, part: NDArray[np.integer]) -> Tensor:
         """Read some wanted rows: a slice where they are dense in it, piece by piece elsewhere."""
@@ -131,43 +144,43 @@ class Rows:
         N, D = source.shape
         if isinstance(source, Stored) and N < D:
             source = Whole(torch.cat(list(source.chunks())))
-        total = torch.zeros(D, dtype=torch.float64, device=device)
-        for X in source.chunks():
-            part = X.to(device).sum(0, dtype=torch.float64)
-            if not part.isfinite().all():
-                raise ProbeError(
-                    "the features hold NaN or infinity; run `medprobe verify` on the store"
-                )
-            total += part
-        # Rounded as the rows are, so that subtracting it and adding it back is the same.
-        shift, square = (total / N).to(X.dtype).double(), 0.0
-        for X in source.chunks():
-            X = X.to(device)
-            square += float((X - shift.to(X.dtype)).square().sum(dtype=torch.float64))
-        size = math.sqrt(square / (N * D))
+        shift = rounded(total(source, device) / N, source)
+        rows = cls.in_units(source, kind, device, shift, unit(squares(source, shift), N * D))
+        return rows.keep() if isinstance(source, Whole) else rows
+
+    @classmethod
+    def in_units(
+        cls,
+        source: Source,
+        kind: Tensor | None,
+        device: torch.device,
+        shift: Tensor,
+        scale: float,
+    ) -> Rows:
+        """Sort the rows of every chunk by class."""
+        N = source.shape[0]
         order = torch.arange(N, device=device)
         if kind is not None:
             step = source.step
             order = torch.cat(
                 [i + kind[i : i + step].argsort(stable=True) for i in range(0, N, step)]
             )
-        rows = cls(
+        return cls(
             source=source,
             order=order,
             kind=None if kind is None else kind[order],
             shift=shift,
-            scale=2.0 ** round(math.log2(size)) if size > 0 else 1.0,
+            scale=scale,
             turn=None,
             device=device,
         )
-        return rows._keep() if isinstance(source, Whole) else rows
 
-    def _keep(self) -> Rows:
-        """Hold the finished rows, turned into the directions they span where N < D."""
+    def keep(self, *, all_rows: bool = True) -> Rows:
+        """Hold the finished rows; if they are all, turned into the directions that N < D span."""
         [X] = self.source.chunks()
         X = (X.to(self.device)[self.order] - self.shift.to(X.dtype)) / self.scale
         turn = None
-        if X.shape[0] < X.shape[1]:
+        if all_rows and X.shape[0] < X.shape[1]:
             Y = X.double()
             spectrum, U = torch.linalg.eigh(Y @ Y.T)
             keep = spectrum > spectrum[-1] * 1e-13
@@ -185,6 +198,11 @@ class Rows:
     def width(self) -> int:
         """Return the number of columns, with that of ones."""
         return (self.source.shape[1] if self.kept is None else self.kept.shape[1] - 1) + 1
+
+    @property
+    def together(self) -> int:
+        """Return how many rows lie in one process."""
+        return len(self)
 
     def __len__(self) -> int:
         """Return N."""
@@ -215,6 +233,20 @@ class Rows:
             out[here] = Z[which[here] - start]
         return out
 
+    def grams(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return the Gram matrix (width, width) of each weighting (N,) of the rows, in float64."""
+        D = self.width
+        grams = [torch.zeros(D, D, dtype=torch.float64, device=self.device) for _ in weights]
+        for start, chunk in self.chunks() if weights else ():
+            for i in range(0, len(chunk), AT_ONCE):
+                Z = chunk[i : i + AT_ONCE]
+                for w, gram in zip(weights, grams, strict=True):
+                    here = w[start + i : start + i + len(Z)].double()
+                    used = here.nonzero()[:, 0]
+                    Y = (Z if len(used) == len(Z) else Z[used]).double()
+                    gram.addmm_((Y * here[used, None]).T, Y)
+        return grams
+
     def blocks(self, step: int) -> Iterator[tuple[slice, Tensor, int]]:
         """Yield ranges of at most `step` rows of one class, their rows Z (n, width), and the class.
 
@@ -241,3 +273,37 @@ class Rows:
         if self.turn is not None:
             coef = coef @ self.turn.T
         return coef, theta[..., -1] - coef @ self.shift
+
+
+def total(source: Source, device: torch.device) -> Tensor:
+    """Return the sum of the rows, (D,) float64. Raises ProbeError for one that is not finite."""
+    out = torch.zeros(source.shape[1], dtype=torch.float64, device=device)
+    for X in source.chunks():
+        part = X.to(device).sum(0, dtype=torch.float64)
+        if not part.isfinite().all():
+            raise ProbeError(
+                "the features hold NaN or infinity; run `medprobe verify` on the store"
+            )
+        out += part
+    return out
+
+
+def rounded(shift: Tensor, source: Source) -> Tensor:
+    """Return a shift as rows have it, so that subtracting it and adding it back is the same."""
+    dtype = source.X.dtype if isinstance(source, Whole) else torch.float32
+    return shift.to(dtype).double()
+
+
+def squares(source: Source, shift: Tensor) -> float:
+    """Return the sum of the squares of all numbers less their column's shift (D,)."""
+    found = 0.0
+    for X in source.chunks():
+        X = X.to(shift.device)
+        found += float((X - shift.to(X.dtype)).square().sum(dtype=torch.float64))
+    return found
+
+
+def unit(square: float, count: int) -> float:
+    """Return the root mean square of so many numbers as a power of two."""
+    size = math.sqrt(square / count)
+    return 2.0 ** round(math.log2(size)) if size > 0 else 1.0

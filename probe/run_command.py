@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import click
 from click.core import ParameterSource
 
 from features.arguments import (
+    engine_of,
+    engine_options,
     extraction_of,
     image_options,
     options_of,
@@ -40,6 +42,7 @@ from probe.arguments import (
 from probe.finetune_command import say
 
 if TYPE_CHECKING:
+    from features.cluster import Cluster
     from probe.grid import Cell, Outcome
 
 SCENARIOS = ["frozen-linear", "frozen-deit", "unfrozen-linear", "unfrozen-deit"]
@@ -157,6 +160,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
 @loop_options
 @image_options
 @device_option
+@engine_options
 @source_options
 @json_option
 def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
@@ -168,23 +172,16 @@ def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
     \b
     medprobe run -m efficientnet_lite0 -d sample --scenario frozen-linear
     """
-    from probe.grid import is_done, run_grid
-
     for name in ("backbones", "datasets"):
         if not given[name]:
             raise click.UsageError(f"no {name}: give some by -{name[0].replace('b', 'm')}")
-    cells = cells_of(given | {"out": out})
     if dry_run:
-        rows = [(cell.name, "done" if is_done(cell) else "to do") for cell in cells]
-        return as_json([*map(list, rows)]) if json_ else as_table(rows)
+        return say_plan(cells_of(given | {"out": out}), json_)
     outcomes: list[Outcome] = []
-    with bar("features", "images") as show:
-        for outcome in run_grid(
-            cells,
-            about=provenance(),
-            images=lambda _: images_per_second(show),
-            epochs=say,
-        ):
+    with engine_of(given) as cluster, bar("features", "images") as show:
+        given["device"] = cluster.device if cluster else given["device"]
+        cells = cells_of(given | {"out": out})
+        for outcome in outcomes_of(cells, cluster, lambda _: images_per_second(show)):
             outcomes.append(outcome)
             if not json_:
                 say_outcome(outcome, outcomes, cells)
@@ -198,6 +195,28 @@ def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
             "mend what their lines say and run the same command again for these"
         )
     return None
+
+
+def say_plan(cells: Sequence[Cell], json_: bool) -> None:
+    """Print which cells there are, and which of them are done."""
+    from probe.grid import is_done
+
+    rows = [(cell.name, "done" if is_done(cell) else "to do") for cell in cells]
+    return as_json([*map(list, rows)]) if json_ else as_table(rows)
+
+
+def outcomes_of(
+    cells: Sequence[Cell], cluster: Cluster | None, images: Callable[[str], Any]
+) -> Iterator[Outcome]:
+    """Run the grid, here or on a cluster."""
+    if cluster is None:
+        from probe.grid import run_grid
+
+        yield from run_grid(cells, about=provenance(), images=images, epochs=say)
+    else:
+        from probe.grid_cluster import run_grid_on
+
+        yield from run_grid_on(cluster, cells, about=provenance(), images=images)
 
 
 def cells_of(given: dict[str, Any]) -> list[Cell]:

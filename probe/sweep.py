@@ -21,8 +21,9 @@ from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
 from probe import choose, evaluation, metrics, protocols, results, splits
-from probe.choose import Chosen, Draw
+from probe.choose import Chosen, Draw, Fit
 from probe.data import Data, Features, load
+from probe.heads import fit_heads
 from probe.path import Progress
 from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
 
@@ -46,6 +47,7 @@ class Settings(evaluation.Scoring):
     strict_splits: bool = False  # refuse splits that leak
     device: str = "cpu"
     tol: float = 1e-6
+    fit: Fit = fit_heads  # of linear heads: in this process, or over rows that others hold
 
     def filled(self) -> Settings:
         """Return the settings with the protocol's values where none is given.
@@ -181,6 +183,7 @@ def _choose(
         tol=settings.tol,
         device=settings.device,
         progress=progress,
+        fit=settings.fit,
     )
 
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,29 @@ def image_folder(tmp_path):
         suffix = ("png", "jpg", "bmp", "webp")[i % 4]
         Image.fromarray(pixels).save(folder / name / f"{i:02d}.{suffix}")
     return folder
+
+
+@pytest.fixture
+def one_thread():
+    """The last bits of a pass depend on how many threads it has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images(image_folder):
+    """40 images: three copies of the first, in its batch, another batch and the last; one bad."""
+    from features.datasets import open_dataset
+
+    for name in ("cat/04.png", "dog/21.jpg", "dog/39.webp"):
+        (image_folder / name).unlink()
+        shutil.copy(image_folder / "cat" / "00.png", image_folder / name)
+    (image_folder / "dog" / "27.webp").write_bytes(b"not an image")
+    return open_dataset(f"folder:{image_folder}")
 
 
 def make_manifest(y, *, split=None, subject=None, classes=None, dataset="made", ids=None):

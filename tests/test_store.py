@@ -182,7 +182,7 @@ def test_features_that_are_not_finite_are_refused_before_anything_is_written(tmp
     spoilt[2, 1] = np.inf
     source = {"hash": ["0" * 64] * 4, "size": [1] * 4, "mtime_ns": [1] * 4}
     with FeatureStore.open(path, write=True) as store:
-        with pytest.raises(StoreError, match="feature final/mean of row 12 is not finite"):
+        with pytest.raises(StoreError, match=r"row 12 \(00012\.png\) is not finite"):
             store.commit(np.arange(10, 14), {"final/mean": spoilt}, source, {})
         np.testing.assert_array_equal(store.read("final/mean"), X)
 

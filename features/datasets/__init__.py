@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from features.datasets.options import Options
 from features.errors import DatasetError
 from features.manifest import Manifest
+from features.urls import Location, Url, locate
 
 __all__ = ["SOURCES", "Options", "Source", "open_dataset"]
 
@@ -27,11 +29,12 @@ class Source:
     reader: str  # "module:function" taking (path, options), loaded when asked for
     needs_path: bool = True
     splits: tuple[str, ...] = ()  # of its own: "study", "official"
+    urls: bool = False  # whether its path may be one
 
-    def read(self, path: Path, options: Options) -> Manifest:
+    def read(self, path: Location, options: Options) -> Manifest:
         """Return the manifest."""
         module, function = self.reader.split(":")
-        reader: Callable[[Path, Options], Manifest] = getattr(import_module(module), function)
+        reader: Callable[[Any, Options], Manifest] = getattr(import_module(module), function)
         return reader(path, options)
 
 
@@ -48,12 +51,14 @@ SOURCES = {
         Source(
             name="folder",
             usage="folder:DIR",
+            urls=True,
             what="one sub-folder per class, or train/ val/ test/ above them",
             reader="features.datasets.from_folder:read",
         ),
         Source(
             name="csv",
             usage="csv:FILE",
+            urls=True,
             what="columns path, label (or label_*), and if you have them subject and split",
             reader="features.datasets.from_csv:read",
         ),
@@ -108,4 +113,10 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
         raise DatasetError(
             f"{name} has no {options.split} split: found {own}; leave --split out, or take drawn"
         )
-    return source.read(Path(path), options)
+    place = locate(path)
+    if isinstance(place, Url) and not source.urls:
+        raise DatasetError(
+            f"{source.usage} is read from a local folder: found {path}; "
+            "for images at URLs write a table, and take csv:FILE"
+        )
+    return source.read(place, options)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from features.manifest import (
     natural_order,
 )
 from features.splits import deal
+from features.urls import Location, locate
 
 SPLIT_NAMES = {
     "train": "train",
@@ -51,7 +51,7 @@ def index_classes(labels: Sequence[str]) -> tuple[NDArray[np.int32], tuple[str, 
 def build(
     *,
     dataset: str,
-    root: Path,
+    root: Location,
     paths: Sequence[str],
     label: NDArray[np.int32],
     classes: tuple[str, ...],
@@ -162,11 +162,11 @@ def merge_classes(
     return label, tuple(names)
 
 
-def _patient_ids(root: Path, paths: Sequence[str], where: str) -> list[str]:
+def _patient_ids(root: Location, paths: Sequence[str], where: str) -> list[str]:
     found = []
     for path in paths:
         try:
-            name = patient_id(root / path)
+            name = patient_id(locate(path) if "://" in path else root / path)
         except ImageError as error:
             raise DatasetError(f"{where}: {path}: no patient id: {error}") from None
         if not name:

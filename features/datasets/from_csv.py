@@ -1,14 +1,14 @@
 """`csv:FILE`: a table with one row per image.
 
-Columns: path (relative to the table), label or label_* ; subject and split if there are any. One
-label column makes a multiclass task, or with `--label-sep` a multilabel one. Several columns
-label_<finding> make a multilabel task, with 1, 0, -1 (uncertain) or nothing in each cell.
+FILE may be a URL. Columns: path (relative to the table, or a URL), label or label_* ; subject and
+split if there are any. One label column makes a multiclass task, or with `--label-sep` a multilabel
+one. Several columns label_<finding> make a multilabel task, with 1, 0, -1 (uncertain) or nothing in
+each cell.
 """
 
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,14 @@ from features.datasets.drawing import build, index_classes
 from features.datasets.options import Options
 from features.errors import DatasetError
 from features.manifest import ABSENT, NOT_STATED, PRESENT, UNCERTAIN, Manifest, natural_order
+from features.urls import Location
 
 STATES = {"1": PRESENT, "0": ABSENT, "-1": UNCERTAIN, "": NOT_STATED}
 GROUPS = 100
 STATES |= {f"{k}.0": v for k, v in STATES.items() if k}
 
 
-def read(file: Path, options: Options) -> Manifest:
+def read(file: Location, options: Options) -> Manifest:
     """Return the manifest of a table.
 
     Raises DatasetError for unknown columns, empty cells, wrong labels.

@@ -1,38 +1,38 @@
 """`folder:DIR`: one sub-folder per class, or train/ val/ test/ above them.
 
-Sub-folders of a class are read too.
+Sub-folders of a class are read too. DIR may be a URL.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from features import dicom
 from features.datasets.drawing import SPLIT_NAMES, build, index_classes
 from features.datasets.options import Options
 from features.errors import DatasetError
 from features.manifest import Manifest
+from features.urls import Location, Url
 
 SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
 
 
-def read(folder: Path, options: Options, *, dataset: str = "", note: str = "") -> Manifest:
+def read(folder: Location, options: Options, *, dataset: str = "", note: str = "") -> Manifest:
     """Return the manifest of a folder. Raises DatasetError where it isn't laid out as above."""
     if not folder.is_dir():
         raise DatasetError(f"folder:{folder}: there is no such folder")
-    splits = [
-        p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in SPLIT_NAMES
-    ]
+    files = _files(folder)
+    splits = {f.parts[0] for f in files if len(f.parts) > 1 and f.parts[0].lower() in SPLIT_NAMES}
     depth = 1 if splits else 0
     rows = [
-        relative
-        for top in (splits or ["."])
-        for relative in _images(folder, folder / top)
-        if len(relative.parts) > depth + 1 or not options.labelled
+        file
+        for file in files
+        if (len(file.parts) > depth + 1 or not options.labelled)
+        and (not splits or file.parts[0] in splits)
+        and is_image(folder / file.as_posix())
     ]
     if not rows:
         raise DatasetError(
@@ -55,17 +55,21 @@ def read(folder: Path, options: Options, *, dataset: str = "", note: str = "") -
     )
 
 
-def _images(root: Path, folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder, relative to root, in one order on every machine."""
-    for where, below, files in os.walk(folder):
-        below.sort()
-        for name in sorted(files):
-            path = Path(where, name)
-            if not name.startswith(".") and is_image(path):
-                yield path.relative_to(root)
+def _files(folder: Location) -> list[PurePosixPath]:
+    """Return the files below, in one order on every machine: in each folder files come first."""
+    if isinstance(folder, Url):
+        found = [PurePosixPath(name) for name in folder.walk()]
+    else:
+        found = [
+            PurePosixPath(Path(where, name).relative_to(folder))
+            for where, _, names in os.walk(folder)
+            for name in names
+        ]
+    seen = [file for file in found if not file.name.startswith(".")]
+    return sorted(seen, key=lambda f: [*((1, part) for part in f.parts[:-1]), (0, f.name)])
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: Location) -> bool:
     """Say whether a file is taken for an image: by its suffix, or else as DICOM by its start."""
     if path.suffix.lower() in SUFFIXES | dicom.SUFFIXES:
         return True

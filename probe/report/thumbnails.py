@@ -38,7 +38,7 @@ def _one(stored: Stored, row: int, dicom: bool) -> str:
     if manifest is None:
         return ""
     try:
-        data = read_bytes(manifest.root / manifest.path[row])
+        data = read_bytes(manifest.file(row))
         medical = is_dicom(data)
         if hashlib.sha256(data).hexdigest() != source["hash"][row] or (medical and not dicom):
             return ""
