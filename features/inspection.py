@@ -135,7 +135,7 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
         with FeatureStore.open(Path(dataset)) as store:
             found = run(
                 store.manifest(),
-                hashes=store.source()["hash"].tolist(),
+                hashes=store.hashes(),
                 features=store.read(feature or store.default_feature),
                 usable=store.done == DONE,
                 threshold=near,

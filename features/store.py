@@ -190,6 +190,10 @@ class FeatureStore:
         found = {name: self.columns[f"manifest/{name}"].read() for name in SOURCE}
         return found | {"hash": np.char.decode(found["hash"], "latin-1")}
 
+    def hashes(self) -> list[str]:
+        """Return the SHA-256 of each image's bytes in hex, "" where none was read."""
+        return [one.decode() for one in self.columns["manifest/hash"].read().tolist()]
+
     def read(
         self, feature: str, rows: NDArray[np.integer] | slice = slice(None)
     ) -> NDArray[np.floating[Any]]:

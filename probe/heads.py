@@ -29,6 +29,7 @@ from probe.path import Progress, batch_size
 from probe.preconditioner import bases_of
 from probe.rows import Rows, Source, Whole
 
+SURE = 40.0  # a logit whose loss, 4e-18, counts as none
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
 
 
@@ -227,6 +228,9 @@ def fit_heads(
         )
 
     theta = torch.zeros(J, G * L, K if softmax else 1, rows.width, device=device)
+    if labels is not None:  # a label that is always there, or never, has its optimum at infinity
+        share = (known * labels.nan_to_num(0)).sum(2) / total  # (G, L)
+        theta[..., -1] = share.logit().clamp(-SURE, SURE).view(1, G * L, 1)
     path = Strengths(strengths.log10().tolist(), theta)
     path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
     if tol < SINGLE or not path.converged.all():

@@ -244,7 +244,8 @@ class Objective:
             falling = v.sort(descending=True).values
             n = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
             if (
-                n > RARE * N
+                not v.sum() > TINY
+                or n > RARE * N
                 or 4.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * 4.0 * N * D
                 or len(grams) == most
             ):

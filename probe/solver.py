@@ -220,7 +220,8 @@ def line_search(
     for _ in range(trials):
         fine = there.value <= here.value + 1e-4 * length * slope + rounding
         ahead = _dot(there.gradient, step)  # the slope at the new point
-        again = (~fine | (ahead > -0.5 * slope)).nonzero()[:, 0]
+        past = (ahead > -0.5 * slope) & (-slope > rounding)  # its lowest point, if that can be told
+        again = (~fine | past).nonzero()[:, 0]
         if not len(again):
             break
         # Where the two slopes' line crosses zero: what a parabola would have for its lowest point.

@@ -27,7 +27,7 @@ def metric_of(manifest: Manifest, asked: str | None) -> Metric:
 
 def audited(store: FeatureStore, manifest: Manifest, *, strict: bool) -> dict[str, Any]:
     """Return what the audit of the splits found. Raises ProbeError for leaks where `strict`."""
-    found = audit(manifest, hashes=store.source()["hash"].tolist(), usable=store.done == DONE)
+    found = audit(manifest, hashes=store.hashes(), usable=store.done == DONE)
     if strict and found.leaks:
         raise ProbeError(
             f"{store.path}: {found.line()}. See `medprobe audit {store.path}`, or --split drawn"

@@ -247,3 +247,24 @@ def test_a_sweep_warns_of_nothing_when_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit_heads(X, y, C=PATH[::8])
+
+
+@pytest.mark.parametrize("D", [40, 600])  # fewer columns than rows, and more
+def test_labels_with_one_side_only_are_done_at_once_beside_others(D):
+    r = np.random.default_rng(3)
+    X = r.standard_normal((400, D)).astype(np.float32)
+    y = (X[:, :6] + r.standard_normal((400, 6)) > [0, 1, 2, 2.5, 99, -99]).astype(float)
+    y[::7, 4] = np.nan
+    weights = (r.integers(0, 5, 400) != np.arange(-1, 5)[:, None]).astype(np.float32)
+    C = 10 ** np.linspace(-6, 5, 45)
+    heads = fit_heads(
+        torch.from_numpy(X), torch.from_numpy(y), C=C, weights=torch.from_numpy(weights)
+    )
+    assert heads.converged.all()
+    assert heads.gap.isfinite().all()
+    assert heads.passes[..., 4:].max() < 5
+    p = heads.probabilities(torch.from_numpy(X))
+    np.testing.assert_allclose(p[..., 4], 0, atol=1e-9)
+    np.testing.assert_allclose(p[..., 5], 1, atol=1e-6)
+    theirs = LogisticRegression(C=C[20], tol=1e-10, max_iter=10_000).fit(X, y[:, 1])
+    np.testing.assert_allclose(p[20, :, 1], theirs.predict_proba(X)[:, 1], atol=2e-3)

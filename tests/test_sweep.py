@@ -99,7 +99,7 @@ def test_uncertain_findings_count_as_asked(tmp_path, uncertain):
         known = train & ~np.isnan(y)
         model = LogisticRegression(C=1.0, tol=1e-9, max_iter=5000).fit(X[known], y[known])
         np.testing.assert_allclose(
-            said.probabilities[:, k], model.predict_proba(X[test])[:, 1], atol=1e-4
+            said.probabilities[:, k], model.predict_proba(X[test])[:, 1], atol=1e-3
         )
         np.testing.assert_array_equal(said.labels[:, k], y[test])
 

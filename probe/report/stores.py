@@ -133,6 +133,7 @@ def _map(
     if len(rows) < 3:
         return None
     X = store.read(cell.result.feature, rows).astype(np.float64)
+    X = X.mean(1) if X.ndim == 3 else X  # of tokens, as the mean feature is
     facts = {"label": _labels(manifest, rows), "split": manifest.split[rows].tolist()}
     if not private and not np.array_equal(manifest.subject, manifest.id):
         facts["subject"] = manifest.subject[rows].tolist()
