@@ -20,14 +20,14 @@ from functools import partial
 from pathlib import Path
 
 CORES = os.cpu_count()
-IMAGES = 480
+IMAGES = 320
 SIZE = (512, 512)
 ROWS, WIDTH, CLASSES = 40_000, 384, 8
 LISTED, GATHERED = 1_000_000, 65_536
 
 
 class Meter(threading.Thread):
-    """CPU seconds of this process and all that come from it, the dead included, every 0.1 s."""
+    """CPU seconds of this process and all that come from it, the dead included, every 0.5 s."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -38,7 +38,7 @@ class Meter(threading.Thread):
         """Look again and again."""
         while True:
             self.look()
-            time.sleep(0.1)
+            time.sleep(0.5)
 
     def look(self):
         """Return the seconds until now."""
@@ -67,7 +67,13 @@ def cell(what, engine, workers, folder):
     if engine == "ray":
         import ray
 
-        ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            log_to_driver=False,
+            logging_level="ERROR",
+            include_dashboard=False,
+        )
     cells = {"extract": extraction, "sweep": sweep, "driver": driver}
     print(json.dumps(cells[what](engine, cores, folder)))
 
