@@ -233,7 +233,9 @@
       const size = (v) => v === null ? "not known or not trained" : `10<sup>${Math.round(Math.log10(v))}</sup> images`;
       const words = (i) => `<b>${named(chart.foundations[i], 30)}</b><br>${named(chart.classifiers[i], 30)}${chart.doubtful[i] ? "<br>random weights" : ""}<br>gain ${gain(chart.values[i])}<br>pre-training: ${size(chart.sizes[i])}`;
       const hover = { hoverinfo: "text", hovertext: places.map(words) };
-      const steep = n > 4 && width / n < 90;
+      const longest = Math.max(...places.map((i) => Math.max(named(chart.classifiers[i], 16).length, named(chart.foundations[i], 18).length)));
+      const steep = width / n < 7.5 * longest;
+      const foot = steep ? 0.42 : 0.3; // where the labels begin
       const traces = [
         { type: "bar", x: places, y: chart.values, width: 0.62, text: chart.values.map((v) => v === 0 ? "reference" : gain(v)), textposition: "outside", cliponaxis: false, textfont: { size: 11 },
           marker: { color: own.map((c, i) => chart.doubtful[i] ? "rgba(0,0,0,0)" : c), line: { color: own, width: 1.4 } }, ...hover },
@@ -244,11 +246,11 @@
       const spare = 0.14 * (ends[1] - ends[0] || 1);
       const labels = places.map((i) => `${named(chart.classifiers[i], 16)}<br><b>${named(chart.foundations[i], 18)}</b>`);
       return [traces, layout(chart, {
-        xaxis: axis({ title: "" }, { tickvals: places, ticktext: labels, showgrid: false, zeroline: false, tickangle: steep ? -90 : 0, anchor: "free", position: 0.3, side: "bottom", range: [-0.6, n - 0.4], automargin: false }),
-        yaxis: axis(chart.y, { domain: [0.3, 1], zeroline: true, zerolinecolor: look("ink"), range: [ends[0] - spare, ends[1] + spare] }),
+        xaxis: axis({ title: "" }, { tickvals: places, ticktext: labels, showgrid: false, zeroline: false, tickangle: steep ? -90 : 0, anchor: "free", position: foot, side: "bottom", range: [-0.6, n - 0.4], automargin: false }),
+        yaxis: axis(chart.y, { domain: [foot, 1], zeroline: true, zerolinecolor: look("ink"), range: [ends[0] - spare, ends[1] + spare] }),
         yaxis2: axis({ title: "" }, { domain: [0, steep ? 0.09 : 0.15], type: "log", range: [4, 10], tickvals: [1e5, 1e7, 1e9], ticktext: ["10<sup>5</sup>", "10<sup>7</sup>", "10<sup>9</sup>"], anchor: "x" }),
         annotations: [{ text: "images of pre-training", x: 0, y: (steep ? 0.09 : 0.15) + 0.005, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 11, color: look("muted") } }],
-        barmode: "overlay", margin: { l: 56, r: 14, t: 18, b: 10 }, height: 440,
+        barmode: "overlay", margin: { l: 56, r: 14, t: 18, b: 10 }, height: steep ? 500 : 440,
       })];
     },
 
