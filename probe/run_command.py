@@ -222,10 +222,12 @@ def outcomes_of(
 def cells_of(given: dict[str, Any]) -> list[Cell]:
     """Return the cells of a command's arguments: by data set, then backbone, then scenario."""
     from features.datasets import open_dataset
+    from features.devices import resolve_device
     from probe.grid import Cell, digest_of
 
     if given["protocol"] == "study":
-        given = given | {k: v for k, v in STUDY.items() if _is_default(k)}
+        study = STUDY | ({"mixed": "fp16"} if resolve_device(given["device"]) == "cuda" else {})
+        given = given | {k: v for k, v in study.items() if _is_default(k)}
     weights = _weights(given["weights"], given["backbones"])
     cells = []
     for dataset in given["datasets"]:
