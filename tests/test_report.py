@@ -150,6 +150,7 @@ def test_the_page_reaches_for_nothing_outside_itself(tmp_path):
             assert name not in ("src", "srcset", "action", "data", "poster")
             if name == "href" and value != "data:,":
                 assert value.removeprefix("#") in ids and value.startswith("#")
+            value = re.sub(r"'sha256-[^']*'", "", value)  # base64 may have // by chance
             assert "//" not in value and "url(" not in value
     style = "".join(said(e) for e in page.root.iter("style"))
     assert "url(" not in style and "@import" not in style
