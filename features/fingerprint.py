@@ -60,6 +60,18 @@ def fingerprint(
     }
 
 
+def decoding(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the images of a fingerprint were decoded: exact, window, frame, as a Recipe."""
+    image = made["image"]
+    shown = image.get("dicom", {})
+    window, frame = shown.get("window", "header"), shown.get("frame", "middle")
+    return {
+        "exact": image["decode"] == DECODE[True],
+        "window": None if window == "header" else (window[0], window[1]),
+        "frame": None if frame == "middle" else frame,
+    }
+
+
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return one line for every value that differs: `image.size: stored 224, asked 448`."""
     out = []

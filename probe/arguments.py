@@ -12,6 +12,13 @@ from features.console import FILE
 if TYPE_CHECKING:
     from probe import finetune, sweep
 
+# Options that training.Training, and an appended DeiT, have under the same names.
+LOOP = (
+    *("epochs", "batch_size", "accumulate", "checkpointing", "lr", "weight_decay", "warmup"),
+    *("schedule", "clip", "layer_decay", "patience", "balance", "mixed"),
+)
+DEIT = ("head_size", "head_weights")
+
 POSITIVE = click.IntRange(min=1)
 SHARE = click.FloatRange(0, 1, min_open=True)
 
@@ -177,16 +184,14 @@ def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Setti
     from probe.finetune import Settings
     from probe.training import Training
 
-    loop = ["epochs", "batch_size", "accumulate", "checkpointing", "lr", "weight_decay", "warmup"]
-    loop += ["schedule", "clip", "layer_decay", "patience", "balance", "mixed"]
     training = Training(
-        **{name: given[name] for name in loop},
+        **{name: given[name] for name in LOOP},
         augment=not given["no_augment"],
         tensorboard=str(given["tensorboard"]) if given["tensorboard"] else None,
         device=resolve_device(given["device"]),
         seed=seed,
     )
-    rest = {name: given[name] for name in ("head_size", "head_weights")} | scoring_of(given)
+    rest = {name: given[name] for name in DEIT} | scoring_of(given)
     return Settings(**rest, **more, seed=seed, training=training)
 
 

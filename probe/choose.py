@@ -230,14 +230,18 @@ def least_squares(
 
         kept = [torch.from_numpy(~held) for held in draw.folds.held_out]
         of_folds = [fitted(rows) for rows in kept]
-        said = [h.predict_proba(X[~rows]).numpy() for h, rows in zip(of_folds, kept, strict=True)]
-        truth = [labels[~rows].numpy() for rows in kept]
-        scores = [metrics.evaluate(metric, t, p)[0] for t, p in zip(truth, said, strict=True)]
+        said = [h.predict_proba(X[~rows]) for h, rows in zip(of_folds, kept, strict=True)]
+        scores = [
+            metrics.evaluate(metric, labels[~rows].numpy(), p.numpy())[0]
+            for rows, p in zip(kept, said, strict=True)
+        ]
         head = fitted(torch.ones(len(X), dtype=torch.bool))
-        held_out = (
-            np.concatenate([labels[:0].numpy(), *truth]),
-            np.concatenate([np.empty((0, len(classes))), *said]),
-        )
+
+        def of_rows(
+            f: int, held: NDArray[np.bool_], said: list[torch.Tensor] = said
+        ) -> torch.Tensor:
+            return said[f]
+
         found.append(
             Chosen(
                 predict=lambda X, head=head: head.predict_proba(X.double()),  # type: ignore[misc]
@@ -250,7 +254,7 @@ def least_squares(
                 },
                 converged=True,
                 loose="",
-                held_out=lambda found=held_out: found,  # type: ignore[misc]
+                held_out=partial(_held_out, of_rows, y[draw.rows], draw, len(classes)),
             )
         )
     return found

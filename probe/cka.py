@@ -106,7 +106,5 @@ def _batches(
 def _read(store: FeatureStore, feature: str, rows: NDArray[np.int64]) -> Tensor:
     """Return the features of rows in any order, (n, D); a matrix per image is laid out flat."""
     order = np.argsort(rows)
-    found = store.read(feature, rows[order])
-    X = np.empty((len(rows), found[0].size), dtype=np.float32)
-    X[order] = found.reshape(len(rows), -1)
-    return torch.from_numpy(X)
+    found = store.read(feature, rows[order]).reshape(len(rows), -1)
+    return torch.from_numpy(found[np.argsort(order)])

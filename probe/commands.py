@@ -24,6 +24,8 @@ from features.console import (
 )
 from probe.analyze_command import analyze
 from probe.arguments import (
+    DEIT,
+    LOOP,
     deit_options,
     loop_options,
     probing_of,
@@ -97,9 +99,7 @@ def refuse(trained: bool) -> None:
     ctx = click.get_current_context()
     solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
     solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
-    trained_only = {"head_size", "head_weights", "epochs", "batch_size", "accumulate", "lr"}
-    trained_only |= {"weight_decay", "warmup", "schedule", "clip", "layer_decay", "patience"}
-    trained_only |= {"balance", "no_augment", "mixed", "tensorboard", "checkpointing"}
+    trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
     foreign = solved_only if trained else trained_only
     for parameter in ctx.command.params:
         by_default = ctx.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from features.augment import augment, generator
 from features.errors import ImageError, ProbeError
-from features.images import DECODE, Transform, read_bytes
+from features.fingerprint import decoding
+from features.images import Transform, read_bytes
 from features.layout import VIEWS
 from features.manifest import Manifest
 from features.memory import available
@@ -101,15 +102,7 @@ class Images:
 
 def recipe_of(store: FeatureStore, transform: Transform) -> Recipe:
     """Return how a store's images were decoded, with another transform after it."""
-    image = store.fingerprint["image"]
-    shown = image.get("dicom", {})
-    window, frame = shown.get("window", "header"), shown.get("frame", "middle")
-    return Recipe(
-        (transform,),
-        exact=image["decode"] == DECODE[True],
-        window=None if window == "header" else (window[0], window[1]),
-        frame=None if frame == "middle" else frame,
-    )
+    return Recipe((transform,), **decoding(store.fingerprint))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from probe.token_head import TokenHead, token_head
 from probe.training import Say, Task, Training, best_of, predict, processes, train
 from probe.tuned import Tuned, feature_of, recompute, unfreeze
 
+FORMAT = "medprobe-finetuned"  # of run.json
 HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there is no val split
 
 
@@ -276,7 +277,7 @@ def _train_and_test(
     if trained and backbone["weights"] == "published":
         backbone = backbone | {"weights": "file"}
     made = {
-        "format": "medprobe-finetuned",
+        "format": FORMAT,
         "version": 1,
         "task": rows.manifest.task,
         "backbone": backbone | {"weights_digest": digest},

@@ -26,13 +26,12 @@ from features.manifest import Manifest, digest
 from features.plan import Settings as Extraction
 from features.plan import store_path
 from features.urls import Location
-from probe import finetune, sweep
+from probe import checkpoints, finetune, sweep
 from probe.path import Progress
 from probe.results import Result
 from probe.training import Say
 from probe.tuned import feature_of
 
-SCENARIOS = ("frozen-linear", "frozen-deit", "unfrozen-linear", "unfrozen-deit")
 LOG = "cells.jsonl"
 FREE = {"device", "workers", "on_error", "overwrite"}  # settings that change no number
 FREE |= {"ask", "fit"}  # where it is done
@@ -133,10 +132,9 @@ def run_grid(
     about: "command" and "versions" for the results. images(dataset), heads and epochs are told of
     progress.
     """
-    for cell in cells:
-        if is_done(cell):
-            yield Outcome(cell, "skipped")
-    for group in by_data_set([cell for cell in cells if not is_done(cell)]):
+    done, todo = divide(cells)
+    yield from (Outcome(cell, "skipped") for cell in done)
+    for group in by_data_set(todo):
         failed = prepare(group, images(group[0].manifest.dataset))
         for cell in group:
             if cell.backbone in failed:
@@ -145,6 +143,14 @@ def run_grid(
                 outcome = attempt(cell, about or {}, heads, epochs)
             log(outcome)
             yield outcome
+
+
+def divide(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Return the cells that were done before, and those to do."""
+    groups: tuple[list[Cell], list[Cell]] = ([], [])
+    for cell in cells:
+        groups[not is_done(cell)].append(cell)
+    return groups
 
 
 def by_data_set(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -229,11 +235,8 @@ def _extraction(backbone: Backbone, cells: Sequence[Cell]) -> Extraction:
         asked = "final" if settings.layers == "last" else settings.layers
         named = [layer.split("/")[0] for layer in sorted(layers)]
         settings = replace(settings, layers=",".join(dict.fromkeys([*asked.split(","), *named])))
-    return replace(settings, tokens=settings.tokens or any(_needs_tokens(cell) for cell in cells))
-
-
-def _needs_tokens(cell: Cell) -> bool:
-    return cell.scenario == "frozen-deit"
+    tokens = any(cell.scenario == "frozen-deit" for cell in cells)
+    return replace(settings, tokens=settings.tokens or tokens)
 
 
 def run_cell(
@@ -349,4 +352,4 @@ def _weights_file(weights: str | None) -> Path | None:
     if weights is None or weights == "random":
         return None
     path = Path(weights)
-    return path / "checkpoints" / "best.safetensors" if path.is_dir() else path
+    return path / checkpoints.FOLDER / checkpoints.BEST if path.is_dir() else path

@@ -14,7 +14,7 @@ from typing import Any
 from features.cluster import Cluster
 from features.extract import Progress as Images
 from features.spread import fill_by
-from probe.grid import Cell, Outcome, attempt, by_data_set, is_done, log, prepare, said
+from probe.grid import Cell, Outcome, attempt, by_data_set, divide, log, prepare, said
 
 
 class Worker:
@@ -36,12 +36,8 @@ def run_grid_on(
     images: Callable[[str], Images | None] = lambda _: None,
 ) -> Iterator[Outcome]:
     """Yield what became of each cell as it comes in, as grid.run_grid does."""
-    todo = []
-    for cell in cells:
-        if is_done(cell):
-            yield Outcome(cell, "skipped")
-        else:
-            todo.append(cell)
+    done, todo = divide(cells)
+    yield from (Outcome(cell, "skipped") for cell in done)
     ready: list[Cell] = []
     for group in by_data_set(todo):
         failed = prepare(

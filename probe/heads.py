@@ -29,6 +29,7 @@ from probe.path import Progress, batch_size
 from probe.preconditioner import bases_of
 from probe.rows import Rows, Source, Whole
 
+FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
 
@@ -59,7 +60,7 @@ class Head:
         }
         save_file(tensors, path.with_suffix(".safetensors"))
         words = {
-            "format": "medprobe-head",
+            "format": FORMAT,
             "version": 1,
             "kind": self.kind,
             "classes": self.classes,

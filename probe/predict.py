@@ -21,16 +21,15 @@ from torch import Tensor
 from features.backbones import load_backbone
 from features.errors import ProbeError
 from features.extract import Progress, extract
-from features.images import DECODE
+from features.fingerprint import decoding
 from features.manifest import Manifest
 from features.plan import Settings as Extraction
 from features.store import DONE, FeatureStore
-from probe import checkpoints
+from probe import checkpoints, finetune, heads
 from probe.finetune import Settings, build_head
 from probe.heads import Head
 from probe.training import Training
 
-RUN = "medprobe-finetuned"  # the format of run.json
 ROWS = 256  # whose features are read at once
 
 
@@ -53,7 +52,7 @@ def predict(head_path: Path, store_path: Path) -> str:
                 f"found {', '.join(store.features)}"
             )
         rows = np.flatnonzero(store.done == DONE)
-        said = _trained if about["format"] == RUN else _solved
+        said = _trained if about["format"] == finetune.FORMAT else _solved
         p = said(head_path, about, store, rows)
         ids, single = store.manifest().id[rows], about["task"] == "multiclass"
         return _table(ids, p, about["classes"], single=single)
@@ -80,8 +79,6 @@ def predict_images(
             f"{head_path} was saved by an earlier version, which didn't say how images are "
             "prepared: give it a store of `medprobe extract` instead"
         )
-    image, shown = made["image"], made["image"].get("dicom", {})
-    window, frame = shown.get("window", "header"), shown.get("frame", "middle")
     layer, pool = about["feature"].split("/")
     if about.get("scenario", "").startswith("unfrozen"):
         weights = str(head_path.parent)
@@ -91,7 +88,7 @@ def predict_images(
         )
     elif about["backbone"]["weights"] == "random":
         weights = "random"
-    backbone = load_backbone(about["backbone"]["name"], weights, image["size"])
+    backbone = load_backbone(about["backbone"]["name"], weights, made["image"]["size"])
     backbone = backbone.normalised_by(*(tuple(made["normalize"][k]) for k in ("mean", "std")))
     [report] = extract(
         manifest,
@@ -101,10 +98,8 @@ def predict_images(
             layers="last" if layer == "final" else layer,
             pools=() if pool == "tokens" else (pool,),
             tokens=pool == "tokens",
-            exact=image["decode"] == DECODE[True],
+            **decoding(made),
             precision=made["precision"],
-            window=None if window == "header" else tuple(window),
-            frame=None if frame == "middle" else frame,
             device=device,
         ),
         progress=progress,
@@ -116,7 +111,7 @@ def read(path: Path) -> dict[str, Any]:
     """Return what a heads.json or run.json says. Raises ProbeError for another file."""
     try:
         about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if about["format"] not in (RUN, "medprobe-head"):
+        if about["format"] not in (finetune.FORMAT, heads.FORMAT):
             raise ValueError(f"its format is {about['format']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ProbeError(

@@ -112,10 +112,11 @@ def depth(cells: Sequence[Cell]) -> Iterator[Chart]:
         if not lines:
             continue
         layers = sorted({layer(c.result) for line in lines.values() for c in line}, key=_depth)
-        series = [
-            scores(name, sorted(line, key=lambda c: _depth(layer(c.result))), colour=k, x=layers)
-            for k, (name, line) in enumerate(lines.items())
-        ]
+        series = []
+        for k, (name, line) in enumerate(lines.items()):
+            line.sort(key=lambda c: _depth(layer(c.result)))
+            places = [layers.index(layer(c.result)) for c in line]
+            series.append(scores(name, line, colour=k, x=places))
         yield Lines(
             name=f"depth-{dataset}-{metric}",
             title=f"Score by depth: {dataset}",
@@ -185,18 +186,8 @@ def _by_blocks(
         series = []
         for k, (key, line) in enumerate(lines.items()):
             at = sorted(line, key=_count)
-            found = [line[one].result for one in at]
-            series.append(
-                Series(
-                    key,
-                    [names.index(one) for one in at],
-                    [r.value for r in found],
-                    [r.ci_low for r in found],
-                    [r.ci_high for r in found],
-                    colour=k,
-                    look="both",
-                )
-            )
+            places = [names.index(one) for one in at]
+            series.append(scores(key, [line[one] for one in at], colour=k, x=places))
         yield Lines(
             name=f"{name}-{dataset}-{metric}",
             title=f"{title}: {dataset}",
@@ -302,15 +293,14 @@ def scores(
     *,
     colour: int,
     y: Sequence[int] | None = None,
-    x: Sequence[str] | None = None,
+    x: Sequence[int] = (),
 ) -> Series:
-    """Return scores with intervals: along x by layer, or at rows y."""
+    """Return scores with intervals: at places x, or at rows y."""
     values = [c.result.value for c in cells]
     low, high = [c.result.ci_low for c in cells], [c.result.ci_high for c in cells]
     if y is not None:
         return Series(name, values, list(y), low, high, colour=colour, look="dots")
-    places = [list(x or ()).index(c.result.feature.split("/")[0]) for c in cells]
-    return Series(name, places, values, low, high, colour=colour, look="both")
+    return Series(name, list(x), values, low, high, colour=colour, look="both")
 
 
 def _strength(cell: Cell, colour: int) -> list[Series]:
