@@ -1,27 +1,26 @@
 """Time `medprobe report` on 8 backbones x 4 data sets of 5,000 test images each, with their stores.
 
 Features are random clusters and there are no image files, so thumbnails are not in the time.
+Imports stand where they are used: the report's processes import this file anew.
 """
 
 import argparse
 import datetime
+import os
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
-
-from features.manifest import Manifest
-from features.store import FeatureStore
-from probe.report import write_report
-from probe.sweep import Settings, probe
 
 CLASSES = 8
 
 
 def store(folder, dataset, backbone, test, rng):
     """Write a store of random clusters: as many training images as test images."""
+    from features.manifest import Manifest
+    from features.store import FeatureStore
+
     N = 2 * test
     y = rng.integers(0, CLASSES, N).astype(np.int32)
     ids = np.array([f"{i:06d}.png" for i in range(N)])
@@ -56,6 +55,9 @@ def store(folder, dataset, backbone, test, rng):
 
 def main():
     """Print what the report took."""
+    from probe.report import write_report
+    from probe.sweep import Settings, probe
+
     parser = argparse.ArgumentParser()
     parser.add_argument("--test", type=int, default=5000)
     parser.add_argument("--backbones", type=int, default=8)
@@ -72,7 +74,7 @@ def main():
         start = time.perf_counter()
         index = write_report([folder / "results"], folder / "report")
         took = time.perf_counter() - start
-        print(f"{datetime.date.today()}, {torch.get_num_threads()} threads")
+        print(f"{datetime.date.today()}, {os.cpu_count()} cores")
         print(f"{given.backbones * given.datasets} cells x {given.test} test images: {took:.1f} s,")
         print(f"index.html {index.stat().st_size / 1e6:.1f} MB")
 

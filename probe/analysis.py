@@ -25,6 +25,7 @@ from probe.charts import Axis, Chart, Heat
 from probe.report import overview, slug
 from probe.report.files import write_figures, write_tables
 from probe.report.gather import Cell, gather, more_is_better
+from probe.report.processes import several
 from probe.tables import Table
 
 NEAR = (0.95, 0.99)  # shares of the best score whose first epochs are told
@@ -171,7 +172,8 @@ def _heat(
 
 def _write(out: Path, charts: Sequence[Chart], tables: Sequence[Table]) -> list[Path]:
     """Write figures with their data, then tables, which replace a chart's data of one name."""
-    write_figures(out, charts, NOTHING)
+    with several() as run:
+        write_figures(out, charts, NOTHING, run)
     write_tables(out, tables, NOTHING)
     kinds = {chart.name: ("svg", "png", "csv") for chart in charts}
     kinds |= {t.name: (*kinds.get(t.name, ()), "csv", "md", "tex") for t in tables}

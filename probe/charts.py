@@ -7,7 +7,7 @@ A colour is a place in the palette or a role: "ink", "muted", "fold" (one of man
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
 from probe.tables import Table
@@ -177,15 +177,17 @@ Chart: TypeAlias = Lines | Dots | Bars | Heat | Points
 
 def to_json(chart: Chart) -> dict[str, Any]:
     """Return a chart as JSON values, numbers with four digits: what the page draws."""
-    rounded: dict[str, Any] = _short(asdict(chart))
+    rounded: dict[str, Any] = _short(chart)
     return rounded
 
 
 def _short(value: Any) -> Any:
     if isinstance(value, float):
         return None if value != value else float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_short(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if is_dataclass(value):
+        return {part.name: _short(getattr(value, part.name)) for part in fields(value)}
     return value

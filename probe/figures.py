@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -138,15 +140,15 @@ def _heat(chart: Heat) -> Figure:
     axes = figure.add_subplot()
     small = 8.5 if K <= 6 else 7 if K <= NUMBERED else 5.5
     shares = np.nan_to_num(np.array([_array(row) for row in chart.shares]))
+    there = [(int(i), int(j)) for i, j in np.argwhere(shares > 0)]
+    cells = PatchCollection([Rectangle((j, i), 1, 1) for i, j in there], linewidth=0)
+    cells.set_facecolor([to_rgba(CELL, float(shares[at])) for at in there])
+    axes.add_collection(cells)
     for i, j in np.ndindex(down, across):
-        if shares[i, j] > 0:
-            cell = Rectangle((j, i), 1, 1, facecolor=CELL, linewidth=0)
-            cell.set_alpha(float(shares[i, j]))
-            axes.add_patch(cell)
         if K <= NUMBERED and chart.texts[i][j]:
             ink = "#ffffff" if shares[i, j] > 0.78 else INK if shares[i, j] else FOLD
             text = axes.text(j + 0.5, i + 0.5, chart.texts[i][j], color=ink, fontsize=small + 1)
-            text.set(ha="center", va="center")
+            text.set(ha="center", va="center", in_layout=False)
     axes.set(xlim=(0, across), ylim=(down, 0), aspect="equal")
     axes.set(xlabel=chart.x.title, ylabel=chart.y.title)
     axes.spines[["top", "right"]].set_visible(True)

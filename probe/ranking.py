@@ -22,7 +22,7 @@ Scorer: TypeAlias = Callable[[Array], Array]
 
 def auroc(truth: Array, score: Array) -> Scorer:
     """Area under the ROC curve; ties count half. NaN where one side has no weight."""
-    steps = _steps(truth, score, merge_positive=True)
+    steps = steps_of(truth, score, merge_positive=True)
 
     def scorer(weights: Array) -> Array:
         positive, negative = steps(weights)  # (T, B)
@@ -36,7 +36,7 @@ def auroc(truth: Array, score: Array) -> Scorer:
 
 def average_precision(truth: Array, score: Array) -> Scorer:
     """Sum of precision times the step in recall. NaN where no positive has weight."""
-    steps = _steps(truth, score)
+    steps = steps_of(truth, score)
 
     def scorer(weights: Array) -> Array:
         positive, negative = steps(weights)
@@ -53,7 +53,7 @@ def sensitivity_at(truth: Array, score: Array, *, specificity: float) -> Scorer:
 
     NaN where one side has no weight.
     """
-    steps = _steps(truth, score, merge_positive=True)
+    steps = steps_of(truth, score, merge_positive=True)
 
     def scorer(weights: Array) -> Array:
         positive, negative = steps(weights)
@@ -77,7 +77,7 @@ def totals(columns: Array) -> Scorer:
     return lambda weights: (matrix @ weights.T).T
 
 
-def _steps(
+def steps_of(
     truth: Array, score: Array, *, merge_positive: bool = False
 ) -> Callable[[Array], tuple[Array, Array]]:
     """Return a function of weights (B, N): positive and negative weight per step, two (T, B).

@@ -107,6 +107,7 @@ ORDER = [
     "probe.report.panels",
     "probe.report.stores",
     "probe.report.thumbnails",
+    "probe.report.processes",
     "probe.report.files",
     "probe.report.page",
     "probe.report",
@@ -155,6 +156,7 @@ HOMES = {
     "rich": {"features.console"},
     "safetensors": {"features.backbones.weights", "probe.checkpoints", "probe.heads"},
     "timm": {"features.backbones.from_timm", "features.backbones.seem"},
+    "threadpoolctl": {"probe.report.processes"},
     "umap": {"probe.report.stores"},
     "transformers": {"features.backbones.from_transformers"},
 }

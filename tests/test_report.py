@@ -162,22 +162,27 @@ def test_the_page_reaches_for_nothing_outside_itself(tmp_path):
     assert all(e.get("aria-label", "").rstrip().endswith(".") for e in plots)
 
 
-def test_the_same_results_give_the_same_bytes_whatever_matplotlibrc_says(tmp_path):
+def test_the_same_results_give_the_same_bytes_by_any_matplotlibrc_and_any_processes(
+    tmp_path, monkeypatch
+):
     add(tmp_path, classes=HOSTILE)
     add(tmp_path, backbone="dino", classes=["Edema", "Mass"], many=True)
     write_report([tmp_path], tmp_path / "one")
     with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "xtick.major.size": 9}):
         write_report([tmp_path / "results.jsonl", tmp_path], tmp_path / "two")
         assert matplotlib.rcParams["font.size"] == 20
+    monkeypatch.setattr("probe.report.FEW", 0)
+    monkeypatch.setattr("probe.report.files.FEW", 0)
+    write_report([tmp_path], tmp_path / "three")
 
     def files(out):
         return {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
-    one, two = files(tmp_path / "one"), files(tmp_path / "two")
+    one, two, three = (files(tmp_path / name) for name in ("one", "two", "three"))
     kinds = {p.suffix for p in one if p.parts[0] == "figures"}
     assert kinds == {".svg", ".png", ".csv"}
     assert {p.suffix for p in one if p.parts[0] == "tables"} == {".csv", ".md", ".tex"}
-    assert one == two
+    assert one == two == three
 
 
 def test_results_csv_keeps_every_digit_and_results_jsonl_is_one_line_of_pandas(tmp_path):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from probe.report.analysis import cka_charts
 from probe.report.gather import Cell, gather, leading
 from probe.report.page import page, scripts
 from probe.report.panels import Panel, panel
-from probe.report.stores import Stored, look
+from probe.report.processes import Map, alone, several
+from probe.report.stores import Stored, audited, look
 from probe.report.verdict import Column, Overall, columns, main_table, tests_table
 from probe.report.verdict import overall as rank
 from probe.report.versus import SIDES, matches, versus_charts, versus_table
 from probe.results import Result
 from probe.tables import Scored, Table, csv_table, in_words
 
+FEW = 7  # panels for which processes of their own are not worth their start
 OURS = re.compile(r"\d{3,}-.+\.(svg|png|csv|md|tex)")  # what an earlier report may have left
 
 
@@ -108,9 +111,10 @@ def write_report(sources: Sequence[Path], out: Path, options: Options | None = N
     from probe.report.files import write_figures, write_tables
 
     options = options or Options()
-    report = make(sources, options)
-    out.mkdir(parents=True, exist_ok=True)
-    write_figures(out / "figures", list(report.charts()), OURS)
+    with several() as run:
+        report = make(sources, options, run)
+        out.mkdir(parents=True, exist_ok=True)
+        write_figures(out / "figures", list(report.charts()), OURS, run)
     write_tables(out / "tables", list(report.all_tables()), OURS)
     (out / "results.csv").write_text(csv_table(report.results), encoding="utf-8", newline="")
     said = page("results.md.j2", report=report)
@@ -120,7 +124,7 @@ def write_report(sources: Sequence[Path], out: Path, options: Options | None = N
     return index
 
 
-def make(sources: Sequence[Path], options: Options) -> Report:
+def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     """Compute what a report says."""
     sides: list[tuple[str, Sequence[Path]]] = [("", sources)] if sources else []
     if options.compare:
@@ -136,7 +140,7 @@ def make(sources: Sequence[Path], options: Options) -> Report:
         columns=found,
         overall=rank(found),
         sections=_sections(cells, leads, found, options, versus_charts(pairs)),
-        datasets=_datasets(leads, options),
+        datasets=_datasets(leads, options, run),
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
         versus=versus,
     )
@@ -169,34 +173,46 @@ def _sections(
     ]
 
 
-def _datasets(leads: Sequence[Cell], options: Options) -> list[Dataset]:
+def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset]:
     """Return the panels of each data set, with what its stores and images still give."""
     from probe.report.thumbnails import LIMIT, thumbnails
 
-    names = list(dict.fromkeys(cell.result.dataset for cell in leads))
+    closer = run(partial(_closely, private=options.private), leads, few=FEW)
+    groups: dict[str, list[tuple[Panel, Stored | None]]] = {}
+    for one, stored in closer:
+        groups.setdefault(one.cell.result.dataset, []).append((one, stored))
     out = []
-    for name in names:
-        panels: list[Panel] = []
-        first: Stored | None = None
-        for cell in (c for c in leads if c.result.dataset == name):
-            r = cell.result
-            parts = (r.dataset, r.backbone, r.scenario)
-            stem = f"{int(cell.key[1:]):03}-{'-'.join(slug(part) for part in parts)}"
-            made = panel(cell, stem)
-            stored = look(cell, stem, private=options.private, audited=first is not None)
-            if stored and stored.map:
-                made.charts.append(stored.map)
-            first = first or stored
-            panels.append(made)
+    for name, found in groups.items():
+        panels = [one for one, _ in found]
+        there = [(one, stored) for one, stored in found if stored]
+        if not there:
+            out.append(Dataset(name, panels))
+            continue
+        one, first = there[0]
         pictures: dict[str, str] = {}
-        if first and not options.private:
+        if not options.private:
             ids = [e.id for p in panels for e in (*p.mistakes, *p.hits)]
             ids += first.map.ids if first.map else []
-            limit = LIMIT // len(names)
+            limit = LIMIT // len(groups)
             pictures = thumbnails(first, ids, dicom=options.dicom, limit=limit)
-        facts = (first.audit, first.line, first.bad) if first else (None, "", None)
-        out.append(Dataset(name, panels, *facts, thumbnails=pictures))
+        line, audit = audited(first, stem_of(one.cell), private=options.private)
+        out.append(Dataset(name, panels, audit, line, first.bad, pictures))
     return out
+
+
+def _closely(cell: Cell, *, private: bool) -> tuple[Panel, Stored | None]:
+    """Return one result's panel, and its store where it still is."""
+    one, stored = panel(cell, stem_of(cell)), look(cell, stem_of(cell), private=private)
+    if stored and stored.map:
+        one.charts.append(stored.map)
+    return one, stored
+
+
+def stem_of(cell: Cell) -> str:
+    """Return what the names of a cell's charts and tables begin with."""
+    r = cell.result
+    parts = (r.dataset, r.backbone, r.scenario)
+    return f"{int(cell.key[1:]):03}-{'-'.join(slug(part) for part in parts)}"
 
 
 def provenance(cells: Sequence[Cell]) -> Table:

@@ -67,23 +67,17 @@ def bands(said: Predictions, *, seed: int = 0) -> tuple[list[Band], list[Band]]:
 
 def _curves(truth: NDArray[Any], score: NDArray[Any], weights: Array) -> tuple[Array, Array]:
     """Return true positive rates and precisions on GRID under each weighting, (B, G) each."""
-    known = np.flatnonzero(~np.isnan(truth))
-    order = known[np.argsort(-score[known], kind="stable")]
-    last = np.flatnonzero(np.r_[np.diff(score[order]) != 0, True])  # of images of equal score
-    positive = truth[order] == 1
-    drawn = np.asarray(weights[:, order], dtype=np.float32)
-    hits = np.cumsum(np.where(positive, drawn, 0), axis=1)[:, last]
-    called = np.cumsum(drawn, axis=1)[:, last]
+    hits, others = (part.cumsum(0).T for part in ranking.steps_of(truth, score)(weights))  # (B, T)
     tpr, ppv = np.full((2, len(weights), len(GRID)), np.nan)
-    for b, (h, c) in enumerate(zip(hits, called, strict=True)):
-        P, N = h[-1], c[-1] - h[-1]
+    for b, (h, m) in enumerate(zip(hits, others, strict=True)):
+        P, N = h[-1], m[-1]
         if not P or not N:
             continue
-        tpr[b] = np.interp(GRID, np.r_[0, (c - h) / N], np.r_[0, h / P])
+        tpr[b] = np.interp(GRID, np.r_[0, m / N], np.r_[0, h / P])
         reached = np.searchsorted(h, GRID * P - 1e-4).clip(max=len(h) - 1)
-        first = np.searchsorted(c, 0, side="right")  # a threshold that nothing drawn reaches
+        first = np.flatnonzero(h + m)[0]  # a threshold that nothing drawn reaches
         reached = np.maximum(reached, first)
-        ppv[b] = h[reached] / c[reached]
+        ppv[b] = h[reached] / (h[reached] + m[reached])
     return tpr, ppv
 
 

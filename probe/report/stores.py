@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +35,15 @@ class Stored:
     """What was found in a cell's store."""
 
     path: Path
-    map: Points | None = None
-    audit: Table | None = None
-    line: str = ""  # the audit in one line
-    bad: Table | None = None
-    manifest: Manifest | None = None
-    source: dict[str, NDArray[Any]] = field(default_factory=dict)
-    dicom: dict[str, Any] = field(default_factory=dict)  # how DICOM was decoded
+    map: Points | None
+    bad: Table
+    manifest: Manifest
+    source: dict[str, NDArray[Any]]
+    usable: NDArray[np.bool_]
+    dicom: dict[str, Any]  # how DICOM was decoded
 
 
-def look(cell: Cell, stem: str, *, private: bool, audited: bool) -> Stored | None:
+def look(cell: Cell, stem: str, *, private: bool) -> Stored | None:
     """Return what a cell's store says; None where it is gone, damaged or another one."""
     from features.store import DONE, FeatureStore
 
@@ -57,17 +56,13 @@ def look(cell: Cell, stem: str, *, private: bool, audited: bool) -> Stored | Non
             if store.fingerprint_digest != r.store_fingerprint or r.feature not in store.features:
                 return None
             manifest, done, source = store.manifest(), store.done, store.source()
-            line, groups = "", None
-            if not audited:
-                line, groups = _audit(manifest, source, done == DONE, stem, private)
             return Stored(
                 path=path,
                 map=_map(store, manifest, done == DONE, cell, stem, private),
-                audit=groups,
-                line=line,
                 bad=_bad(store, manifest, stem, private),
                 manifest=manifest,
                 source=source,
+                usable=done == DONE,
                 dicom=store.fingerprint.get("image", {}).get("dicom", {}),
             )
     except (StoreError, OSError):
@@ -81,17 +76,12 @@ def _find(cell: Cell) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _audit(
-    manifest: Manifest,
-    source: dict[str, NDArray[Any]],
-    usable: NDArray[np.bool_],
-    stem: str,
-    private: bool,
-) -> tuple[str, Table]:
+def audited(stored: Stored, stem: str, *, private: bool) -> tuple[str, Table]:
     """Return the audit's line, and its groups of images that leak or contradict each other."""
     from features.audit import audit
 
-    found = audit(manifest, hashes=source["hash"].tolist(), usable=usable)
+    hashes = stored.source["hash"].tolist()
+    found = audit(stored.manifest, hashes=hashes, usable=stored.usable)
     groups = [*found.subjects, *found.bytes]
     rows = [
         [

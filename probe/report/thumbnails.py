@@ -21,10 +21,7 @@ LIMIT = 1300  # of a page: 3 to 4 MB
 
 def thumbnails(stored: Stored, ids: Sequence[str], *, dicom: bool, limit: int) -> dict[str, str]:
     """Return JPEGs in base64 by id, of the first `limit` ids that have one; DICOM only if asked."""
-    manifest = stored.manifest
-    if manifest is None:
-        return {}
-    row = {str(i): k for k, i in enumerate(manifest.id)}
+    row = {str(i): k for k, i in enumerate(stored.manifest.id)}
     wanted = [(i, row[i]) for i in dict.fromkeys(ids) if i in row][:limit]
     with ThreadPoolExecutor(cpu_count() or 1) as pool:
         made = list(pool.map(lambda pair: _one(stored, pair[1], dicom), wanted))
@@ -35,8 +32,6 @@ def thumbnails(stored: Stored, ids: Sequence[str], *, dicom: bool, limit: int) -
 def _one(stored: Stored, row: int, dicom: bool) -> str:
     """Return a JPEG in base64; "" where there is to be none."""
     manifest, source = stored.manifest, stored.source
-    if manifest is None:
-        return ""
     try:
         data = read_bytes(manifest.file(row))
         medical = is_dicom(data)

@@ -1,0 +1,56 @@
+"""Map over many jobs in several processes; few stay in this one, which is sooner done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from typing import Protocol, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+Job = TypeVar("Job")
+Done = TypeVar("Done")
+MOST = 8  # processes
+
+
+class Map(Protocol):
+    """Like map, in order; `few` or fewer jobs are done in this process."""
+
+    def __call__(
+        self, function: Callable[[Job], Done], jobs: Sequence[Job], *, few: int
+    ) -> Iterable[Done]:
+        """Yield what the function makes of each job."""
+        ...
+
+
+def alone(function: Callable[[Job], Done], jobs: Sequence[Job], *, few: int = 0) -> Iterable[Done]:
+    """Map in this process, a Map itself."""
+    return map(function, jobs)
+
+
+@contextmanager
+def several() -> Iterator[Map]:
+    """Yield a Map whose processes start with the first job that is given to them."""
+    context = get_context("forkserver")  # started anew, not forked: this process has threads
+    context.set_forkserver_preload(["probe.report.panels", "probe.report.stores", "probe.figures"])
+    with ProcessPoolExecutor(min(cores(), MOST), context, threadpool_limits, (1,)) as pool:
+        yield partial(_map, pool)
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _map(
+    pool: ProcessPoolExecutor, function: Callable[[Job], Done], jobs: Sequence[Job], *, few: int
+) -> Iterable[Done]:
+    if cores() == 1 or len(jobs) <= few:
+        return alone(function, jobs)
+    return pool.map(function, jobs, chunksize=max(1, min(4, len(jobs) // (4 * cores()))))
