@@ -66,7 +66,8 @@ class Path:
         J, B = self.gap.shape
         solved: list[int] = []
         again = not bool(self.value.isnan().any())  # solved before, now to a smaller gap
-        for wave in [[*range(J)]] if again else waves(self.log_c):
+        order = waves(self.log_c, together=not objective.rows.at_hand)
+        for wave in [[*range(J)]] if again else order:
             nodes = [n for n in solved if bool(self.converged[n].all())]
             ahead = None if again or not nodes else self._ahead(wave, nodes)
             self.converged[wave] &= self.gap[wave] <= tol
@@ -149,17 +150,19 @@ class Path:
         return out
 
 
-def waves(log_c: Sequence[float]) -> list[list[int]]:
+def waves(log_c: Sequence[float], *, together: bool = False) -> list[list[int]]:
     """Order a path's indices: some one by one, then what lies between at once, and again.
 
     The first are as far apart as DECADE allows: a pass of one head takes as long as one of four,
-    because both wait for the rows, so what can be solved together should be.
+    because both wait for the rows, so what can be solved together should be. Where rows come from
+    a file a pass of nine heads takes hardly longer than one of one, and the first are solved
+    `together`: with twice the products, in a third of the passes.
     """
     n, step = len(log_c), 1
     while 2 * step < n and log_c[2 * step] - log_c[0] <= DECADE:
         step *= 2
     first = sorted({*range(0, n, step), n - 1})
-    order, known = [[j] for j in first], {*first}
+    order, known = [first] if together else [[j] for j in first], {*first}
     while step > 1:
         step //= 2
         between = [j for j in range(0, n, step) if j not in known]

@@ -24,7 +24,7 @@ from features.errors import ProbeError
 
 CHUNK_BYTES = 32 << 20  # of rows that are read at once
 AT_ONCE = 4096  # in float64
-SHARES = 64  # of the memory that is left, one for a chunk, of which about five copies are alive
+SHARES = 16  # of the memory that is left, one for a chunk, of which about four copies are alive
 
 
 class Source(Protocol):
@@ -198,6 +198,11 @@ class Rows:
     def width(self) -> int:
         """Return the number of columns, with that of ones."""
         return (self.source.shape[1] if self.kept is None else self.kept.shape[1] - 1) + 1
+
+    @property
+    def at_hand(self) -> bool:
+        """Say whether a pass reads no file and asks no other machine."""
+        return self.kept is not None
 
     @property
     def together(self) -> int:
