@@ -25,13 +25,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probe.preconditioner import Basis, Inverse, Own, Preconditioner, Woodbury
+from probe.preconditioner import Basis, Dense, Inverse, Own, Preconditioner, Woodbury
 from probe.rows import Rows
 
 BLOCK = 1 << 19  # elements of a block's logits: 2 MB in float32, near a core's own cache
 TINY = 1e-20  # a probability below this counts as none
 HARD = 12  # products in a Newton step after which a better preconditioner is looked for
 BUILD = 32  # products that an inverse by rows may cost, or as many as the hardest step took
+FIXED = 2e7  # operations in the time that a product takes whatever its size
 REST = 1e-5  # of a class's curvature that may lie in other rows than those counted out
 RARE = 0.2  # a class is rare where this share of the rows holds its curvature
 MEMORY = 1 << 30  # bytes for the inverses of rare directions
@@ -165,8 +166,12 @@ class Objective:
         if self.y is not None:
             base = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
             return replace(base, own=dict(kept) | self._inverses(point, hard, effort, room))
+        own = dict(kept) | self._dense(point, hard, effort, room)
+        room -= sum(one.nbytes for h, one in own.items() if h not in kept)
         parts: dict[int, tuple[Tensor, Tensor]] = {}
         for h in hard:
+            if h in own:
+                continue
             if part := self._active(point, h, int(effort[h])):
                 R = len(part[0])
                 room -= point.gradient.element_size() * R * (R + self.rows.width)
@@ -176,8 +181,7 @@ class Objective:
                 M[h] -= part[1].T @ part[1]
         base = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
         if not parts:
-            return replace(base, own=kept)
-        own = dict(kept)
+            return replace(base, own=own)
         wanted = [rows for rows, _ in parts.values()]
         taken = torch.split(self.rows.take(torch.cat(wanted)), [len(rows) for rows in wanted])
         for (h, (_, f)), Z in zip(parts.items(), taken, strict=True):
@@ -198,6 +202,27 @@ class Objective:
             else:
                 M += wp.sum(2)[..., None]
         return M
+
+    def _dense(self, point: Point, hard: list[int], effort: Tensor, room: int) -> dict[int, Dense]:
+        """Return the inverse Hessian of softmax heads with so few parameters that it pays."""
+        N, D, K = len(self.rows), self.rows.width, point.gradient.shape[1]
+        price = K * (K + 1.0) * N * D**2 + (K * D) ** 3.0
+        own: dict[int, Dense] = {}
+        for h in hard:
+            room -= point.gradient.element_size() * ((K - 1) * D) ** 2
+            if price > max(int(effort[h]), BUILD) * (4.0 * N * D * K + FIXED) or room < 0:
+                continue
+            p, w = self.curvature_of(point, h).double(), self.weights[self.group[h]].double()
+            upper = torch.triu_indices(K, K, device=p.device)
+            grams = self.rows.grams(
+                [w * p[k] * (float(k == j) - p[j]) for k, j in upper.T.tolist()]
+            )
+            blocks = torch.empty(K, K, D, D, dtype=torch.float64, device=p.device)
+            for (k, j), gram in zip(upper.T.tolist(), grams, strict=True):
+                blocks[k, j] = blocks[j, k] = gram
+            if found := Dense.of(blocks, self.l2[h], self.l2.dtype):
+                own[h] = found
+        return own
 
     def _active(self, point: Point, head: int, effort: int) -> tuple[Tensor, Tensor] | None:
         """Return rows (R,) that hold the curvature of the rarest class r, and their f (R, K).
@@ -228,7 +253,7 @@ class Objective:
     def _inverses(
         self, point: Point, hard: list[int], effort: Tensor, room: int
     ) -> dict[int, Inverse]:
-        """Return the inverse Hessian of heads of one output whose curvature sits in few rows.
+        """Return the inverse Hessian of heads of one output, where it pays.
 
         The rows with the last percent of the curvature are taken as one.
         """
@@ -245,8 +270,7 @@ class Objective:
             n = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
             if (
                 not v.sum() > TINY
-                or n > RARE * N
-                or 4.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * 4.0 * N * D
+                or 4.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * (4.0 * N * D + FIXED)
                 or len(grams) == most
             ):
                 continue

@@ -70,6 +70,24 @@ def test_gradient_and_hessian_product_agree_with_finite_differences(kind, seed):
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_hard_head_of_few_parameters_is_solved_by_its_own_hessian(kind):
+    objective, theta = problem(0, kind, groups=3)
+    here = objective(3 * theta)
+    effort = torch.tensor([100, 0, 100])
+    precondition = objective.preconditioner(here, effort, {})
+    assert sorted(precondition.own) == [0, 2]
+    direction = torch.from_numpy(np.random.default_rng(1).standard_normal(theta.shape))
+    if kind == "softmax":  # what moves all classes together is not solved for
+        direction -= direction.mean(1, keepdim=True)
+    product = objective.hessian_product(here, direction)
+    plain = objective.preconditioner(here, torch.zeros(3), {})
+    off, without = ((P(product) - direction).flatten(1).norm(dim=1) for P in (precondition, plain))
+    # A head of one output takes the last percent of its curvature's rows as one.
+    assert (off[[0, 2]] < (1e-9 if kind == "softmax" else 0.1) * without[[0, 2]]).all()
+    assert off[1] == without[1]
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_value_is_that_of_torch(kind):
     objective, theta = problem(3, kind)
     rows = objective.rows
