@@ -57,6 +57,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--heads", nargs="*", default=["deit-tiny", "deit-small", "deit-base"])
     given = parser.parse_args()
     print(f"{datetime.date.today()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{given.images} JPEGs of {given.size} px, batches of {BATCH}, seconds per epoch\n")
@@ -78,7 +79,7 @@ def main():
         with FeatureStore.open(report.store) as store:
             recipe = recipe_of(store, backbone.transform)
             stored = Stored(store, "final/tokens", 0)
-            for size in ("deit-tiny", "deit-small", "deit-base"):
+            for size in given.heads:
                 head = token_head(size, "random", width=768, tokens=196, outputs=2, seed=0).train()
                 alone = min(epoch(head, stored, rows, e) for e in (1, 2))
                 whole = Tuned(backbone, "final/tokens", head).train()
