@@ -24,7 +24,7 @@ from features.errors import ProbeError
 
 CHUNK_BYTES = 32 << 20  # of rows that are read at once
 AT_ONCE = 4096  # in float64
-SHARES = 16  # of the memory that is left, one for a chunk, of which about four copies are alive
+SHARES = 32  # of the memory that is left, one for a chunk, of which about five copies are alive
 
 
 class Source(Protocol):
