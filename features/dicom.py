@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -69,6 +69,15 @@ def applied(names: Iterable[str], window: Window | None, frame: int | None) -> d
         "frame": "middle" if frame is None else frame,
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def asked_for(said: Mapping[str, Any]) -> tuple[Window | None, int | None]:
+    """Return the window and the frame that `applied` was given."""
+    window, frame = said.get("window", "header"), said.get("frame", "middle")
+    return (
+        None if window == "header" else (window[0], window[1]),
+        None if frame == "middle" else frame,
+    )
 
 
 def decode_dicom(

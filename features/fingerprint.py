@@ -14,6 +14,7 @@ from typing import Any
 
 from features.augment import RECIPE
 from features.backbones import Backbone
+from features.dicom import asked_for
 from features.images import DECODE
 from features.manifest import Manifest
 
@@ -63,13 +64,8 @@ def fingerprint(
 def decoding(made: Mapping[str, Any]) -> dict[str, Any]:
     """Return how the images of a fingerprint were decoded: exact, window, frame, as a Recipe."""
     image = made["image"]
-    shown = image.get("dicom", {})
-    window, frame = shown.get("window", "header"), shown.get("frame", "middle")
-    return {
-        "exact": image["decode"] == DECODE[True],
-        "window": None if window == "header" else (window[0], window[1]),
-        "frame": None if frame == "middle" else frame,
-    }
+    window, frame = asked_for(image.get("dicom", {}))
+    return {"exact": image["decode"] == DECODE[True], "window": window, "frame": frame}
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

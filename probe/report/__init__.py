@@ -202,7 +202,8 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
 
 def _closely(cell: Cell, *, private: bool) -> tuple[Panel, Stored | None]:
     """Return one result's panel, and its store where it still is."""
-    one, stored = panel(cell, stem_of(cell)), look(cell, stem_of(cell), private=private)
+    stem = stem_of(cell)
+    one, stored = panel(cell, stem), look(cell, stem, private=private)
     if stored and stored.map:
         one.charts.append(stored.map)
     return one, stored

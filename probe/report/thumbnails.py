@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
-from features.dicom import is_dicom
+from features.dicom import asked_for, is_dicom
 from features.errors import ImageError
 from features.images import decode, read_bytes
 from probe.drawing import printable
@@ -37,14 +37,8 @@ def _one(stored: Stored, row: int, dicom: bool) -> str:
         medical = is_dicom(data)
         if hashlib.sha256(data).hexdigest() != source["hash"][row] or (medical and not dicom):
             return ""
-        how = stored.dicom if medical else {}
-        window, frame = how.get("window", "header"), how.get("frame", "middle")
-        image = decode(
-            data,
-            side=SIDE,
-            window=None if window == "header" else (window[0], window[1]),
-            frame=None if frame == "middle" else frame,
-        ).image
+        window, frame = asked_for(stored.dicom if medical else {})
+        image = decode(data, side=SIDE, window=window, frame=frame).image
     except ImageError:
         return ""
     image.thumbnail((SIDE, SIDE))
