@@ -156,9 +156,9 @@ class Objective:
         """Return an approximate inverse of the Hessian, better where `effort` (H,) asks for it.
 
         effort is how many products the hardest Newton step took. Where more than HARD, and where
-        they cost more than building it, a head gets an inverse of its own (preconditioner.py), if
-        its curvature, or that of one of its classes, sits in few rows. kept are such inverses, by
-        head, that are still good.
+        they cost more than building it, a head gets an inverse of its own (preconditioner.py): of
+        its Hessian, or of the rows that hold the curvature of a rare class. kept are such inverses,
+        by head, that are still good.
         """
         M = self.mean_curvature(point)
         hard = [h for h in (effort > HARD).nonzero()[:, 0].tolist() if h not in kept]
@@ -209,8 +209,8 @@ class Objective:
         price = K * (K + 1.0) * N * D**2 + (K * D) ** 3.0
         own: dict[int, Dense] = {}
         for h in hard:
-            room -= point.gradient.element_size() * ((K - 1) * D) ** 2
-            if price > max(int(effort[h]), BUILD) * (4.0 * N * D * K + FIXED) or room < 0:
+            size = point.gradient.element_size() * ((K - 1) * D) ** 2
+            if price > max(int(effort[h]), BUILD) * (4.0 * N * D * K + FIXED) or size > room:
                 continue
             p, w = self.curvature_of(point, h).double(), self.weights[self.group[h]].double()
             upper = torch.triu_indices(K, K, device=p.device)
@@ -222,6 +222,7 @@ class Objective:
                 blocks[k, j] = blocks[j, k] = gram
             if found := Dense.of(blocks, self.l2[h], self.l2.dtype):
                 own[h] = found
+                room -= found.nbytes
         return own
 
     def _active(self, point: Point, head: int, effort: int) -> tuple[Tensor, Tensor] | None:

@@ -66,8 +66,8 @@ class Path:
         J, B = self.gap.shape
         solved: list[int] = []
         again = not bool(self.value.isnan().any())  # solved before, now to a smaller gap
-        order = waves(self.log_c, together=not objective.rows.at_hand)
-        for wave in [[*range(J)]] if again else order:
+        together = not objective.rows.at_hand
+        for wave in [[*range(J)]] if again else waves(self.log_c, together=together):
             nodes = [n for n in solved if bool(self.converged[n].all())]
             ahead = None if again or not nodes else self._ahead(wave, nodes)
             self.converged[wave] &= self.gap[wave] <= tol
