@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from features.devices import multiplies_bfloat16
 from features.errors import ProbeError
 from probe.certificate import certify
 from probe.objective import Objective
@@ -32,6 +33,7 @@ from probe.rows import Rows, Source, Whole
 FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
+LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 save more than they cost
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,9 @@ def fit_heads(
         )
     l2 = 1 / (strengths[j] * total[g, label] * rows.scale**2)
     bases, basis = bases_of(rows, w)
+    half = None
+    if rows.at_hand and len(bases) == 1 and len(rows) * rows.width >= LARGE:
+        half = rows.half(bases[0].B) if multiplies_bfloat16(str(device)) else None
 
     def objective(dtype: torch.dtype) -> Objective:
         return (engine.objective if engine else Objective)(
@@ -226,6 +231,7 @@ def fit_heads(
             group=g * L + label,
             basis=basis[g],
             column=None if labels is None else label,
+            half=half,
         )
 
     theta = torch.zeros(J, G * L, K if softmax else 1, rows.width, device=device)

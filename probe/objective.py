@@ -71,6 +71,7 @@ class Objective:
         heads pick by `column` (H,).
     weights: (G, N), each row summing to 1; heads pick by `group` (H,), and from the bases
         by `basis` (H,).
+    half: the rows at bfloat16, in the coordinates of the one basis, where that is worth having.
     """
 
     rows: Rows
@@ -81,6 +82,7 @@ class Objective:
     group: Tensor
     basis: Tensor
     column: Tensor | None = None
+    half: Rows | None = None
 
     def select(self, heads: Tensor) -> Objective:
         """Keep the heads of an index (H',)."""
@@ -150,6 +152,27 @@ class Objective:
             pull(out, A.mul_(curved).mul_(self.weighted(rows)[:, None]), Z)
         return out
 
+    def turn(self, T: Tensor, *, back: bool = False) -> Tensor:
+        """Bring gradients (H, K, D) to the coordinates of their bases, or steps back from there."""
+        if len(self.bases) == 1:
+            B = self.bases[0].B
+            return T @ (B.T if back else B)
+        out = torch.empty_like(T)
+        for g, one in enumerate(self.bases):
+            heads = (self.basis == g).nonzero()[:, 0]
+            if len(heads):
+                out[heads] = T[heads] @ (one.B.T if back else one.B)
+        return out
+
+    def coarse_product(self, point: Point, V: Tensor) -> Tensor:
+        """Return the Hessian times V in the coordinates of the basis, nearly, both (H, K, D).
+
+        By the rows at bfloat16; where V has no more digits than that it is the product with one
+        matrix, a little other than the Hessian.
+        """
+        assert self.half is not None
+        return replace(self, rows=self.half).hessian_product(point, V)
+
     def preconditioner(
         self, point: Point, effort: Tensor, kept: Mapping[int, Own]
     ) -> Preconditioner:
@@ -158,13 +181,13 @@ class Objective:
         effort is how many products the hardest Newton step took. Where more than HARD, and where
         they cost more than building it, a head gets an inverse of its own (preconditioner.py): of
         its Hessian, or of the rows that hold the curvature of a rare class. kept are such inverses,
-        by head, that are still good.
+        by head, that are still good. All in the coordinates of the bases.
         """
         M = self.mean_curvature(point)
         hard = [h for h in (effort > HARD).nonzero()[:, 0].tolist() if h not in kept]
         room = MEMORY - sum(one.nbytes for one in kept.values())
         if self.y is not None:
-            base = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
+            base = Preconditioner.kronecker(M, self.l2, self.spectrum)
             return replace(base, own=dict(kept) | self._inverses(point, hard, effort, room))
         own = dict(kept) | self._dense(point, hard, effort, room)
         room -= sum(one.nbytes for h, one in own.items() if h not in kept)
@@ -179,7 +202,7 @@ class Objective:
                     break
                 parts[h] = part
                 M[h] -= part[1].T @ part[1]
-        base = Preconditioner.kronecker(M, self.l2, self.bases, self.basis)
+        base = Preconditioner.kronecker(M, self.l2, self.spectrum)
         if not parts:
             return replace(base, own=own)
         wanted = [rows for rows, _ in parts.values()]
@@ -188,6 +211,16 @@ class Objective:
             basis = self.bases[int(self.basis[h])]
             own[h] = Woodbury.of(basis, base.Q[h], base.m[h], self.l2[h], f, Z)
         return replace(base, own=own)
+
+    @property
+    def spectrum(self) -> Tensor:
+        """Return the eigenvalues of each head's Gram matrix, (H, D) in float64."""
+        return torch.stack([b.spectrum for b in self.bases]).double()[self.basis]
+
+    def turned_gram(self, gram: Tensor, head: int) -> Tensor:
+        """Return a Gram matrix (D, D), float64, in the coordinates of a head's basis."""
+        B = self.bases[int(self.basis[head])].B.double()
+        return B.T @ gram @ B
 
     def mean_curvature(self, point: Point) -> Tensor:
         """Return sum_i w_i (diag(p_i) - p_i p_i') without its diagonal, (H, K, K) in float64."""
@@ -219,7 +252,7 @@ class Objective:
             )
             blocks = torch.empty(K, K, D, D, dtype=torch.float64, device=p.device)
             for (k, j), gram in zip(upper.T.tolist(), grams, strict=True):
-                blocks[k, j] = blocks[j, k] = gram
+                blocks[k, j] = blocks[j, k] = self.turned_gram(gram, h)
             if found := Dense.of(blocks, self.l2[h], self.l2.dtype):
                 own[h] = found
                 room -= found.nbytes
@@ -271,7 +304,7 @@ class Objective:
             n = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
             if (
                 not v.sum() > TINY
-                or 4.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * (4.0 * N * D + FIXED)
+                or 8.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * (4.0 * N * D + FIXED)
                 or len(grams) == most
             ):
                 continue
@@ -281,7 +314,10 @@ class Objective:
         above = [torch.where(curved[h] >= least[h], curved[h], 0) for h in grams]
         for gram, more in zip(grams.values(), self.rows.grams(above), strict=True):
             gram += more
-        return {h: Inverse.of(gram, self.l2.dtype) for h, gram in grams.items()}
+        found = {
+            h: Inverse.of(self.turned_gram(gram, h), self.l2.dtype) for h, gram in grams.items()
+        }
+        return {h: one for h, one in found.items() if one}
 
     def curvature_of(self, point: Point, head: int) -> Tensor:
         """Return the curvature of one head at all rows, (K, N)."""
@@ -289,14 +325,18 @@ class Objective:
 
 
 def logits(Z: Tensor, theta: Tensor) -> Tensor:
-    """Return theta Z' of a block, (H, K, n)."""
+    """Return theta Z' of a block, (H, K, n), multiplied as Z is stored."""
     H, K, D = theta.shape
-    return (theta.reshape(H * K, D) @ Z.T).view(H, K, -1)
+    return (theta.reshape(H * K, D).to(Z.dtype) @ Z.T).to(theta.dtype).view(H, K, -1)
 
 
 def pull(into: Tensor, R: Tensor, Z: Tensor) -> None:
     """Add R Z of a block to `into` (H, K, D): what residuals R (H, K, n) give in parameters."""
-    into.view(-1, into.shape[2]).addmm_(R.flatten(0, 1), Z)
+    into, R = into.view(-1, into.shape[2]), R.flatten(0, 1)
+    if Z.dtype == into.dtype:
+        into.addmm_(R, Z)
+    else:
+        into += R.to(Z.dtype) @ Z
 
 
 def _floored(p: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from features.memory import available
 from probe.objective import Objective, Point
-from probe.solver import UNKNOWN, line_search, minimise
+from probe.solver import FLOOR, UNKNOWN, line_search, minimise
 
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
 SHARES = 8  # of the memory that is left, one for a batch's curvature: up to five copies are alive
@@ -115,16 +115,21 @@ class Path:
         for j in wave:
             n = min(nodes, key=lambda n: abs(n - j))
             theta[j], near[j] = self._start(j, nodes), near[n]
-            for mine in (self.theta, self.value, self.effort, self.bend):
+            for mine in (self.theta, self.value, self.gap, self.effort, self.bend):
                 mine[j] = mine[n]
         return Ahead(theta.flatten(0, 1), near.flatten())
 
     def _known(self, objective: Objective, heads: Tensor, near: Tensor) -> Point:
-        """Return the objective of heads that stand at the optimum of others: only l2 differs."""
+        """Return the objective of heads that stand at the optimum of others: only l2 differs.
+
+        Their value was estimated, and is taken for as much as it can be.
+        """
         theta = self.theta.flatten(0, 1)[heads]
         theta[..., -1] = 0
         more = objective.l2[heads] - objective.l2[near]
-        value = self.value.view(-1)[heads] + more.double() / 2 * theta.double().square().sum((1, 2))
+        value = self.value.view(-1)[heads]
+        value = value + self.gap.view(-1)[heads] * value.clamp_min(FLOOR)
+        value += more.double() / 2 * theta.double().square().sum((1, 2))
         return Point(value, more[:, None, None] * theta, theta[..., :0])
 
     def _start(self, j: int, solved: list[int]) -> Tensor:

@@ -228,6 +228,14 @@ class Rows:
             yield start, Z
             start += len(Z)
 
+    def half(self, B: Tensor) -> Rows:
+        """Return the kept rows times B (width, r), at bfloat16: half the memory, and far faster."""
+        assert self.kept is not None
+        turned = torch.cat(
+            [(Z.double() @ B).to(torch.bfloat16) for Z in torch.split(self.kept, AT_ONCE)]
+        )
+        return replace(self, kept=turned, dtype=torch.bfloat16)
+
     def take(self, which: Tensor) -> Tensor:
         """Return the rows of an index (R,), (R, width)."""
         if self.kept is not None:

@@ -18,10 +18,18 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from features.errors import ProbeError
+from probe import heads as module
 from probe.heads import Head, fit_heads
 
 PATH = 10 ** np.linspace(-6, 5, 45)  # dinov2-logreg
 FLOOR = 1e-3
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def products(request, monkeypatch):
+    """What the Hessian's products are made at, whatever the processor and however few the rows."""
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: request.param == "bfloat16")
+    monkeypatch.setattr(module, "LARGE", 0)
 
 
 def value_and_gradient(X, y, W, b, C):
@@ -83,12 +91,14 @@ def problem(name):
         "a rare class that can be separated",
     ],
 )
+@pytest.mark.usefixtures("products")
 def test_every_strength_reaches_the_optimum(name):
     X, y = problem(name)
     X = X.astype(np.float32)
     check_gap(X, y)
 
 
+@pytest.mark.usefixtures("products")
 def test_every_strength_reaches_the_optimum_on_the_sample_s_pixels():
     digits = load_digits()
     check_gap(digits.data.astype(np.float32), digits.target)
@@ -158,6 +168,7 @@ def test_the_certificate_is_never_less_than_the_gap(name):
 
 
 @pytest.mark.parametrize("name", ["multinomial", "binary", "wide", "one class with 3 images"])
+@pytest.mark.usefixtures("products")
 def test_probabilities_are_those_of_scikit_learn(name):
     X, y = problem(name)
     for C in (1e-3, 1.0, 30.0):
@@ -170,6 +181,7 @@ def test_probabilities_are_those_of_scikit_learn(name):
         )
 
 
+@pytest.mark.usefixtures("products")
 def test_findings_are_separate_regressions_over_their_known_rows():
     rng = np.random.default_rng(1)
     X = rng.standard_normal((300, 10))
@@ -249,6 +261,7 @@ def test_a_sweep_warns_of_nothing_when_all_is_well():
         fit_heads(X, y, C=PATH[::8])
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("D", [40, 600])  # fewer columns than rows, and more
 def test_labels_with_one_side_only_are_done_at_once_beside_others(D):
     r = np.random.default_rng(3)
@@ -262,7 +275,7 @@ def test_labels_with_one_side_only_are_done_at_once_beside_others(D):
     )
     assert heads.converged.all()
     assert heads.gap.isfinite().all()
-    assert heads.passes[..., 4:].max() < 5
+    assert heads.passes[..., 4:].max() < 10
     p = heads.probabilities(torch.from_numpy(X))
     np.testing.assert_allclose(p[..., 4], 0, atol=1e-9)
     np.testing.assert_allclose(p[..., 5], 1, atol=1e-6)

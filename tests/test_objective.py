@@ -81,7 +81,10 @@ def test_a_hard_head_of_few_parameters_is_solved_by_its_own_hessian(kind):
         direction -= direction.mean(1, keepdim=True)
     product = objective.hessian_product(here, direction)
     plain = objective.preconditioner(here, torch.zeros(3), {})
-    off, without = ((P(product) - direction).flatten(1).norm(dim=1) for P in (precondition, plain))
+    off, without = (
+        (objective.turn(P(objective.turn(product)), back=True) - direction).flatten(1).norm(dim=1)
+        for P in (precondition, plain)
+    )
     # A head of one output takes the last percent of its curvature's rows as one.
     assert (off[[0, 2]] < (1e-9 if kind == "softmax" else 0.1) * without[[0, 2]]).all()
     assert off[1] == without[1]
@@ -191,6 +194,22 @@ def test_a_loss_far_below_float32s_rounding_of_its_logits_keeps_its_digits():
     )
     exact = np.log1p((K - 1) * np.exp(-20.0))
     assert objective(theta).value.item() == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_products_at_bfloat16_are_those_of_a_matrix_near_the_hessian(kind):
+    objective, theta = problem(5, kind, groups=1)
+    half = replace(objective, half=objective.rows.half(objective.bases[0].B))
+    here = objective(theta)
+    rng = np.random.default_rng(2)
+    u, v = (
+        torch.from_numpy(rng.standard_normal(theta.shape)).bfloat16().double() for _ in range(2)
+    )
+    found = half.coarse_product(here, v)
+    exact = objective.turn(objective.hessian_product(here, objective.turn(v, back=True)))
+    assert 1e-5 < (found - exact).norm() / exact.norm() < 2**-7
+    mirrored = (half.coarse_product(here, u) * v).sum()
+    torch.testing.assert_close((found * u).sum(), mirrored, rtol=0, atol=2**-7 * mirrored.norm())
 
 
 def test_the_basis_diagonalises_the_weighted_gram_matrix():
