@@ -33,7 +33,8 @@ from probe.rows import Rows, Source, Whole
 FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
-LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 save more than they cost
+LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 are faster
+PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D outputs
 
 
 @dataclass(frozen=True)
@@ -217,9 +218,15 @@ def fit_heads(
         )
     l2 = 1 / (strengths[j] * total[g, label] * rows.scale**2)
     bases, basis = bases_of(rows, w)
-    half = None
-    if rows.at_hand and len(bases) == 1 and len(rows) * rows.width >= LARGE:
-        half = rows.half(bases[0].B) if multiplies_bfloat16(str(device)) else None
+    half, outputs = None, J * G * L * (K if softmax else 1)
+    if (
+        rows.at_hand
+        and len(bases) == 1
+        and min(len(rows), PRODUCTS * outputs) >= rows.width
+        and len(rows) * rows.width >= LARGE
+        and multiplies_bfloat16(str(device))
+    ):
+        half = rows.half(bases[0].B)
 
     def objective(dtype: torch.dtype) -> Objective:
         return (engine.objective if engine else Objective)(
