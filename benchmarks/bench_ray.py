@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 CORES = os.cpu_count()
-IMAGES = 320
+IMAGES = 1600
 SIZE = (512, 512)
 ROWS, WIDTH, CLASSES = 40_000, 384, 8
 LISTED, GATHERED = 1_000_000, 65_536
