@@ -31,6 +31,7 @@ ETA = 0.4  # of the model's decrease that a Newton step may leave while far from
 SAFETY = 4  # times what a step is estimated to leave is what its gap is said to be
 LEAST = 5  # products that a hard head takes before it is called done
 EASY = 8  # products in a step after which a head's own inverse is kept for the next
+NOTHING = 1e-20  # a decrease that is below every tolerance
 ROUNDED = 2.0**-9  # what rounding to bfloat16 changes in a number, at most
 BLUR = 2.0**-11  # the root of what products at bfloat16 leave of a decrease, per product needed
 
@@ -89,7 +90,8 @@ def minimise(
         close = tol * here.value.clamp_min(FLOOR)
         precondition = objective.preconditioner(here, effort, own)
         if precondition.own:
-            precondition = precondition.without(decrement(objective, here, precondition) <= 0)
+            indefinite = decrement(objective, here, precondition) < -NOTHING
+            precondition = precondition.without(indefinite)
         stiff = ROUNDED**2 * precondition.most > objective.l2
         goal = Goal(close, bend, effort, stiff)
         found = newton_step(objective, here, precondition, goal)
@@ -280,8 +282,7 @@ def _search(
     past = [found.model.clone()]
     image = equations.precondition(residual)
     direction, energy = equations.usable(image), _dot(residual, image)
-    stuck = (energy <= 0) & (residual.abs().amax((1, 2)) > 0)
-    found.left[live[stuck]] = torch.inf
+    stuck = energy < -NOTHING  # an inverse that rounding has made indefinite
     for k in range(1, max_iterations + 1):
         product = equations.product(direction)
         curvature, down = _dot(direction, product), _dot(direction, residual)
