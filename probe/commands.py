@@ -336,6 +336,8 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     found = compare_results(results, n=resamples, seed=seed)
     if json_:
         return as_json(found.to_json())
+    for note in found.notes:
+        click.echo(note, err=True)
     rows: list[tuple[str, ...]] = [("dataset", "model", "metric", "value", "interval", "seeds")]
     for score in found.scores:
         spread = "" if score.deviation is None else f" (sd {score.deviation:.3f})"
@@ -383,12 +385,14 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     help="Small copies of images, of DICOM too; or neither pixels nor paths nor ids of images and "
     "subjects. By default copies of all but DICOM.",
 )
+@click.option("--fetch", is_flag=True, help="Small copies of images at URLs too.")
 @click.option("--analysis", type=FILE, help="A folder of `medprobe analyze`: its cka*.csv.")
 def report(
     results: tuple[Path, ...],
     out: Path,
     compare: tuple[Path, Path] | None,
     images: bool | None,
+    fetch: bool,
     analysis: Path | None,
 ) -> None:
     """Write one HTML page, figures and tables of RESULTS (folders, or results.jsonl files).
@@ -401,7 +405,9 @@ def report(
 
     if not results and not compare:
         raise click.UsageError("nothing to report: name a results folder, or --compare A B")
-    options = Options(compare or None, analysis, private=images is False, dicom=images is True)
+    options = Options(
+        compare or None, analysis, private=images is False, dicom=images is True, fetch=fetch
+    )
     click.echo(write_report(results, out, options))
 
 

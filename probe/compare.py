@@ -7,7 +7,7 @@ score on a data set is the mean over seeds; a paired test takes the predictions 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Comparison:
     datasets: list[str]  # those on which every model has a result
     ranks: Ranks | None
     wilcoxon: list[list[float]] | None  # Holm's adjusted p of every pair, over data sets
+    notes: list[str] = field(default_factory=list)  # what a reader must know
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -73,7 +74,8 @@ def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) ->
 
     Raises ProbeError where there are no two models, or results of one data set by two metrics.
     """
-    found = [(source, result) for source in sources for result in load(source)]
+    known = {result.identity.digest: (s, result) for s in sources for result in load(s)}
+    found = list(known.values())
     identities = [result.identity for _, result in found]
     names = model_names(identities)
     if len(set(names)) < 2:
@@ -106,7 +108,18 @@ def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) ->
         datasets=whole,
         ranks=ranks(table) if len(whole) else None,
         wilcoxon=None if p is None else p.tolist(),
+        notes=_several_ways([identity.data for identity in identities]),
     )
+
+
+def _several_ways(data: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Say which data sets have several splits or labels among the results."""
+    names = [name for name, _, _ in set(data)]
+    return [
+        f"{name} is split or labelled in {names.count(name)} ways: "
+        "models are compared within each, not across"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
 
 
 def _score(dataset: str, model: str, results: Sequence[Result]) -> Score:

@@ -38,9 +38,9 @@ from probe import checkpoints, evaluation, metrics, protocols, results, splits
 from probe.data import load
 from probe.feeds import Feed, Images, Stored, recipe_of
 from probe.heads import fit_heads
-from probe.identity import Identity
+from probe.identity import Identity, data_of
 from probe.scalars import scalars
-from probe.tested import audited, data_of, metric_of, predictions_of, remarks, tested
+from probe.tested import audited, metric_of, predictions_of, remarks, tested
 from probe.token_head import TokenHead, token_head
 from probe.training import FREE, Say, Task, Training, best_of, predict, processes, train
 from probe.tuned import Tuned, feature_of, recompute, unfreeze

@@ -25,8 +25,9 @@ from probe import choose, evaluation, metrics, protocols, results, splits
 from probe.choose import Chosen, Draw, Fit
 from probe.data import Data, Features, load
 from probe.heads import Head, fit_heads
+from probe.identity import data_of
 from probe.path import Progress
-from probe.tested import audited, data_of, metric_of, predictions_of, remarks, scored, tested
+from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features.audit import audit
 from features.errors import ProbeError
-from features.manifest import Manifest, digest
+from features.manifest import Manifest
 from features.store import DONE, FeatureStore
 from probe import evaluation, metrics
 from probe.evaluation import Answers, Scoring
@@ -81,26 +81,6 @@ def tested(
             chosen_on=chosen_on,
             settings=settings,
         ),
-    }
-
-
-def data_of(
-    store: FeatureStore, manifest: Manifest, uncertain: str, *, views: bool = False
-) -> dict[str, Any]:
-    """Return the parts of an Identity that a store has: data set, split, labels, features.
-
-    uncertain: what -1 and an empty cell count as, labels being others where it is. views: whether
-    stored views are trained on.
-    """
-    made, labels = store.fingerprint, manifest.labels_digest()
-    left_out = {"features"} if views else {"features", "views"}
-    return {
-        "dataset": manifest.dataset,
-        "split_digest": manifest.split_digest(),
-        "labels_digest": digest([labels, uncertain]) if manifest.task == "multilabel" else labels,
-        "backbone": made["backbone"]["name"],
-        "weights": made["backbone"]["weights"],
-        "extraction": {k: v for k, v in made.items() if k not in left_out},
     }
 
 

@@ -95,8 +95,12 @@ def test_models_with_different_test_images_are_not_tested(tmp_path):
     path = tmp_path / "set0" / "z.h5"
     make_store(path, X, make_manifest(y, dataset="set0", split=split), fingerprint=made)
     probe(path, out=folder, settings=Settings(C=(1.0,), folds=2, metric="auroc", bootstrap=100))
-    [pair] = compare_results([folder]).pairs
-    assert (pair.difference, pair.why_not) == (None, "not the same test images and labels")
+    found = compare_results([folder, folder])
+    assert found.pairs == []
+    assert found.notes == [
+        "set0 is split or labelled in 2 ways: models are compared within each, not across"
+    ]
+    assert found.notes[0] in CliRunner().invoke(cli, ["compare", str(folder)]).stderr
 
 
 def test_one_model_has_nothing_to_be_compared_with(tmp_path):

@@ -59,7 +59,7 @@ def test_the_answer_is_the_paired_test_of_compare(tmp_path):
 
 def test_other_test_images_are_not_compared_and_random_weights_wear_a_mark(tmp_path):
     told(tmp_path, 0.9, weights="random", notes=["not medical: handwritten digits"])
-    add(tmp_path, backbone="blip", metric="accuracy", value=0.3, converged=False, N=50)
+    add(tmp_path, backbone="blip", metric="accuracy", converged=False, N=50)
     page = Page(write_report([tmp_path], tmp_path / "report"))
     headline = said(page.find("h1", "headline")[0])
     assert "dinov2 (frozen, linear, random weights)" in headline
