@@ -174,7 +174,7 @@ def predictions_of(folder: Path, result: Result) -> Predictions:
     path = folder / result.predictions
     said = read_predictions(path)
     metric = metrics.METRICS.get((result.task, result.metric))
-    value = float(metrics.evaluate(metric, said.labels, said.probabilities)[0]) if metric else None
+    value = float(metrics.evaluate(metric, said.labels, said.scores(metric))[0]) if metric else None
     differ = [
         f"{name} {found:.6g}, in the row {wanted:.6g}"
         for name, found, wanted, close in (
@@ -204,9 +204,9 @@ def paired_test(
     y, subjects = np.asarray(a.labels), np.asarray(a.subjects)
     independent = len(set(a.subjects)) == len(subjects)
     if metric.name == "auroc" and y.ndim == 1 and len(a.classes) == 2 and independent:
-        return delong_test(y == 1, a.probabilities[:, 1], b.probabilities[:, 1])
+        return delong_test(y == 1, a.log_odds[:, 1], b.log_odds[:, 1])
     rng = np.random.default_rng(seed)
-    return compare(metric, y, a.probabilities, b.probabilities, subjects, n=n, rng=rng)
+    return compare(metric, y, a.scores(metric), b.scores(metric), subjects, n=n, rng=rng)
 
 
 def in_order(predictions: Predictions) -> Predictions:
@@ -218,4 +218,5 @@ def in_order(predictions: Predictions) -> Predictions:
         labels=predictions.labels[order],
         probabilities=predictions.probabilities[order],
         classes=predictions.classes,
+        log_odds=predictions.log_odds[order],
     )

@@ -1,15 +1,15 @@
 """What a head said of the test images, scored: per image or per subject, by group, at a threshold.
 
 Shapes: N images (or units: subjects, studies), K classes, L findings. y is (N,) class index or (N,
-L) of 1, 0, NaN; p (N, K) or (N, L). A threshold is chosen on what folds or the val split held out,
-never on the test split.
+L) of 1, 0, NaN; z (N, K) or (N, L) log-odds (log_odds.py). A threshold is chosen on what folds or
+the val split held out, never on the test split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from features.errors import ProbeError
 from features.manifest import Manifest
+from probe import log_odds
 from probe.calibration import reliability
-from probe.metrics import Metric, one_vs_rest, per_output
+from probe.metrics import Metric, one_vs_rest, per_output, scores_for
 from probe.ranking import totals
 from probe.statistics import intervals
 
@@ -47,20 +48,25 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions to score: ids, subjects (N,), y, p, and the manifest's columns (N,)."""
+    """Predictions to score: ids, subjects (N,), y, log-odds z, and the manifest's columns (N,)."""
 
     ids: NDArray[Any]
     subjects: NDArray[Any]
     y: NDArray[Any]
-    p: NDArray[np.float64]
+    z: NDArray[np.float64]
     columns: Mapping[str, NDArray[Any]]
+
+    @cached_property
+    def p(self) -> NDArray[np.float64]:
+        """Return the probabilities."""
+        return log_odds.probabilities(self.z)
 
 
 def answers(
     manifest: Manifest,
     rows: NDArray[np.integer],
     y: NDArray[Any],
-    p: NDArray[np.float64],
+    z: NDArray[np.float64],
     y_train: NDArray[Any],
     settings: Scoring,
 ) -> Answers:
@@ -73,7 +79,7 @@ def answers(
         both = (y_train == 1).any(0) & (y_train == 0).any(0)
         y = np.where(both, y, np.nan)
     columns = {name: column(manifest, name, rows) for name in settings.by}
-    found = Answers(manifest.id[rows], manifest.subject[rows], y, p, columns)
+    found = Answers(manifest.id[rows], manifest.subject[rows], y, z, columns)
     if settings.aggregate is None:
         return found
     return aggregate(found, column(manifest, settings.unit, rows), settings.aggregate)
@@ -99,7 +105,7 @@ def extras(
         "interval": f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, "
         "95 %",
         "scored_by": settings.scored_by,
-        "outputs": per_output(answers.y, answers.p, classes),
+        "outputs": per_output(answers.y, answers.z, classes),
         "reliability": reliability(answers.y, answers.p),
         "subgroups": subgroups(answers, settings.by, metric, **again),
         "thresholds": {
@@ -132,16 +138,12 @@ def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
     names, first, member = np.unique(units, return_index=True, return_inverse=True)
     if (answers.subjects != answers.subjects[first][member]).any():
         raise ProbeError("a unit to aggregate has images of several subjects: see --unit")
-    p = np.zeros((len(names), answers.p.shape[1]))
-    if how == "max":
-        np.maximum.at(p, member, answers.p)
-    else:
-        np.add.at(p, member, answers.p)
-        p /= np.bincount(member)[:, None]
     y = answers.y[first]
+    if how == "max":
+        z = log_odds.largest(answers.z, member, len(names), classes=y.ndim == 1)
+    else:
+        z = log_odds.mean(answers.z, member, len(names))
     if y.ndim == 1:
-        if how == "max":
-            p /= p.sum(1, keepdims=True)
         differ = np.flatnonzero(answers.y != y[member])
         if len(differ):
             raise ProbeError(
@@ -161,7 +163,7 @@ def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
         )
         for name, v in answers.columns.items()
     }
-    return Answers(names, answers.subjects[first], y, p, mixed)
+    return Answers(names, answers.subjects[first], y, z, mixed)
 
 
 def subgroups(
@@ -187,7 +189,7 @@ def subgroups(
             found = intervals(
                 [metric],
                 answers.y[rows],
-                answers.p[rows],
+                scores_for(metric, answers.z[rows]),
                 subjects,
                 n=n,
                 rng=np.random.default_rng(seed),
@@ -242,7 +244,7 @@ def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> flo
     if t.all() or not t.any():
         return None
     order = np.argsort(-s, kind="stable")
-    last = np.flatnonzero(np.r_[np.diff(s[order]) != 0, True])
+    last = np.flatnonzero(np.r_[s[order][1:] != s[order][:-1], True])  # infinite ones tie too
     hits, called = np.cumsum(t[order])[last], last + 1.0
     if rule == "f1":
         gain = 2 * hits / (called + t.sum())
@@ -263,14 +265,15 @@ def at_thresholds(
 ) -> dict[str, dict[str, Any]]:
     """Return per finding (or of two classes, the second) threshold, sensitivity and specificity.
 
-    The threshold is chosen on held_out, (y, p) of images that are not in the test split; the rest
-    is measured on the answers, with intervals. Of more than two classes there are none.
+    The threshold is chosen on held_out, (y, z) of images that are not in the test split; the rest
+    is measured on the answers, with intervals. It is a probability; `log_odds` is what calls were
+    made by, None where infinite. Of more than two classes there are none.
     """
-    if answers.y.ndim == 1 and answers.p.shape[1] != 2:
+    if answers.y.ndim == 1 and answers.z.shape[1] != 2:
         return {}
     names = classes if answers.y.ndim == 2 else classes[1:]
     out: dict[str, dict[str, Any]] = {}
-    chosen = zip(one_vs_rest(*held_out), one_vs_rest(answers.y, answers.p), strict=True)
+    chosen = zip(one_vs_rest(*held_out), one_vs_rest(answers.y, answers.z), strict=True)
     for name, (before, (truth, score)) in zip(names, chosen, strict=True):
         threshold = choose_threshold(*before, rule)
         if threshold is None:
@@ -287,7 +290,11 @@ def at_thresholds(
             if known.any()
             else {}
         )
-        out[name] = {"threshold": threshold, **measured}
+        out[name] = {
+            "threshold": float(log_odds.probabilities(np.array(threshold))),
+            "log_odds": threshold if np.isfinite(threshold) else None,
+            **measured,
+        }
     return out
 
 

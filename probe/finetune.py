@@ -280,8 +280,8 @@ def _start_from_probe(head: nn.Module, rows: _Rows, feature: str, settings: Sett
         device=settings.training.device,
     )
     seen = torch.from_numpy(rows.store.read(feature, task.val).astype(np.float32))
-    p = heads.probabilities(seen.to(heads.coef.device)).cpu().numpy()
-    scores = [metrics.evaluate(task.metric, task.y[task.val], one)[0] for one in p]
+    z = heads.log_odds(seen.to(heads.coef.device)).cpu().numpy()
+    scores = [metrics.evaluate_log_odds(task.metric, task.y[task.val], one)[0] for one in z]
     one = heads.head(rows.manifest.classes, metrics.best_of(task.metric, np.array(scores)))
     coef, intercept = one.coef, one.intercept
     if one.kind == "binary":  # one logit, of the second class: the first one's is zero
@@ -316,7 +316,7 @@ def _train_and_test(
 
         history = train(model, feed, task, training, run.checkpoints, tell, run.identity)
     device = next(model.parameters()).device
-    p_val, p_test = (
+    z_val, z_test = (
         predict(model, feed, part, training.batch_size, task, device)
         for part in (task.val, rows.test)
     )
@@ -341,14 +341,14 @@ def _train_and_test(
     manifest = rows.manifest
     scoring = replace(settings, seed=training.seed)
     said = evaluation.answers(
-        manifest, rows.test, task.y[rows.test], p_test, task.y[task.train], scoring
+        manifest, rows.test, task.y[rows.test], z_test, task.y[task.train], scoring
     )
     found = tested(
         rows.store,
         manifest,
         said,
         task.metric,
-        held_out=(task.y[task.val], p_val),
+        held_out=(task.y[task.val], z_val),
         chosen_on=rows.chosen_on,
         settings=scoring,
         data=run.data,

@@ -25,16 +25,17 @@ from features.fingerprint import decoding
 from features.manifest import Manifest
 from features.plan import Settings as Extraction
 from features.store import DONE, FeatureStore
-from probe import checkpoints, finetune, heads
+from probe import checkpoints, finetune, heads, log_odds
 from probe.finetune import Settings, build_head
 from probe.heads import Head
+from probe.results import columns
 from probe.training import Training
 
 ROWS = 256  # whose features are read at once
 
 
 def predict(head_path: Path, store_path: Path) -> str:
-    """Return a CSV table: id, predicted (of a multiclass head), and a probability per class.
+    """Return a CSV table: id, predicted (of a multiclass head), a probability per class, log-odds.
 
     Raises ProbeError where the store was made by another backbone or other weights than the head.
     """
@@ -53,9 +54,9 @@ def predict(head_path: Path, store_path: Path) -> str:
             )
         rows = np.flatnonzero(store.done == DONE)
         said = _trained if about["format"] == finetune.FORMAT else _solved
-        p = said(head_path, about, store, rows)
+        z = said(head_path, about, store, rows)
         ids, single = store.manifest().id[rows], about["task"] == "multiclass"
-        return _table(ids, p, about["classes"], single=single)
+        return _table(ids, z, about["classes"], single=single)
 
 
 def predict_images(
@@ -123,18 +124,18 @@ def read(path: Path) -> dict[str, Any]:
 def _solved(
     path: Path, about: Mapping[str, Any], store: FeatureStore, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return a linear head's probabilities, (n, K)."""
+    """Return a linear head's log-odds, (n, K)."""
     head, _ = Head.load(path)
-    parts = [head.predict_proba(x.double()) for x in _features(store, about["feature"], rows)]
-    p: NDArray[np.float64] = torch.cat(parts).numpy()
-    return p
+    parts = [head.log_odds(x) for x in _features(store, about["feature"], rows)]
+    z: NDArray[np.float64] = torch.cat(parts).numpy()
+    return z
 
 
 @torch.no_grad()
 def _trained(
     path: Path, about: Mapping[str, Any], store: FeatureStore, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return a trained head's probabilities, (n, K)."""
+    """Return a trained head's log-odds, (n, K)."""
     given = dict(about["settings"])
     settings = Settings(**given | {"by": (), "training": Training(**given["training"])})
     shape, K = store.features[about["feature"]], len(about["classes"])
@@ -143,10 +144,9 @@ def _trained(
     mine = {k.removeprefix("head."): v for k, v in state.items() if not k.startswith("trunk.")}
     head.load_state_dict(mine if any(k.startswith("trunk.") for k in state) else state)
     logits = [head(x).double() for x in _features(store, about["feature"], rows)]
-    found = torch.cat(logits)
-    p = found.softmax(1) if about["task"] == "multiclass" else found.sigmoid()
-    said: NDArray[np.float64] = p.numpy()
-    return said
+    kind = "softmax" if about["task"] == "multiclass" else "sigmoid"
+    z: NDArray[np.float64] = log_odds.of_logits(torch.cat(logits), kind).numpy()
+    return z
 
 
 def _features(store: FeatureStore, name: str, rows: NDArray[np.int64]) -> Iterator[Tensor]:
@@ -154,11 +154,13 @@ def _features(store: FeatureStore, name: str, rows: NDArray[np.int64]) -> Iterat
         yield torch.from_numpy(store.read(name, rows[i : i + ROWS]).astype(np.float32))
 
 
-def _table(ids: NDArray[Any], p: NDArray[np.float64], classes: list[str], *, single: bool) -> str:
+def _table(ids: NDArray[Any], z: NDArray[np.float64], classes: list[str], *, single: bool) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["id", *(["predicted"] if single else []), *(f"p:{c}" for c in classes)])
-    for id_, row in zip(ids.tolist(), p, strict=True):
-        said = [classes[int(row.argmax())]] if single else []
-        writer.writerow([id_, *said, *(f"{v:.9g}" for v in row)])
+    writer.writerow(["id", *(["predicted"] if single else []), *columns(classes)])
+    for id_, p, odds in zip(
+        ids.tolist(), log_odds.probabilities(z).tolist(), z.tolist(), strict=True
+    ):
+        said = [classes[int(np.argmax(p))]] if single else []
+        writer.writerow([id_, *said, *map(repr, p), *map(repr, odds)])
     return table.getvalue()

@@ -115,15 +115,18 @@ def scored(
     wanted: Sequence[Metric], said: Answers, settings: Scoring
 ) -> dict[str, dict[str, float | None]]:
     """Return value and interval of every metric, on the same resamples whatever is asked."""
-    return intervals(
-        wanted,
-        said.y,
-        said.p,
-        said.subjects,
-        n=settings.bootstrap,
-        rng=np.random.default_rng(settings.seed),
-        method=settings.interval,
-    )
+    found: dict[str, dict[str, float | None]] = {}
+    for ranking in (True, False):
+        found |= intervals(
+            [metric for metric in wanted if metric.ranking == ranking],
+            said.y,
+            said.z if ranking else said.p,
+            said.subjects,
+            n=settings.bootstrap,
+            rng=np.random.default_rng(settings.seed),
+            method=settings.interval,
+        )
+    return {metric.name: found[metric.name] for metric in wanted}
 
 
 def predictions_of(said: Answers, classes: Sequence[str]) -> Predictions:
@@ -134,6 +137,7 @@ def predictions_of(said: Answers, classes: Sequence[str]) -> Predictions:
         labels=said.y,
         probabilities=said.p,
         classes=classes,
+        log_odds=said.z,
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_manifest, make_store
+from scipy.special import logit
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_curve
 
 from cli import cli
@@ -79,10 +80,10 @@ def test_patients_are_scored_by_the_mean_of_their_images(store, tmp_path):
 def test_findings_of_a_unit_are_those_of_any_image_and_max_takes_the_largest():
     y = np.array([[1, 0], [0, np.nan], [0, np.nan], [np.nan, np.nan]])
     p = np.array([[0.2, 0.9], [0.6, 0.1], [0.3, 0.3], [0.1, 0.5]])
-    answers = Answers(np.arange(4), np.array(["a", "a", "b", "b"]), y, p, {})
+    answers = Answers(np.arange(4), np.array(["a", "a", "b", "b"]), y, logit(p), {})
     joined = aggregate(answers, answers.subjects, "max")
     np.testing.assert_array_equal(joined.y, [[1, 0], [0, np.nan]])
-    np.testing.assert_array_equal(joined.p, [[0.6, 0.9], [0.3, 0.5]])
+    np.testing.assert_allclose(joined.p, [[0.6, 0.9], [0.3, 0.5]], rtol=1e-15)
 
 
 def test_units_of_two_classes_are_refused():

@@ -202,5 +202,5 @@ def _strengths(r: Result, stem: str) -> Lines:
 
 def outputs(r: Result, said: Predictions) -> list[tuple[str, dict[str, float | None]]]:
     """Return AUROC, average precision and counts of every finding."""
-    found = r.outputs or per_output(said.labels, said.probabilities, said.classes)
+    found = r.outputs or per_output(said.labels, said.log_odds, said.classes)
     return list(found.items())

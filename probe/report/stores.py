@@ -188,8 +188,8 @@ def _outcome(cell: Cell, manifest: Manifest, rows: NDArray[np.int64]) -> dict[st
     if said.labels.ndim == 1:
         wrong = said.probabilities.argmax(1) != said.labels
     else:
-        off = np.abs(said.probabilities - said.labels)
-        wrong = np.nan_to_num(off).max(1) >= 0.5
+        known, called = ~np.isnan(said.labels), said.probabilities >= 0.5
+        wrong = (known & (called != (said.labels == 1))).any(1)
     known = dict(zip(said.ids, wrong.tolist(), strict=True))
     words = {True: "wrong", False: "right", None: "not tested"}
     found = [words[known.get(str(i))] for i in manifest.id[rows]]
