@@ -182,7 +182,7 @@ def fit_heads(
     certified : also bound each head's gap, in about four passes in float64.
     progress : called with heads done, heads in all, and the passes of the batch at work.
     engine : holds the rows, where that isn't this process (cluster.py); `certified` is not for it.
-    kind : "softmax" has two classes fitted by softmax as well; default as above.
+    kind : of Heads; default by y, and "softmax" has two classes fitted by softmax as well.
 
     A class without a row in a group has its optimum at infinity. There it gets no coefficients and
     an intercept of -40, and the others are fitted as if they were all.
@@ -304,21 +304,22 @@ def _by_classes(
     whole: dict[str, Any] = {}
     for mine in torch.unique(there, dim=0):
         groups, classes = (there == mine).all(1).nonzero()[:, 0], mine.nonzero()[:, 0]
-        if len(classes) < 2:
-            found = f"class number {int(classes)} alone" if len(classes) else "no row at all"
-            raise ProbeError(f"a fold is left {found} to train on: use fewer folds")
+        if not len(classes):
+            raise ProbeError("a fold has no training row left: use fewer folds")
         place = torch.zeros(len(mine), dtype=torch.long)
         place[classes] = torch.arange(len(classes))
+        alone = len(classes) == 1  # a label that is never there: no coefficients, no loss
         some = fit(
             place.to(y)[y],
             weights=weights[groups.to(weights.device)],
-            n_classes=len(classes),
-            kind="softmax",
+            n_classes=max(2, len(classes)),
+            kind="binary" if alone else "softmax",
         )
         for name, value in vars(some).items():
             if name in ("C", "kind") or value is None:
                 continue
             if name in ("coef", "intercept"):  # (J, G, L, K, ...)
+                value = torch.zeros_like(value) if alone else value
                 gone = torch.full_like(value[:, :, :, :1], 0 if name == "coef" else -SURE)
                 value = torch.cat([value, gone], 3)[:, :, :, torch.where(mine, place, -1)]
             empty = value.new_empty(value.shape[0], len(there), *value.shape[2:])
