@@ -74,6 +74,15 @@ class Manifest:
         """Return a hash of which image is in which split, whatever the order of the rows."""
         return digest(sorted(zip(self.id.tolist(), self.split.tolist(), strict=True)))
 
+    def labels_digest(self) -> str:
+        """Return a hash of what each image is labelled as, in words, whatever the order of rows."""
+        if self.label.ndim == 1:
+            names = [*self.classes, ""]  # NO_LABEL is the last one
+            said: list[Any] = [names[label] for label in self.label.tolist()]
+        else:
+            said = self.label.tolist()
+        return digest([list(self.classes), sorted(zip(self.id.tolist(), said, strict=True))])
+
 
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 of a JSON value."""

@@ -21,6 +21,7 @@ from features import dicom, tuning
 from features.backbones import Backbone
 from features.devices import PRECISIONS, resolve_precision
 from features.errors import StaleStoreError, StoreError
+from features.files import filename
 from features.fingerprint import differences, fingerprint
 from features.layout import VIEWS
 from features.manifest import Manifest
@@ -76,9 +77,8 @@ class Plan:
 
 
 def store_path(out: Path, dataset: str, backbone: str) -> Path:
-    """Return where a store lies; characters that a file name can't have become dashes."""
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in backbone)
-    return out / dataset / f"{name}.h5"
+    """Return where a store lies, whatever the two are called."""
+    return out / filename(dataset) / f"{filename(backbone)}.h5"
 
 
 def parts_folder(path: Path) -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from features.errors import ProbeError
+from features.files import write_whole
 
 FOLDER, STATE, BEST = "checkpoints", "state.json", "best.safetensors"
 
@@ -43,13 +43,13 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         name = f"last-{epoch:04d}"
         data = to_bytes(tensors)
-        _write(folder / f"{name}.safetensors", data)
+        write_whole(folder / f"{name}.safetensors", data)
         if best:
-            _write(folder / BEST, data)
+            write_whole(folder / BEST, data)
         buffer = io.BytesIO()
         torch.save(dict(optimizer), buffer)
-        _write(folder / f"{name}.optimizer", buffer.getvalue())
-        _write(folder / STATE, json.dumps(dict(state), indent=1, allow_nan=False).encode())
+        write_whole(folder / f"{name}.optimizer", buffer.getvalue())
+        write_whole(folder / STATE, json.dumps(dict(state), indent=1, allow_nan=False).encode())
     except OSError as error:
         raise ProbeError(
             f"{folder}: the checkpoint of epoch {epoch} can't be written ({error.strerror}); "
@@ -85,18 +85,4 @@ def load_best(folder: Path) -> dict[str, Tensor]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, (json.dumps(dict(value), indent=1) + "\n").encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file under another name, push it to the disk, and rename it."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, (json.dumps(dict(value), indent=1) + "\n").encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from features.arguments import engine_of, engine_options, options_of, source_options
 from features.console import (
     FILE,
+    Damaged,
     as_json,
     as_table,
     bar,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from features.cluster import Cluster
     from probe.cluster import Team
     from probe.results import Result
+
+    Probe = Callable[[Path, tuple[str, ...]], list[Result]]  # store, columns to score by
 
 
 @click.command()
@@ -77,21 +80,66 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
     \b
     medprobe probe features/sample/efficientnet_lite0.h5
     """
+    from features.errors import MedprobeError
+
     trained = given["head"] == "deit" or given["protocol"] == "study"
     refuse(trained)
+    known = columns_of(stores, given["by"])
     found: list[Result] = []
-    for results in trained_heads(stores, out, given) if trained else solved(stores, out, given):
-        found += results
-        if json_:
-            continue
-        for result in results:
-            if trained:
-                say_tuned(result)
-            else:
-                say_result(result, several=len(results) > 1)
-        click.echo(f"  {results[0].audit['line']}", err=True)
+    failed = []
+    with (trained_heads if trained else solved)(out, given) as probe_one:
+        for store in stores:
+            try:
+                results = probe_one(store, known[store])
+            except MedprobeError as error:
+                if len(stores) == 1:
+                    raise
+                click.echo(f"Error: {error}", err=True)
+                failed.append(store)
+                continue
+            found += results
+            if not json_:
+                say_results(results, trained=trained)
     if json_:
         as_json([asdict(result) for result in found])
+    if failed:
+        raise Damaged(f"{len(failed)} of {len(stores)} stores have no result, see above")
+
+
+def columns_of(stores: Sequence[Path], by: tuple[str, ...]) -> dict[Path, tuple[str, ...]]:
+    """Return which of the columns to score by each store has, and say which it hasn't.
+
+    A column that no store has is kept for all: asked for, it is an error.
+    """
+    from features.errors import StoreError
+    from features.store import FeatureStore
+
+    known: dict[Path, tuple[str, ...]] = dict.fromkeys(stores, by)
+    if not by or len(stores) == 1:
+        return known
+    there: dict[Path, set[str]] = {}
+    for path in stores:
+        try:
+            with FeatureStore.open(path) as store:
+                there[path] = {*store.manifest().columns, "subject", "path", "id"}
+        except StoreError:  # said where it is probed
+            continue
+    for path, columns in there.items():
+        missing = [c for c in by if c not in columns and any(c in t for t in there.values())]
+        for name in missing:
+            click.echo(f"{path} has no column {name}: it is not scored by it", err=True)
+        known[path] = tuple(c for c in by if c not in missing)
+    return known
+
+
+def say_results(results: Sequence[Result], *, trained: bool) -> None:
+    """Print the results of a store, and on standard error what its audit found."""
+    for result in results:
+        if trained:
+            say_tuned(result)
+        else:
+            say_result(result, several=len(results) > 1)
+    click.echo(f"  {results[0].audit['line']}", err=True)
 
 
 def refuse(trained: bool) -> None:
@@ -112,8 +160,9 @@ def refuse(trained: bool) -> None:
         raise click.UsageError(f"{parameter.opts[0]} goes with a head that is {kind}: {remedy}")
 
 
-def solved(stores: Sequence[Path], out: Path, given: dict[str, Any]) -> Iterator[list[Result]]:
-    """Yield the results of the sweep on each store."""
+@contextmanager
+def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
+    """Yield what probes a store by the sweep, scored by the columns given."""
     from probe.heads import fit_heads
     from probe.sweep import probe_all
 
@@ -122,12 +171,13 @@ def solved(stores: Sequence[Path], out: Path, given: dict[str, Any]) -> Iterator
         settings = probing_of(given, protocol=given["protocol"], head=given["head"], fit=fit)
         if team and settings.filled().head != "linear":
             raise click.UsageError("--engine ray fits linear heads: leave it out for others")
-        for store in stores:
+
+        def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
+            how: dict[str, Any] = {"settings": replace(settings, by=by), **provenance()}
             with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
-                results = probe_all(
-                    store, out=out, settings=settings, **provenance(), progress=passes(show)
-                )
-            yield results
+                return probe_all(store, out=out, progress=passes(show), **how)
+
+        yield probe_one
 
 
 def team_of(cluster: Cluster | None) -> AbstractContextManager[Team | None]:
@@ -139,28 +189,29 @@ def team_of(cluster: Cluster | None) -> AbstractContextManager[Team | None]:
     return Team(cluster)
 
 
-def trained_heads(
-    stores: Sequence[Path], out: Path, given: dict[str, Any]
-) -> Iterator[list[Result]]:
-    """Yield the results of heads that are trained on each store, one per seed."""
+@contextmanager
+def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
+    """Yield what trains heads on a store, one per seed, scored by the columns given."""
     from probe.finetune import train_on_store
 
     head = given["head"] or "linear"
     if head == "knn":
         raise click.UsageError("--protocol study has a linear or a deit head, not knn")
     protocol = "study" if given["protocol"] == "study" else "finetune"
-    for store in stores:
-        yield [
+
+    def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
+        how: dict[str, Any] = {"feature": given["feature"], "out": out, "say": say}
+        return [
             train_on_store(
                 store,
-                feature=given["feature"],
-                out=out,
-                settings=training_of(given, seed, protocol=protocol, head=head),
-                say=say,
+                settings=training_of(given | {"by": by}, seed, protocol=protocol, head=head),
                 about=provenance(),
+                **how,
             )
             for seed in seeds_of(given)
         ]
+
+    yield probe_one
 
 
 def say_group(metric: str, group: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Do models differ? Paired tests on one test set, ranks over many, the spread over seeds.
 
-A model is what varies among the results: backbone, head, feature, protocol, ... Its score on a data
-set is the mean over seeds; a paired test takes the predictions of its first seed.
+A model is what varies among the results: backbone, head, feature, protocol, ... (identity.py). Its
+score on a data set is the mean over seeds; a paired test takes the predictions of its first seed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from features.errors import ProbeError
 from probe import metrics
+from probe.identity import data_names, model_names
 from probe.ranks import Ranks, holm, ranks, wilcoxon_holm
 from probe.results import Predictions, Result, load, read_predictions
 from probe.statistics import Difference, compare, delong_test
 
-PARTS = ("backbone", "weights", "scenario", "head", "feature", "protocol", "scored_by")
+AGREE = 1e-6  # predictions whose score differs more from their row's are another result's
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,13 @@ def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) ->
     Raises ProbeError where there are no two models, or results of one data set by two metrics.
     """
     found = [(source, result) for source in sources for result in load(source)]
-    names = _model_names([result for _, result in found])
+    identities = [result.identity for _, result in found]
+    names = model_names(identities)
     if len(set(names)) < 2:
         raise ProbeError(f"one model only ({', '.join(set(names))}): nothing to compare with")
     cells: dict[tuple[str, str], list[tuple[Path, Result]]] = {}
-    for name, pair in zip(names, found, strict=True):
-        cells.setdefault((pair[1].dataset, name), []).append(pair)
+    for name, data, pair in zip(names, data_names(identities), found, strict=True):
+        cells.setdefault((data, name), []).append(pair)
     for runs in cells.values():
         runs.sort(key=lambda pair: pair[1].seed)
     datasets = list(dict.fromkeys(dataset for dataset, _ in cells))
@@ -107,12 +109,6 @@ def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) ->
     )
 
 
-def _model_names(results: Sequence[Result]) -> list[str]:
-    """Return each result's model: the backbone, and of the other parts those that vary."""
-    varying = [part for part in PARTS[1:] if len({getattr(r, part) for r in results}) > 1]
-    return [" ".join(str(getattr(r, part)) for part in ("backbone", *varying)) for r in results]
-
-
 def _score(dataset: str, model: str, results: Sequence[Result]) -> Score:
     values = [result.value for result in results]
     first = results[0]
@@ -134,15 +130,20 @@ def _better_is_more(score: Score, cells: dict[tuple[str, str], list[tuple[Path, 
 
 
 def _pairs(dataset: str, runs: dict[str, tuple[Path, Result]], *, n: int, seed: int) -> list[Pair]:
-    said = {}
+    said: dict[str, Predictions] = {}
+    missing: dict[str, str] = {}
     for model, (source, result) in runs.items():
-        folder = source if source.is_dir() else source.parent
-        said[model] = in_order(read_predictions(folder / result.predictions))
+        try:
+            folder = source if source.is_dir() else source.parent
+            said[model] = in_order(predictions_of(folder, result))
+        except ProbeError as error:
+            missing[model] = str(error)
     out = []
     for a, b in combinations(runs, 2):
         result = runs[a][1]
         pair = Pair(dataset, result.metric, a, b, None, None)
-        if why_not := unpaired(said[a], said[b]):
+        gone = [missing[model] for model in (a, b) if model in missing]
+        if why_not := "; ".join(gone) or unpaired(said[a], said[b]):
             out.append(replace(pair, why_not=why_not))
             continue
         metric = metrics.find(result.metric, result.task)
@@ -150,6 +151,31 @@ def _pairs(dataset: str, runs: dict[str, tuple[Path, Result]], *, n: int, seed: 
     raw = [pair.difference.p for pair in out if pair.difference]
     adjusted = iter(holm(raw).tolist())
     return [replace(pair, p_holm=next(adjusted)) if pair.difference else pair for pair in out]
+
+
+def predictions_of(folder: Path, result: Result) -> Predictions:
+    """Read a result's predictions. ProbeError where they are not there, or not this result's.
+
+    They are scored again: the score and the number of images must be those of the row.
+    """
+    path = folder / result.predictions
+    said = read_predictions(path)
+    metric = metrics.METRICS.get((result.task, result.metric))
+    value = float(metrics.evaluate(metric, said.labels, said.probabilities)[0]) if metric else None
+    differ = [
+        f"{name} {found:.6g}, in the row {wanted:.6g}"
+        for name, found, wanted, close in (
+            ("images", len(said.ids), result.n_test, 0),
+            (result.metric, value, result.value, AGREE),
+        )
+        if found is not None and not abs(found - wanted) <= close
+    ]
+    if differ:
+        raise ProbeError(
+            f"{path} is not what its row in results.jsonl says ({'; '.join(differ)}): "
+            f"run it again: {result.command}"
+        )
+    return said
 
 
 def unpaired(a: Predictions, b: Predictions) -> str:

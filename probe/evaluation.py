@@ -39,6 +39,11 @@ class Scoring:
     by: tuple[str, ...] = ()  # columns whose groups are scored apart
     threshold: str = "youden"  # or "f1": the rule, applied to what was held out
 
+    @property
+    def scored_by(self) -> str:
+        """Return what one answer stands for: "image", or "subject (mean)"."""
+        return f"{self.unit} ({self.aggregate})" if self.aggregate else "image"
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -89,12 +94,11 @@ def extras(
         "seed": settings.seed,
         "method": settings.interval,
     }
-    unit = f"{settings.unit} ({settings.aggregate})" if settings.aggregate else "image"
     rule = settings.threshold
     return {
         "interval": f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, "
         "95 %",
-        "scored_by": unit,
+        "scored_by": settings.scored_by,
         "outputs": per_output(answers.y, answers.p, classes),
         "reliability": reliability(answers.y, answers.p),
         "subgroups": subgroups(answers, settings.by, metric, **again),

@@ -12,10 +12,13 @@ probe's validation score.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,19 @@ from torch import nn
 from features.backbones import Backbone
 from features.backbones.base import weights_digest
 from features.errors import ProbeError
+from features.files import filename
+from features.lock import writing
 from features.manifest import Manifest
 from features.store import FeatureStore
 from probe import checkpoints, evaluation, metrics, protocols, results, splits
 from probe.data import load
 from probe.feeds import Feed, Images, Stored, recipe_of
 from probe.heads import fit_heads
+from probe.identity import Identity
 from probe.scalars import scalars
-from probe.tested import audited, metric_of, predictions_of, remarks, tested
+from probe.tested import audited, data_of, metric_of, predictions_of, remarks, tested
 from probe.token_head import TokenHead, token_head
-from probe.training import Say, Task, Training, best_of, predict, processes, train
+from probe.training import FREE, Say, Task, Training, best_of, predict, processes, train
 from probe.tuned import Tuned, feature_of, recompute, unfreeze
 
 FORMAT = "medprobe-finetuned"  # of run.json
@@ -58,6 +64,29 @@ class Settings(evaluation.Scoring):
     uncertain: str = "zeros"
     strict_splits: bool = False
     training: Training = field(default_factory=Training)
+
+    def of_head(self, processes: int) -> dict[str, Any]:
+        """Return what changes the trained model beyond an Identity's own fields, as JSON values.
+
+        processes: that train together. A run may go on for more epochs than it was begun for, so
+        their number is in it only where the schedule depends on it.
+        """
+        loop = {k: v for k, v in asdict(self.training).items() if k not in FREE}
+        loop["batch_size"] = self.training.batch_size * processes
+        if self.training.schedule != "constant":
+            loop["epochs"] = self.training.epochs
+        if self.head == "linear":
+            return loop | {
+                "unfreeze": self.unfreeze,
+                "drop_last": self.drop_last,
+                "init": self.init,
+            }
+        weights = self.head_weights or "published"
+        if Path(weights).is_file():
+            with Path(weights).open("rb") as file:
+                weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        deit = {"head_size": self.head_size, "head_weights": weights}
+        return loop | {"unfreeze": self.unfreeze, "drop_last": self.drop_last} | deit
 
     @property
     def name(self) -> str:
@@ -87,35 +116,53 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run: what is trained on what. `folder` is where it lies, relative to the results."""
+    """A run: what is trained on what. Its folder lies in `out`, named by its identity."""
 
     rows: _Rows
+    feed: Feed
     scenario: str
     feature: str
     out: Path
     settings: Settings
 
-    @property
-    def folder(self) -> Path:
-        """Return a name for what is trained, and a seed, below the data set and the backbone."""
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Return the parts of its identity that its store has."""
+        rows, views = self.rows, isinstance(self.feed, Stored)
+        return data_of(rows.store, rows.manifest, self.settings.uncertain, views=views)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Return what tells it from other runs, however its answers are scored."""
         settings = self.settings
-        kind = settings.head_size if settings.head == "deit" else settings.init
-        which = settings.unfreeze.replace(":", "-")
-        drop = f"_drop-{settings.drop_last}" if settings.drop_last else ""
-        name = f"{settings.protocol}_{self.scenario}_{self.feature.replace('/', '-')}"
-        name += f"_{kind}_{which}{drop}"
-        stem = self.rows.store.path.stem
-        return Path(self.rows.manifest.dataset, stem, f"{name}_seed{settings.training.seed}")
+        return Identity(
+            **self.data,
+            scenario=self.scenario,
+            head=settings.head,
+            feature=self.feature,
+            protocol=settings.name,
+            metric=self.rows.task.metric.name,
+            scored_by="image",
+            shots=None,
+            seed=settings.training.seed,
+            settings=settings.of_head(processes(settings.training.device).num_processes),
+        )
 
     @property
     def checkpoints(self) -> Path:
         """Return where its checkpoints are."""
-        return self.out / self.folder / checkpoints.FOLDER
+        return self.out / self.identity.folder / checkpoints.FOLDER
 
     @property
     def begun(self) -> bool:
         """Say whether there is a checkpoint to go on from."""
         return (self.checkpoints / checkpoints.STATE).is_file()
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold the right to write to its folder, in the one process that does."""
+        if not processes(self.settings.training.device).is_main_process:
+            return nullcontext()
+        return writing(self.out / self.identity.folder / "run")
 
 
 def finetune(
@@ -141,12 +188,13 @@ def finetune(
         unfreeze(backbone, settings.unfreeze)
         model = Tuned(backbone, name, build_head(settings, shape, rows.task.outputs))
         scenario = f"{'frozen' if settings.unfreeze == 'none' else 'unfrozen'}-{settings.head}"
-        run = _Run(rows, scenario, name, out, settings)
-        if settings.head == "linear" and settings.init == "probe" and not run.begun:
-            _start_from_probe(model.head, rows, name, settings)
         recipe = recipe_of(opened, backbone.transform)
         feed = Images(rows.manifest, recipe, settings.training.seed)
-        return _train_and_test(model, feed, run, say, about or {})
+        run = _Run(rows, feed, scenario, name, out, settings)
+        with run.writing():
+            if settings.head == "linear" and settings.init == "probe" and not run.begun:
+                _start_from_probe(model.head, rows, name, settings)
+            return _train_and_test(model, run, say, about or {})
 
 
 def train_on_store(
@@ -174,8 +222,9 @@ def train_on_store(
         rows = _rows(opened, settings)
         model = build_head(settings, opened.features[feature], rows.task.outputs)
         feed = Stored(opened, feature, settings.training.seed)
-        run = _Run(rows, f"frozen-{settings.head}", feature, out, settings)
-        return _train_and_test(model, feed, run, say, about or {})
+        run = _Run(rows, feed, f"frozen-{settings.head}", feature, out, settings)
+        with run.writing():
+            return _train_and_test(model, run, say, about or {})
 
 
 def _rows(store: FeatureStore, settings: Settings) -> _Rows:
@@ -250,10 +299,10 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _train_and_test(
-    model: nn.Module, feed: Feed, run: _Run, say: Say, about: Mapping[str, Any]
+    model: nn.Module, run: _Run, say: Say, about: Mapping[str, Any]
 ) -> results.Result:
     started = time.perf_counter()
-    rows, settings, folder = run.rows, run.settings, run.folder
+    rows, feed, settings, folder = run.rows, run.feed, run.settings, run.identity.folder
     training, task = settings.training, rows.task
     backbone = rows.store.fingerprint["backbone"]
     if training.checkpointing:
@@ -265,7 +314,7 @@ def _train_and_test(
             write(record)
             say(record)
 
-        history = train(model, feed, task, training, run.checkpoints, tell)
+        history = train(model, feed, task, training, run.checkpoints, tell, run.identity)
     device = next(model.parameters()).device
     p_val, p_test = (
         predict(model, feed, part, training.batch_size, task, device)
@@ -302,8 +351,10 @@ def _train_and_test(
         held_out=(task.y[task.val], p_val),
         chosen_on=rows.chosen_on,
         settings=scoring,
+        data=run.data,
     )
     uncertain = settings.uncertain if manifest.task == "multilabel" else ""
+    unit = "" if scoring.aggregate is None else "_" + filename(scoring.scored_by)
     tuned = ("unfreeze", "drop_last", "init", "head_size", "head_weights")
     result = results.Result(
         scenario=run.scenario,
@@ -315,7 +366,7 @@ def _train_and_test(
         n_train=len(task.train),
         n_bad=rows.n_bad,
         seed=training.seed,
-        predictions=(folder / "predictions.csv").as_posix(),
+        predictions=(folder / f"predictions{unit}.csv").as_posix(),
         heads=(folder / "run.json").as_posix(),
         converged=True,
         seconds=round(time.perf_counter() - started, 3),
@@ -326,12 +377,21 @@ def _train_and_test(
         audit=rows.audit,
         history=history,
         tuned={name: getattr(settings, name) for name in tuned},
+        settings=dict(run.identity.settings),
         **found,
     )
     if processes(training.device).is_main_process:
-        checkpoints.write_json(run.out / folder / "run.json", made)
-        results.write_predictions(
-            run.out / folder / "predictions.csv", predictions_of(said, manifest.classes)
-        )
-        results.append(run.out, result)
+        _write(run.out, result, made, predictions_of(said, manifest.classes))
     return result
+
+
+def _write(
+    out: Path, result: results.Result, made: Mapping[str, Any], said: results.Predictions
+) -> None:
+    """Write a run's files, then its line. Raises ProbeError where the disk is full."""
+    try:
+        checkpoints.write_json(out / result.heads, made)
+        results.write_predictions(out / result.predictions, said)
+    except OSError as error:
+        raise results.unwritable(out, error) from None
+    results.append(out, result)

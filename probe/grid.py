@@ -3,8 +3,8 @@
 Words: a cell is one backbone on one data set in one scenario, with its settings. Features come
 first, one decoding for all backbones of a data set; then the cells, one after the other. What
 became of each is a line of cells.jsonl, beside results.jsonl. A cell is done where a line with its
-fingerprint says so and its predictions are there; a cell that fails is reported, and the others go
-on.
+fingerprint says so and its results and predictions are there; a cell that fails is reported, and
+the others go on.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from features.backbones import Backbone, load_backbone
 from features.errors import MedprobeError, ProbeError
 from features.extract import Engine, extract
 from features.extract import Progress as Images
+from features.files import append_line, read_lines
+from features.lock import writing
 from features.manifest import Manifest, digest
 from features.plan import Settings as Extraction
 from features.plan import store_path
 from features.urls import Location
 from probe import checkpoints, finetune, sweep
 from probe.path import Progress
-from probe.results import Result
+from probe.results import PATIENCE, Result, load, unwritable
 from probe.training import Say
 from probe.tuned import feature_of
 
@@ -147,9 +149,10 @@ def run_grid(
 
 def divide(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
     """Return the cells that were done before, and those to do."""
+    done = {out: done_in(out) for out in {cell.out for cell in cells}}
     groups: tuple[list[Cell], list[Cell]] = ([], [])
     for cell in cells:
-        groups[not is_done(cell)].append(cell)
+        groups[cell.fingerprint() not in done[cell.out]].append(cell)
     return groups
 
 
@@ -275,22 +278,28 @@ def log(outcome: Outcome) -> None:
         "scenario": cell.scenario,
         "status": outcome.status,
         "reason": outcome.reason,
-        "predictions": [result.predictions for result in outcome.results],
+        "results": [result.identity.digest for result in outcome.results],
         "seconds": round(outcome.seconds, 3),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    cell.out.mkdir(parents=True, exist_ok=True)
-    with (cell.out / LOG).open("a", encoding="ascii") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        cell.out.mkdir(parents=True, exist_ok=True)
+        with writing(cell.out / ".results", patience=PATIENCE):
+            append_line(cell.out / LOG, json.dumps(line))
+    except OSError as error:
+        raise unwritable(cell.out, error) from None
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
-    """Return the lines of cells.jsonl; none where there is no such file."""
+    """Return the lines of cells.jsonl; none where there is no such file.
+
+    Half a line at the end, of a run that was stopped, is left out with a warning.
+    """
     path = out / LOG
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             found.append(dict(json.loads(line)))
         except (ValueError, TypeError):
@@ -298,16 +307,13 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def is_done(cell: Cell) -> bool:
-    """Say whether the log has a cell with the same fingerprint, whose files are there."""
-    if not (cell.out / "results.jsonl").is_file():
-        return False
-    print_ = cell.fingerprint()
-    return any(
-        line["status"] == "done" and all((cell.out / p).is_file() for p in line["predictions"])
-        for line in read_log(cell.out)
-        if line["fingerprint"] == print_
-    )
+def done_in(out: Path) -> set[str]:
+    """Return the fingerprints of cells that were done, and whose results are there with files."""
+    log = [line for line in read_log(out) if line.get("status") == "done"]
+    if not log or not (out / "results.jsonl").is_file():
+        return set()
+    there = {r.identity.digest for r in load(out) if (out / r.predictions).is_file()}
+    return {str(line["fingerprint"]) for line in log if set(line.get("results", [""])) <= there}
 
 
 def seconds_left(todo: Sequence[Cell], done: Sequence[Outcome]) -> float | None:

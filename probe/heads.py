@@ -70,7 +70,7 @@ class Head:
             "classes": self.classes,
             "C": self.C,
         }
-        text = json.dumps(words | about, indent=2, ensure_ascii=False)
+        text = json.dumps(words | about, indent=2)  # ASCII: names of files may be any bytes
         path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod

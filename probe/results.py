@@ -3,19 +3,26 @@
 A results folder holds
 
     results.jsonl                      one line per result, appended, never rewritten
-    <dataset>/<backbone>/<run>/
+    <dataset>/<backbone>/<run>/        a folder of each result alone: identity.py names it
         predictions.csv                id, subject, label, predicted, one probability per class
         heads.safetensors, heads.json  the fitted head
 
-Paths in a row are relative to the folder, so the folder can be moved. In predictions.csv of a
+A line is written after its files, and files that it replaces are removed after that: whatever stops
+a run, every line's files are whole, and its own. Paths in a row are relative to the folder, so the
+folder can be moved. In predictions.csv of a
 multi-label task, `label` and `predicted` become one column per finding: `label:<finding>`
 (1, 0 or empty), and `p:<finding>`.
 """
 
+from __future__ import annotations
+
 import csv
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
+from features.files import append_line, read_lines, replacing, sync
 from features.lock import writing
+from probe.identity import Identity
 
 PATIENCE = 60.0  # seconds until others have written their line
+ABANDONED = 3600.0  # seconds after which files of a run that was killed are removed
 
 
 @dataclass(frozen=True)
@@ -80,46 +90,123 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # of training, one per epoch
     tuned: dict[str, Any] = field(default_factory=dict)  # {"unfreeze", "drop_last", "init", ...}
     control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}
+    labels_digest: str = ""  # of every image's label, and what uncertain ones count as
+    settings: dict[str, Any] = field(default_factory=dict)  # what else the head depends on
+    extraction: dict[str, Any] = field(default_factory=dict)  # how its features were made
+
+    @property
+    def identity(self) -> Identity:
+        """Return what tells it from other results."""
+        return Identity(**{f.name: getattr(self, f.name) for f in fields(Identity)})
+
+
+def record(
+    out: Path, result: Result, predictions: Predictions, head: Callable[[Path], None] | None = None
+) -> Result:
+    """Write a result: its files into a new folder, then its line; return it with their paths.
+
+    `head` saves the fitted head into a folder, as heads.json. What an earlier result of the same
+    identity left is removed last. Raises ProbeError where the files can't be written; what was
+    there stays as it was.
+    """
+    final = out / result.identity.folder
+    new = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        new.chmod(final.parent.stat().st_mode)
+        write_predictions(new / "predictions.csv", predictions)
+        if head:
+            head(new)
+        for file in (*new.iterdir(), new):
+            sync(file)
+        with writing(out / ".results", patience=PATIENCE):
+            before = [p for p in _folders_of(final) if p != new]
+            place = _free(final)
+            new.rename(place)
+            new, inside = place, place.relative_to(out).as_posix()
+            result = replace(
+                result,
+                predictions=f"{inside}/predictions.csv",
+                heads=f"{inside}/heads.json" if head else "",
+            )
+            _append(out, result)
+            for folder in before:
+                shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        if new:
+            shutil.rmtree(new, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise unwritable(out, error) from None
+        raise
+    return result
+
+
+def unwritable(out: Path, error: OSError) -> ProbeError:
+    """Return the error of results that can't be written."""
+    return ProbeError(
+        f"{out}: results can't be written ({error.strerror or error}); earlier ones are as they "
+        "were. Make room, or give another -o, and run the same command again"
+    )
+
+
+def _folders_of(final: Path) -> list[Path]:
+    """Return the folders of an identity: complete ones, and those of runs killed long ago."""
+    there = [p for p in final.parent.glob(f"{_literal(final.name)}*") if p.is_dir()]
+    whole = [p for p in there if p.name[len(final.name) :].lstrip("-").isdecimal() or p == final]
+    begun = final.parent.glob(f".{_literal(final.name)}.*")
+    return whole + [p for p in begun if time.time() - p.stat().st_mtime > ABANDONED]
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _free(final: Path) -> Path:
+    """Return the first of NAME, NAME-2, NAME-3, ... that is not there."""
+    place, number = final, 1
+    while place.exists():
+        number += 1
+        place = final.with_name(f"{final.name}-{number}")
+    return place
 
 
 def append(folder: Path, result: Result) -> None:
-    """Add one line to folder/results.jsonl, whole or not at all as far as a reader can tell."""
-    folder.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(
-        asdict(result), allow_nan=False
-    )  # ASCII: no separator of Unicode breaks a line
-    others = writing(folder / ".results", patience=PATIENCE)  # on a cluster several may write
-    with others, (folder / "results.jsonl").open("a", encoding="ascii") as file:
-        file.write(line + "\n")
+    """Add one line to folder/results.jsonl, whole or not at all.
+
+    Raises ProbeError where it can't be written; the file is then as it was.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder / ".results", patience=PATIENCE):  # on a cluster several may write
+            _append(folder, result)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def _append(folder: Path, result: Result) -> None:
+    # ASCII: no separator of Unicode breaks a line.
+    append_line(folder / "results.jsonl", json.dumps(asdict(result), allow_nan=False))
 
 
 def load(source: Path) -> list[Result]:
-    """Read the results of a folder or a .jsonl file; of two rows for a cell the later one stands.
+    """Read the results of a folder or a .jsonl file; of two of one identity the later one stands.
 
-    A cell is (dataset, backbone, weights, scenario, head, feature, protocol, metric, shots, seed,
-    scored_by).
+    Half a line at the end, of a run that was stopped, is left out with a warning.
     """
     path = source / "results.jsonl" if source.is_dir() else source
     if not path.is_file():
         raise ProbeError(f"no results at {path}: run `medprobe probe STORE -o {source}` first")
-    cells: dict[tuple[Any, ...], Result] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    found: dict[str, Result] = {}
+    for number, line in enumerate(read_lines(path), 1):
         try:
             result = Result(**json.loads(line))
+            found[result.identity.digest] = result
         except (ValueError, TypeError) as error:
             raise ProbeError(
                 f"{path}, line {number} is not a result: {error}; remove that line"
             ) from None
-        key: tuple[Any, ...] = (
-            result.dataset,
-            result.backbone,
-            result.weights,
-            result.scenario,
-            result.head,
-        )
-        key += (result.feature, result.protocol, result.metric, result.shots)
-        cells[(*key, result.seed, result.scored_by)] = result
-    return list(cells.values())
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -138,7 +225,7 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions.csv; numbers keep all digits of float32."""
+    """Write predictions.csv, whole or not at all; numbers keep all digits of float32."""
     many = predictions.labels.ndim == 2
     header = ["id", "subject"]
     header += [f"label:{c}" for c in predictions.classes] if many else ["label", "predicted"]
@@ -154,7 +241,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             yield [id_, subject, *said, *(f"{v:.9g}" for v in p)]
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    how = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names may be bytes
+    with replacing(path, "w", **how) as file:
         csv.writer(file).writerow(header)
         csv.writer(file).writerows(rows())
 
@@ -162,7 +250,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def read_predictions(path: Path) -> Predictions:
     """Read what write_predictions wrote; ProbeError for a file that isn't there or isn't that."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = list(csv.reader(file))
         if not rows:
             raise ValueError("no rows")

@@ -7,9 +7,10 @@ a number of shots and a seed; all cells of a feature with as many shots are fitt
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from features.store import FeatureStore
 from probe import choose, evaluation, metrics, protocols, results, splits
 from probe.choose import Chosen, Draw, Fit
 from probe.data import Data, Features, load
-from probe.heads import fit_heads
+from probe.heads import Head, fit_heads
 from probe.path import Progress
-from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
+from probe.tested import audited, data_of, metric_of, predictions_of, remarks, scored, tested
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ class Settings(evaluation.Scoring):
     device: str = "cpu"
     tol: float = 1e-6
     fit: Fit = fit_heads  # of linear heads: in this process, or over rows that others hold
+
+    def of_head(self, C: Sequence[float]) -> dict[str, Any]:
+        """Return what changes the head beyond an Identity's own fields; `filled` settings only.
+
+        C are the strengths tried, whoever named them.
+        """
+        if self.head == "knn":
+            found: dict[str, Any] = {"k": list(self.k or ()), "temperature": self.temperature}
+        else:
+            found = {"C": list(C), "tol": self.tol}
+        return found | {"folds": self.folds}
 
     def filled(self) -> Settings:
         """Return the settings with the protocol's values where none is given.
@@ -113,12 +125,10 @@ def probe_all(
                 chosen = _choose(data, draws, settings, manifest, metric, progress)
                 controls = _control(data, draws, settings, manifest, metric)
                 seconds = (time.perf_counter() - started) / len(draws)
-                cell = _Cell(store, manifest, metric, feature, data, settings, leaks, out)
+                about = {"command": command, "versions": dict(versions or {})}
+                cell = _Cell(store, manifest, metric, feature, data, settings, leaks, out, about)
                 for draw, one, control in zip(draws, chosen, controls, strict=True):
-                    result = cell.test(draw, one, control, seconds)
-                    result = replace(result, command=command, versions=dict(versions or {}))
-                    results.append(out, result)
-                    found.append(result)
+                    found.append(cell.test(draw, one, control, seconds))
     return found
 
 
@@ -178,7 +188,7 @@ def _choose(
         features,
         y,
         draws,
-        C=settings.C or protocol.of_size(features.width, len(manifest.classes)),
+        C=_strengths(settings, features, manifest),
         classes=manifest.classes,
         metric=metric,
         tol=settings.tol,
@@ -186,6 +196,12 @@ def _choose(
         progress=progress,
         fit=settings.fit,
     )
+
+
+def _strengths(settings: Settings, features: Features, manifest: Manifest) -> tuple[float, ...]:
+    """Return the strengths to try: those asked for, or the protocol's, which may know the size."""
+    protocol = protocols.find(settings.protocol)
+    return settings.C or protocol.of_size(features.width, len(manifest.classes))
 
 
 def _control(
@@ -215,11 +231,12 @@ class _Cell:
     settings: Settings
     leaks: dict[str, Any]
     out: Path
+    about: dict[str, Any]
 
     def test(
         self, draw: Draw, chosen: Chosen, control: Chosen | None, seconds: float
     ) -> results.Result:
-        """Score the test rows once; write the head and what it said; return the result."""
+        """Score the test rows once; write the result with its head and predictions; return it."""
         started = time.perf_counter()
         manifest, data = self.manifest, self.data
         settings = replace(self.settings, seed=draw.seed)
@@ -240,21 +257,8 @@ class _Cell:
             held_out=chosen.held_out(),
             chosen_on=draw.folds.kind,
             settings=settings,
+            data=data_of(self.store, manifest, settings.uncertain),
         )
-        run = self._folder(draw)
-        results.write_predictions(
-            self.out / run / "predictions.csv", predictions_of(said, manifest.classes)
-        )
-        if chosen.head:
-            chosen.head.save(
-                self.out / run / "heads",
-                feature=self.feature,
-                task=manifest.task,
-                dataset=manifest.dataset,
-                backbone=self.store.fingerprint["backbone"],
-                features=self.store.fingerprint,
-                store_fingerprint=self.store.fingerprint_digest,
-            )
         uncertain = settings.uncertain if manifest.task == "multilabel" else ""
         notes = remarks(manifest, y_train, said, found, settings, uncertain)
         protocol = protocols.find(settings.protocol)
@@ -262,7 +266,7 @@ class _Cell:
         if control:
             by_chance = scored([self.metric], answers(control), settings)
             against = {"kind": settings.control, "C": control.C} | by_chance[self.metric.name]
-        return results.Result(
+        result = results.Result(
             scenario=f"frozen-{settings.head}",
             head=settings.head or "linear",
             feature=self.feature,
@@ -272,27 +276,32 @@ class _Cell:
             n_train=len(draw.rows),
             n_bad=data.n_bad,
             seed=draw.seed,
-            predictions=(run / "predictions.csv").as_posix(),
-            heads=(run / "heads.json").as_posix() if chosen.head else "",
+            predictions="",
+            heads="",
             converged=chosen.converged,
             seconds=round(seconds + time.perf_counter() - started, 3),
-            command="",
-            versions={},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             notes=[note for note in (chosen.loose, protocol.note) if note] + notes,
             shots=draw.shots,
             control=against,
             audit=self.leaks,
+            settings=settings.of_head(_strengths(settings, data.features, manifest)),
+            **self.about,
             **found,
         )
+        save = partial(self._save, chosen.head) if chosen.head else None
+        return results.record(self.out, result, predictions_of(said, manifest.classes), save)
 
-    def _folder(self, draw: Draw) -> Path:
-        few = "" if draw.shots is None else f"_shots{draw.shots}"
-        name = f"{self.settings.protocol}_{self.feature.replace('/', '-')}_{self.metric.name}"
-        unit = self.settings.unit, self.settings.aggregate
-        joined = "_{}-{}".format(*unit) if self.settings.aggregate else ""
-        return Path(
-            self.manifest.dataset, self.store.path.stem, f"{name}{few}_seed{draw.seed}{joined}"
+    def _save(self, head: Head, folder: Path) -> None:
+        """Write heads.json and heads.safetensors, with what the head reads."""
+        head.save(
+            folder / "heads",
+            feature=self.feature,
+            task=self.manifest.task,
+            dataset=self.manifest.dataset,
+            backbone=self.store.fingerprint["backbone"],
+            features=self.store.fingerprint,
+            store_fingerprint=self.store.fingerprint_digest,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features.audit import audit
 from features.errors import ProbeError
-from features.manifest import Manifest
+from features.manifest import Manifest, digest
 from features.store import DONE, FeatureStore
 from probe import evaluation, metrics
 from probe.evaluation import Answers, Scoring
@@ -48,11 +48,12 @@ def tested(
     held_out: tuple[NDArray[Any], NDArray[np.float64]],
     chosen_on: str,
     settings: Scoring,
+    data: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what a Result says of its store and its test answers, by the names of its fields.
 
-    held_out and chosen_on are as in evaluation.extras. Raises ProbeError where the metric is not
-    defined on the test split.
+    held_out and chosen_on are as in evaluation.extras, data is what data_of returned. Raises
+    ProbeError where the metric is not defined on the test split.
     """
     scores = scored(metrics.of_task(manifest.task), said, settings)
     score = scores[metric.name]
@@ -61,11 +62,8 @@ def tested(
             f"{store.path}: {metric.name} is not defined on this test split "
             f"({unranked(manifest, said.y)}); choose another --metric or another split"
         )
-    backbone = store.fingerprint["backbone"]
     return {
-        "dataset": manifest.dataset,
-        "backbone": backbone["name"],
-        "weights": backbone["weights"],
+        **data,
         "task": manifest.task,
         "classes": list(manifest.classes),
         "metric": metric.name,
@@ -73,7 +71,6 @@ def tested(
         **score,
         "n_test": len(said.y),
         "n_subjects_test": len(np.unique(said.subjects)),
-        "split_digest": manifest.split_digest(),
         "store": str(store.path),
         "store_fingerprint": store.fingerprint_digest,
         **evaluation.extras(
@@ -84,6 +81,26 @@ def tested(
             chosen_on=chosen_on,
             settings=settings,
         ),
+    }
+
+
+def data_of(
+    store: FeatureStore, manifest: Manifest, uncertain: str, *, views: bool = False
+) -> dict[str, Any]:
+    """Return the parts of an Identity that a store has: data set, split, labels, features.
+
+    uncertain: what -1 and an empty cell count as, labels being others where it is. views: whether
+    stored views are trained on.
+    """
+    made, labels = store.fingerprint, manifest.labels_digest()
+    left_out = {"features"} if views else {"features", "views"}
+    return {
+        "dataset": manifest.dataset,
+        "split_digest": manifest.split_digest(),
+        "labels_digest": digest([labels, uncertain]) if manifest.task == "multilabel" else labels,
+        "backbone": made["backbone"]["name"],
+        "weights": made["backbone"]["weights"],
+        "extraction": {k: v for k, v in made.items() if k not in left_out},
     }
 
 

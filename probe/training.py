@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +27,12 @@ from torch.nn import functional as F
 from features.errors import ProbeError
 from probe import checkpoints, metrics
 from probe.feeds import Feed, Rows
+from probe.identity import Identity, differences
 from probe.metrics import Metric, evaluate
 from probe.tuned import parameter_groups
 
-# May change when a run goes on.
-FREE = ("epochs", "patience", "device", "accumulate", "checkpointing", "tensorboard")
+# May change when a run goes on; the seed is an Identity's own.
+FREE = ("epochs", "patience", "device", "accumulate", "checkpointing", "tensorboard", "seed")
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -70,13 +71,20 @@ class Task:
 
 
 def train(
-    model: nn.Module, feed: Feed, task: Task, settings: Training, folder: Path, say: Say
+    model: nn.Module,
+    feed: Feed,
+    task: Task,
+    settings: Training,
+    folder: Path,
+    say: Say,
+    identity: Identity,
 ) -> list[dict[str, Any]]:
     """Train a model, leaving it with its best weights; return a record per epoch, 0 the start.
 
     A record: {"epoch", "train_loss" (None at the start), "value" of the metric on val, "lr",
-    "seconds"}. `folder` holds checkpoints; training goes on from the last one there. Raises
-    ProbeError where the loss is not finite, or where a checkpoint can't be written.
+    "seconds"}. `folder` holds checkpoints; training goes on from the last one there, which must be
+    of the same identity. Raises ProbeError where it is not, where the loss is not finite, or where
+    a checkpoint can't be written.
     """
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed)
     optimizer = torch.optim.AdamW(
@@ -88,15 +96,9 @@ def train(
         )
     )
     history: list[dict[str, Any]] = []
-    same = {k: v for k, v in asdict(settings).items() if k not in FREE}
     if found := checkpoints.load(folder):
         state, weights, moments = found
-        if changed := [k for k in same if state["settings"].get(k) != same[k]]:
-            raise ProbeError(
-                f"{folder} holds a run with another {', '.join(changed)} (found "
-                f"{state['settings'].get(changed[0])}, now {same[changed[0]]}): give the same "
-                "options to go on with it, or another -o"
-            )
+        _check(folder, state, identity)
         history = state["history"]
         model.load_state_dict(weights)
         optimizer.load_state_dict(moments)
@@ -119,7 +121,7 @@ def train(
             say(history[-1])
             checkpoints.save(
                 folder,
-                {"epoch": epoch, "history": history, "settings": same},
+                {"epoch": epoch, "history": history, "identity": asdict(identity)},
                 bare.state_dict(),
                 optimizer.state_dict(),
                 best=best_of(history, task.metric) == epoch,
@@ -127,6 +129,21 @@ def train(
         accelerator.wait_for_everyone()
     bare.load_state_dict(checkpoints.load_best(folder))
     return history
+
+
+def _check(folder: Path, state: Mapping[str, Any], identity: Identity) -> None:
+    """Raise ProbeError where a checkpoint is of another run: other data, weights or settings."""
+    try:
+        found = Identity(**state["identity"])
+    except (KeyError, TypeError):
+        raise ProbeError(
+            f"{folder} holds a run that doesn't say of which data and settings it is: "
+            "move it away to start anew"
+        ) from None
+    if differ := differences(found, identity):
+        raise ProbeError(
+            f"{folder} holds another run ({'; '.join(differ)}): move it away, or give another -o"
+        )
 
 
 def processes(device: str) -> PartialState:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from features.manifest import Manifest
 from features.store import FeatureStore
+from probe.metrics import METRICS, evaluate
 from probe.results import Predictions, Result, append, write_predictions
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -97,7 +98,13 @@ def add(
         "versions": {"numpy": "2.0"},
         "created": "2026-11-24T00:00:00Z",
     }
-    append(folder, Result(**(row | changes)))
+    row |= changes
+    metric = METRICS.get((row["task"], row["metric"]))
+    if metric and "value" not in changes:  # as the row of a real result says it
+        row["value"] = float(evaluate(metric, predictions.labels, predictions.probabilities)[0])
+        row["ci_low"], row["ci_high"] = row["value"] - 0.05, row["value"] + 0.05
+        row |= {k: v for k, v in changes.items() if k in row}
+    append(folder, Result(**row))
     return labels, p
 
 

@@ -1,6 +1,7 @@
 """Groups, units and thresholds, judged by scikit-learn on what was selected by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,8 +27,6 @@ AGE = (20 + np.arange(N) // 2 % 60).astype(str)
 
 @pytest.fixture
 def store(tmp_path):
-    from dataclasses import replace
-
     manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
     manifest = replace(manifest, columns={"sex": SEX, "age": AGE})
     return make_store(tmp_path / "made" / "b.h5", X, manifest)
@@ -166,3 +165,28 @@ def test_the_report_says_groups_thresholds_their_origin_and_the_audit(store, tmp
         "Splits: <bdi>no leak between splits found in subjects, bytes</bdi>",
     ):
         assert words in page
+
+
+def test_a_store_without_the_column_is_a_line_and_the_others_are_scored_by_it(tmp_path):
+    y = np.random.default_rng(0).integers(0, 2, 120)
+    X = np.random.default_rng(1).standard_normal((120, 4)) + y[:, None]
+    plain = make_manifest(y)
+    sexed = replace(
+        plain, dataset="sexed", columns={"sex": np.where(np.arange(120) % 8 < 4, "f", "m")}
+    )
+    stores = [
+        str(make_store(tmp_path / f"{name}" / "b.h5", X, manifest))
+        for name, manifest in (("plain", plain), ("sexed", sexed))
+    ]
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(b"no store")
+    words = ["--C", "1", "--folds", "2", "--bootstrap", "100", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, ["probe", *stores, str(broken), "--by", "sex", *words])
+    assert done.exit_code == 1, done.output
+    assert f"{stores[0]} has no column sex: it is not scored by it" in done.stderr
+    assert "1 of 3 stores have no result" in done.stderr
+    assert "sex f: accuracy" in done.stdout and "sex m: accuracy" in done.stdout
+    assert len(results.load(tmp_path / "out")) == 2
+    done = CliRunner().invoke(cli, ["probe", *stores, "--by", "age", *words])
+    assert done.exit_code == 1
+    assert "has no column 'age'" in done.stderr

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_scalars_of_every_epoch_are_written_for_tensorboard(made, tmp_path):
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(made, tmp_path, monkeypatch):
     undisturbed = tune(made, tmp_path / "whole", epochs=3)
-    real, calls = checkpoints._write, []
+    real, calls = checkpoints.write_whole, []
 
     def full(path, data):
         calls.append(path.name)
@@ -158,10 +159,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(made, tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, data)
 
-    monkeypatch.setattr(checkpoints, "_write", full)
+    monkeypatch.setattr(checkpoints, "write_whole", full)
     with pytest.raises(ProbeError, match="epoch 2 can't be written .No space left"):
         tune(made, tmp_path / "full", epochs=3)
-    monkeypatch.setattr(checkpoints, "_write", real)
+    monkeypatch.setattr(checkpoints, "write_whole", real)
     [state] = (tmp_path / "full").rglob("state.json")
     assert json.loads(state.read_text())["epoch"] == 1
     resumed = tune(made, tmp_path / "full", epochs=3)
@@ -233,8 +234,15 @@ def test_a_killed_run_goes_on_to_the_same_losses(made, tmp_path):
 
     assert losses(resumed) == losses(undisturbed)  # to the last bit
     assert resumed.value == undisturbed.value
-    with pytest.raises(ProbeError, match="another lr"):
-        tune(made, tmp_path / "killed", epochs=4, lr=1e-4)
+    other = tune(made, tmp_path / "killed", epochs=1, lr=5e-3)  # begins anew, beside it
+    assert Path(other.heads).parent != Path(resumed.heads).parent
+    assert results.load(tmp_path / "killed") == [resumed, other]
+    # A checkpoint of another run, moved to where this one would go on, is refused.
+    mine, theirs = (tmp_path / "killed" / Path(r.heads).parent for r in (other, resumed))
+    shutil.rmtree(mine)
+    shutil.copytree(theirs, mine)
+    with pytest.raises(ProbeError, match=r"holds another run \(.*lr: 0.001, now 0.005"):
+        tune(made, tmp_path / "killed", epochs=1, lr=5e-3)
 
 
 def test_a_tuned_backbone_is_extracted_and_probed_like_any_other(made, tmp_path):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from features.backbones import base
 from features.backbones.base import Backbone, Network, Parts, Spec, own
-from features.backbones.weights import fetch, load_strictly, read_state_dict, resample_positions
+from features.backbones.download import fetch
+from features.backbones.weights import load_strictly, read_state_dict, resample_positions
 from features.errors import BackboneError
 
 RANDOM_SEED = 0

@@ -1,9 +1,8 @@
-"""Weights: fetch a published file once, read it running nothing in it, load it strictly."""
+"""Weights: read a file running nothing in it, load it strictly."""
 
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,30 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from features.datasets.sample import cache_folder
 from features.errors import BackboneError
 
 WRAPPERS = ("state_dict", "model", "teacher")
 DATA_PARALLEL = "module."
-
-
-def fetch(url: str, name: str) -> Path:
-    """Return the file of a URL from the cache, after fetching it the first time.
-
-    Raises BackboneError where it can't be fetched, saying which file to get, from where, and which
-    option takes it.
-    """
-    file = cache_folder() / "weights" / url.rsplit("/", 1)[1]
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(file), progress=sys.stderr.isatty())
-        except OSError as error:
-            raise BackboneError(
-                f"{name}'s published weights can't be fetched ({error}). Get {file.name} from "
-                f"{url} and give it with --weights FILE, or put it into {file.parent}"
-            ) from None
-    return file
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import ProbeError
-from probe.compare import PARTS
+from probe.compare import predictions_of
 from probe.drawing import printable
+from probe.identity import Identity, data_names, model_names
 from probe.metrics import METRICS
-from probe.results import Predictions, Result, load, read_predictions
+from probe.results import Predictions, Result, load
 
 # What orders results of one score, so that a report is the same each time.
 TIES = attrgetter("backbone", "weights", "scenario", "head", "feature", "protocol", "seed", "store")
@@ -35,6 +36,7 @@ class Cell:
     folder: Path
     result: Result
     store: str  # as in results.jsonl, whatever `result` says of it
+    identity: Identity  # that of the row, before it was cleaned
     predictions: Predictions | None = None
     missing: str = ""  # why there are no predictions
     name: str = ""  # its model: the backbone, and of the rest what varies
@@ -78,6 +80,11 @@ def gather(sides: Sequence[tuple[str, Sequence[Path]]], *, private: bool) -> lis
                 f"no results in {where}: run `medprobe probe STORE -o DIR`, then report DIR"
             )
         found += [_cell(side, folder, raw, private) for folder, raw in rows]
+    names = data_names([cell.identity for cell in found])
+    found = [
+        replace(cell, result=replace(cell.result, dataset=printable(name)))
+        for cell, name in zip(found, names, strict=True)
+    ]
     found.sort(key=_rank)
     return [replace(cell, key=f"r{i}") for i, cell in enumerate(found, 1)]
 
@@ -86,9 +93,8 @@ def leading(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells that stand for their models, named by what tells them apart."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
-        r = cell.result
-        key = (cell.side, *cell.column, r.backbone, r.weights, r.scenario, r.head)
-        groups.setdefault((*key, r.protocol, r.scored_by), []).append(cell)
+        one = replace(cell.identity, feature="", shots=None)
+        groups.setdefault((cell.side, *cell.column, one.model), []).append(cell)
     kept: list[Cell] = []
     for group in groups.values():
         most = max((c.result.shots or float("inf")) for c in group)
@@ -100,23 +106,13 @@ def leading(cells: Sequence[Cell]) -> list[Cell]:
         for c in sorted(group, key=lambda c: c.result.seed):
             by_feature.setdefault(c.result.feature, c)
         kept += by_feature.values()
-    named = {cell.key: replace(cell, name=_name(cell, kept)) for cell in kept}
+    named: dict[str, Cell] = {}
+    for side in {cell.side for cell in kept}:
+        mine = [cell for cell in kept if cell.side == side]
+        for cell, name in zip(mine, model_names([c.identity for c in mine]), strict=True):
+            words = f"{side}: {name}" if side else name
+            named[cell.key] = replace(cell, name=printable(words))
     return [named[cell.key] for cell in cells if cell.key in named]
-
-
-def _name(cell: Cell, leads: Sequence[Cell]) -> str:
-    """Name a cell by its backbone, and as much as tells its models apart, alike on all data."""
-    same = [c for c in leads if (c.side, c.result.backbone) == (cell.side, cell.result.backbone)]
-    parts = ["backbone"]
-    for part in PARTS[1:]:
-        alike: dict[tuple[Any, ...], set[str]] = {}
-        for c in same:
-            key = (c.column, *(getattr(c.result, p) for p in parts))
-            alike.setdefault(key, set()).add(str(getattr(c.result, part)))
-        if any(len(values) > 1 for values in alike.values()):
-            parts.append(part)
-    words = [str(getattr(cell.result, part)) for part in parts]
-    return " ".join([f"{cell.side}:", *words] if cell.side else words)
 
 
 def by_column(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
@@ -129,11 +125,8 @@ def by_column(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
 
 def siblings(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells of all seeds of a cell, itself among them."""
-    same = attrgetter(
-        *("dataset", "metric", "backbone", "weights", "scenario", "head", "feature"),
-        *("protocol", "scored_by", "shots"),
-    )
-    return [c for c in cells if c.side == cell.side and same(c.result) == same(cell.result)]
+    mine = (cell.side, cell.column, cell.identity.model)
+    return [c for c in cells if (c.side, c.column, c.identity.model) == mine]
 
 
 def _rank(cell: Cell) -> tuple[Any, ...]:
@@ -151,9 +144,10 @@ def more_is_better(task: str, metric: str) -> bool:
 
 def _cell(side: str, folder: Path, raw: Result, private: bool) -> Cell:
     result = Result(**clean(asdict(raw)))
-    cell = Cell("", side, folder, _nameless(result) if private else result, raw.store)
+    shown = _nameless(result) if private else result
+    cell = Cell("", side, folder, shown, raw.store, raw.identity)
     try:
-        said = read_predictions(folder / raw.predictions)
+        said = predictions_of(folder, raw)
     except ProbeError as error:
         why = "no predictions can be read" if private else printable(str(error))
         return replace(cell, missing=why)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby, product
 
 from probe.charts import Axis, Chart, Dots
-from probe.compare import PARTS, in_order, paired_test, unpaired
+from probe.compare import in_order, paired_test, unpaired
+from probe.identity import PARTS
 from probe.metrics import METRICS
 from probe.ranks import holm
 from probe.report.gather import Cell

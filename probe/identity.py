@@ -1,0 +1,177 @@
+"""What tells two results apart, as one value: the only definition of it.
+
+A result's key, its folder, the checkpoint that a run may go on from, `compare` and the report all
+use it. Three parts of it have names of their own: `data` is what was tested on, `model` is what was
+tested, and shots and seed say which draw of the training images. Settings that change how a score
+is presented (its interval, groups, thresholds, a control) or where it is computed are not in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from features.files import filename
+from features.manifest import digest
+
+# What names a model, in order; the first is always said, the others where they tell models apart.
+PARTS = (
+    *("backbone", "weights", "scenario", "head", "feature", "protocol", "scored_by"),
+    "shots",
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that a result's numbers depend on. Digests are hexadecimal, "" in rows without them.
+
+    split_digest: which image is in which split. labels_digest: what each is labelled as.
+    extraction: the store's fingerprint without the list of what else is in it: images, weights,
+    how features are made. settings: what else changes the head: strengths, folds, the loop of
+    training. Both are JSON values.
+    """
+
+    dataset: str
+    split_digest: str
+    labels_digest: str
+    backbone: str
+    weights: str  # "published", "file" or "random"
+    scenario: str
+    head: str
+    feature: str
+    protocol: str
+    metric: str
+    scored_by: str
+    shots: int | None
+    seed: int
+    settings: Mapping[str, Any]
+    extraction: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Return a hash of all of it, 16 hexadecimal digits."""
+        return digest(asdict(self))
+
+    @property
+    def data(self) -> tuple[str, str, str]:
+        """Return what it was tested on: results that differ in it can't be compared."""
+        return self.dataset, self.split_digest, self.labels_digest
+
+    @property
+    def model(self) -> tuple[Hashable, ...]:
+        """Return what was tested; results of one model on the same data are its seeds."""
+        words = tuple(getattr(self, part) for part in PARTS)
+        how = {k: v for k, v in self.extraction.items() if k != "manifest"}
+        return (*words, json.dumps([self.settings, how], sort_keys=True))
+
+    @property
+    def folder(self) -> Path:
+        """Return where its files lie, relative to the results: readable, and like no other's."""
+        words = [self.protocol, self.feature.replace("/", "-"), self.metric]
+        words += [] if self.shots is None else [f"shots{self.shots}"]
+        words += [f"seed{self.seed}", *([] if self.scored_by == "image" else [self.scored_by])]
+        name = filename("_".join(words).replace(" ", "-")) + f"-{self.digest[:10]}"
+        return Path(filename(self.dataset), filename(self.backbone), name)
+
+
+def differences(one: Identity, other: Identity) -> list[str]:
+    """Return what differs between two identities, as in "seed: 0, now 1"."""
+    a, b = flat(asdict(one)), flat(asdict(other))
+    return [f"{k}: {a.get(k)}, now {b.get(k)}" for k in {**a, **b} if a.get(k) != b.get(k)]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested JSON objects as one, with names such as `image.size`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def data_names(identities: Sequence[Identity]) -> list[str]:
+    """Return a name of what each was tested on: the data set, and which of several ones it is.
+
+    One data set with two splits, or two sets of labels, is two: numbers on one say nothing about
+    those on the other.
+    """
+    known: dict[str, set[tuple[str, str, str]]] = {}
+    for one in identities:
+        known.setdefault(one.dataset, set()).add(one.data)
+    return [_data_name(one, known[one.dataset]) for one in identities]
+
+
+def _data_name(one: Identity, known: set[tuple[str, str, str]]) -> str:
+    words = [
+        f"{word} {digest[:6] or 'unknown'}"
+        for word, digest, place in (
+            ("split", one.split_digest, 1),
+            ("labels", one.labels_digest, 2),
+        )
+        if len({other[place] for other in known}) > 1
+    ]
+    return f"{one.dataset} ({', '.join(words)})" if words else one.dataset
+
+
+def model_names(identities: Sequence[Identity]) -> list[str]:
+    """Return a name of each one's model: its backbone, and as much as tells models apart.
+
+    A part that takes several values where those before it are alike is said of all models of that
+    backbone. Models that are alike in all parts, on the same data, get what else differs: of their
+    settings, or of how their features were made.
+    """
+    parts: dict[str, list[str]] = {}
+    for backbone in {one.backbone for one in identities}:
+        mine = [one for one in identities if one.backbone == backbone]
+        said = ["backbone"]
+        for part in PARTS[1:]:
+            alike: dict[tuple[Any, ...], set[str]] = {}
+            for one in mine:
+                key = tuple(getattr(one, p) for p in said)
+                alike.setdefault(key, set()).add(str(getattr(one, part)))
+            if any(len(values) > 1 for values in alike.values()):
+                said.append(part)
+        parts[backbone] = said
+    names = [" ".join(_word(one, part) for part in parts[one.backbone]) for one in identities]
+    same: dict[tuple[Any, ...], list[Identity]] = {}
+    for name, one in zip(names, identities, strict=True):
+        same.setdefault((name, one.data), []).append(one)
+    return [
+        " ".join([name, *_rest(one, same[name, one.data])])
+        for name, one in zip(names, identities, strict=True)
+    ]
+
+
+def _word(one: Identity, part: str) -> str:
+    if part == "shots":
+        return "all images" if one.shots is None else f"{one.shots} shots"
+    return str(getattr(one, part))
+
+
+def _rest(one: Identity, alike: Sequence[Identity]) -> list[str]:
+    """Say what else tells an identity from others of the same name on the same data."""
+    mine, others = _all(one), [_all(other) for other in alike]
+    varying = [
+        key
+        for key in sorted({key for other in others for key in other})
+        if len({json.dumps(other.get(key)) for other in others}) > 1
+    ]
+    return [f"{key} {_short(mine.get(key))}" for key in varying]
+
+
+def _all(one: Identity) -> dict[str, Any]:
+    how = {k: v for k, v in one.extraction.items() if k != "manifest"}
+    return flat(one.settings) | flat(how)
+
+
+def _short(value: Any) -> str:
+    """Return a setting in a word: a long list by its ends and its length."""
+    if isinstance(value, list | tuple):
+        some = [_short(v) for v in value]
+        return ",".join(some) if len(some) < 4 else f"{some[0]}..{some[-1]} ({len(some)})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)[:12]
