@@ -150,7 +150,8 @@ def _draws(manifest: Manifest, data: Data, settings: Settings, shots: int | None
         raise ProbeError("--shots counts images per class; this data set has several labels each")
     draws = []
     for seed in range(settings.seed, settings.seed + (settings.seeds or 1)):
-        rows = splits.few(data.y[train], shots, seed=seed)
+        subject = manifest.subject[data.rows[train]]
+        rows = splits.few(data.y[train], subject, shots, seed=seed)
         folds = splits.within(manifest, data.rows[train[rows]], k=k, seed=seed)
         draws.append(Draw(rows, folds, seed, shots))
     return draws

@@ -211,11 +211,21 @@ def _drawn_split(
     if options.test_fold is not None:
         i, k = options.test_fold
         part = (deal(subject, label, [1 / k] * k, seed=options.seed) == i - 1).astype(np.int64)
+        part[_sole(subject, label)] = 0
     else:
         test, val = options.test_share, options.val_share
         shares = (1 - test - val, test, val) if val else (1 - test, test)
-        part = deal(subject, label, shares, seed=options.seed)
+        part = deal(subject, label, shares, seed=options.seed, ranked=True)
     return np.asarray(names[part])
+
+
+def _sole(subject: NDArray[np.str_], label: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return which images are of the only subject with some label, (N,)."""
+    columns = (
+        [label == k for k in np.unique(label[label >= 0])] if label.ndim == 1 else label.T == 1
+    )
+    sole = [np.unique(subject[has]) for has in columns]
+    return np.isin(subject, [names[0] for names in sole if len(names) == 1])
 
 
 def _parts(options: Options) -> str:
