@@ -77,10 +77,13 @@ def extract(
     with ExitStack() as stack:
         begun: list[tuple[Plan, list[Job]]] = []
         for backbone in backbones:
-            stack.enter_context(writing(store_path(out, manifest.dataset, backbone.spec.name)))
-            planned = plan(manifest, backbone, out, settings)  # nobody changes it from here on
-            if planned.new and engine is None:
+            path = store_path(out, manifest.dataset, backbone.spec.name)
+            if engine is None and not path.is_file():
                 need_some(manifest)
+            stack.enter_context(writing(path))
+            planned = plan(manifest, backbone, out, settings)  # nobody changes it from here on
+            if engine is None and planned.new:
+                need_some(manifest)  # before another store is replaced
             jobs = []
             for store in begin(planned, manifest, settings, relabel=relabel):
                 stack.enter_context(store)
