@@ -59,7 +59,7 @@ def missing_line(missing: int, of: int, folder: str, example: str) -> str:
     return f"{missing} of {of} files {are} not there: looked for in {folder}, such as {example}"
 
 
-def exist(files: Sequence[Path]) -> NDArray[np.bool_]:
+def exist(files: Sequence[str]) -> NDArray[np.bool_]:
     """Say of each file (n,) whether it is one; a folder or a pipe is none."""
     blocks = [files[a : a + BLOCK] for a in range(0, len(files), BLOCK)]
     with ThreadPoolExecutor(THREADS) as threads:
@@ -69,15 +69,17 @@ def exist(files: Sequence[Path]) -> NDArray[np.bool_]:
 
 def look(manifest: Manifest) -> Presence:
     """Ask for every file that is on a disk."""
-    files = [manifest.file(row) for row in range(len(manifest))]
-    local = [file for file in files if isinstance(file, Path)]
+    root, paths = manifest.root, manifest.path.tolist()
+    local: list[str] = []
+    if isinstance(root, Path):
+        local = [os.path.join(root, path) for path in paths if "://" not in path]  # noqa: PTH118
     gone = np.flatnonzero(~exist(local))
     return Presence(
-        images=len(files),
+        images=len(paths),
         missing=len(gone),
-        not_checked=len(files) - len(local),
+        not_checked=len(paths) - len(local),
         folder=str(manifest.root),
-        example=str(local[gone[0]]) if len(gone) else "",
+        example=local[gone[0]] if len(gone) else "",
     )
 
 

@@ -148,7 +148,7 @@ def _paths(table: Table, name: str, root: Location) -> list[str]:
     if isinstance(root, Url):
         turned = back
     else:
-        so_called = exist([root / paths[i] for i in back])
+        so_called = exist([str(root / paths[i]) for i in back])
         turned = [i for i, there in zip(back, so_called, strict=True) if not there]
     if turned:
         warnings.warn(

@@ -101,17 +101,18 @@ def _refuse_measurements(names: Sequence[str], what: str) -> None:
         return
     numbers = sorted(map(float, counts)) if all(map(is_number, counts)) else []
     unique = n < 2 * len(counts)  # most values have one image
+    few = n < EACH * len(counts)
     if numbers:
         found = (
             f"{what} holds {len(counts)} different numbers from {numbers[0]:g} to {numbers[-1]:g} "
             f"in {n} rows"
         )
-        if unique or any(value % 1 for value in numbers):
+        if any(value % 1 for value in numbers) or (few and 1 in counts.values()):
             raise DatasetError(
                 f"{found}: a measurement, and Medprobe classifies. Make a column of a few classes "
                 "of it (below 40, 40 to 60, ...), or name another with --label-col"
             )
-        if n < EACH * len(counts):
+        if few:
             warnings.warn(
                 f"{found}. If it is a measurement, make a column of a few classes of it, or name "
                 "another with --label-col",
