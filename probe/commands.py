@@ -278,6 +278,7 @@ def predict(
 ) -> None:
     """Apply a saved HEAD to every image and write class probabilities as CSV.
 
+    An image that can't be read has a row too, with the reason in place of an answer.
     HEAD is a heads.json, or the run.json of a training run. A store must come
     from the backbone, with the weights, that it was fitted on; a data set is
     extracted first, prepared as for the head.
@@ -292,11 +293,11 @@ def predict(
     from probe.predict import predict_images
 
     if Path(source).is_file():
-        text = run(head, Path(source))
+        found = run(head, Path(source))
     else:
         manifest = open_dataset(source, replace(options_of(given), labelled=False))
         with bar(f"{manifest.dataset}: features", "images") as show:
-            text = predict_images(
+            found = predict_images(
                 head,
                 manifest,
                 features=stores,
@@ -305,10 +306,14 @@ def predict(
                 progress=images_per_second(show),
             )
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(found.table, nl=False)
     else:
-        out.write_text(text, encoding="utf-8", newline="")
-        click.echo(f"{out}: {text.count(chr(10)) - 1} images", err=True)
+        out.write_text(found.table, encoding="utf-8", newline="")
+        click.echo(f"{out}: {found.images} images", err=True)
+    if len(found.without) == found.images:
+        raise Damaged(found.line())
+    if found.without:
+        click.echo(f"Warning: {found.line()}", err=True)
 
 
 @click.command()

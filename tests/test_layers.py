@@ -13,8 +13,13 @@ ORDER = [
     "features.manifest",
     "features.splits",
     "features.dicom",
+    "features.presence",
     "features.datasets.options",
+    "features.datasets.naming",
+    "features.datasets.cells",
+    "features.datasets.reading",
     "features.datasets.drawing",
+    "features.datasets.labels",
     "features.datasets.from_folder",
     "features.datasets.from_csv",
     "features.datasets.sample",
@@ -155,7 +160,10 @@ HOMES = {
     "imagecodecs": {"features.images"},
     "jinja2": {"probe.report.page"},
     "matplotlib": {"probe.drawing", "probe.figures"},
+    "openpyxl": {"features.datasets.reading"},
+    "pandas": {"features.datasets.reading"},
     "plotly": {"probe.report.page"},
+    "pyarrow": {"features.datasets.reading"},
     "pydicom": {"features.dicom"},
     "open_clip": {"features.backbones.from_open_clip"},
     "ray": {"features.cluster", "probe.cluster"},
@@ -165,6 +173,7 @@ HOMES = {
     "threadpoolctl": {"probe.report.processes"},
     "umap": {"probe.report.stores"},
     "transformers": {"features.backbones.from_transformers"},
+    "zstandard": {"features.datasets.reading"},
 }
 
 
