@@ -36,7 +36,8 @@ class Metric:
     title: str
     make: Callable[[Array, Array], Scorer]
     task: str  # "multiclass", "multilabel"
-    higher: bool = True
+    higher: bool = True  # False of a loss, which is about probabilities
+    ranking: bool = False  # whether only the order of each class's scores counts
 
 
 def evaluate(metric: Metric, y: Array, p: Array, weights: Array | None = None) -> Array:
@@ -209,26 +210,36 @@ METRICS = {
             "multiclass",
         ),
         Metric("f1", "macro F1", partial(_of_confusion, _f1), "multiclass"),
-        Metric("auroc", "AUROC", partial(_ranked, ranking.auroc), "multiclass"),
-        Metric("auroc_ovo", "one-vs-one AUROC", _auroc_ovo, "multiclass"),
+        Metric("auroc", "AUROC", partial(_ranked, ranking.auroc), "multiclass", ranking=True),
+        Metric("auroc_ovo", "one-vs-one AUROC", _auroc_ovo, "multiclass", ranking=True),
         Metric(
             "average_precision",
             "average precision",
             partial(_ranked, ranking.average_precision),
             "multiclass",
+            ranking=True,
         ),
-        Metric("sensitivity_at_90", _at, partial(_ranked, _sensitivity), "multiclass"),
+        Metric(
+            "sensitivity_at_90", _at, partial(_ranked, _sensitivity), "multiclass", ranking=True
+        ),
         Metric("log_loss", "log-loss", _log_loss, "multiclass", higher=False),
         Metric("brier", "Brier score", _brier, "multiclass", higher=False),
         Metric("ece", "calibration error", expected_error, "multiclass", higher=False),
-        Metric("auroc", "mean AUROC", partial(_ranked, ranking.auroc), "multilabel"),
+        Metric("auroc", "mean AUROC", partial(_ranked, ranking.auroc), "multilabel", ranking=True),
         Metric(
             "average_precision",
             "mean average precision",
             partial(_ranked, ranking.average_precision),
             "multilabel",
+            ranking=True,
         ),
-        Metric("sensitivity_at_90", f"mean {_at}", partial(_ranked, _sensitivity), "multilabel"),
+        Metric(
+            "sensitivity_at_90",
+            f"mean {_at}",
+            partial(_ranked, _sensitivity),
+            "multilabel",
+            ranking=True,
+        ),
         Metric("f1", "mean F1", _f1_findings, "multilabel"),
         Metric("log_loss", "mean log-loss", _log_loss, "multilabel", higher=False),
         Metric("brier", "mean Brier score", _brier, "multilabel", higher=False),

@@ -13,11 +13,11 @@ from itertools import groupby, product
 from probe.charts import Axis, Chart, Dots
 from probe.compare import PARTS, in_order, paired_test, unpaired
 from probe.metrics import METRICS
+from probe.paired import Difference
 from probe.ranks import holm
 from probe.report.gather import Cell
 from probe.report.overview import scores
 from probe.report.verdict import RESAMPLES
-from probe.statistics import Difference
 from probe.tables import Scored, Table, in_words
 
 SIDES = ("A", "B")
