@@ -243,6 +243,8 @@ def say_result(result: Result, *, several: bool) -> None:
             f"  with shuffled labels: {control['value']:.3f} "
             f"[{control['ci_low']:.3f}, {control['ci_high']:.3f}]"
         )
+    if result.few:
+        click.echo(f"  {result.few}", err=True)
     if result.ci_low == result.ci_high:
         click.echo(f"  {result.notes[-1]}", err=True)
     for group in result.subgroups:
@@ -323,7 +325,7 @@ def predict(
     type=click.IntRange(min=100),
     default=2000,
     show_default=True,
-    help="Of the paired bootstrap and the permutation test.",
+    help="Of the paired bootstrap and the permutation test, which takes more where p is small.",
 )
 @click.option("--seed", default=0, show_default=True, help="For them.")
 @json_option
@@ -331,7 +333,8 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     """Say whether the models of RESULTS differ: in pairs on each data set, by ranks over all.
 
     The p of a pair is of a permutation test by subject, or of DeLong's for the AUROC of two classes
-    and independent images, and Holm's for the number of pairs of a data set.
+    and independent images, and Holm's for the number of pairs of a data set. The best model of a
+    data set is also held against the rest with an allowance for having searched for it.
 
     \b
     medprobe compare results
@@ -363,6 +366,11 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     if len(rows) > 1:
         click.echo()
         as_table(rows)
+        floors = [pair.difference.resolution for pair in found.pairs if pair.difference]
+        if max(floors, default=0.0) > 0:
+            click.echo(f"p by permutation can be as small as {max(floors):.2g}")
+    for best in found.best:
+        click.echo(f"\n{best.sentence}")
     if found.ranks and len(found.datasets) > 1:
         click.echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
         as_table([(m, f"{r:.2f}") for m, r in zip(found.models, found.ranks.mean, strict=True)])

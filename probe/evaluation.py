@@ -20,11 +20,14 @@ from features.errors import ProbeError
 from features.manifest import Manifest
 from probe import log_odds
 from probe.calibration import reliability
+from probe.intervals import METHODS, SAID, fewest, intervals, sides_of
 from probe.metrics import Metric, one_vs_rest, per_output, scores_for
 from probe.ranking import totals
-from probe.statistics import intervals
 
 SMALL = 50  # subjects; a group with fewer is flagged
+# Of fewer subjects, or fewer of a class (or side of a finding), no interval is sure to hold its
+# 95 %: benchmarks/bench_statistics.py
+FEW, RARE = 20, 5
 GROUPS = 10  # a numeric column with more values is cut into quartiles
 
 
@@ -34,7 +37,7 @@ class Scoring:
 
     seed: int = 0  # of folds and of the bootstrap
     bootstrap: int = 1000  # resamples of the subjects
-    interval: str = "percentile"  # or "bca"
+    interval: str = METHODS[0]
     aggregate: str | None = None  # "mean" or "max" of the images of a unit
     unit: str = "subject"  # or a column of the manifest
     by: tuple[str, ...] = ()  # columns whose groups are scored apart
@@ -102,8 +105,8 @@ def extras(
     }
     rule = settings.threshold
     return {
-        "interval": f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, "
-        "95 %",
+        "interval": f"{SAID[settings.interval]}, {settings.bootstrap} resamples, 95 %",
+        "few": few(answers.y, answers.subjects, classes),
         "scored_by": settings.scored_by,
         "outputs": per_output(answers.y, answers.z, classes),
         "reliability": reliability(answers.y, answers.p),
@@ -178,7 +181,7 @@ def subgroups(
     """Return the metric with its interval in every group of every named column.
 
     Each has column, group, n, subjects, value, ci_low, ci_high (None where not defined), and
-    small: True with fewer than SMALL subjects.
+    small: True with fewer than SMALL subjects, or too few of a class (see few).
     """
     out = []
     for name in names:
@@ -197,7 +200,8 @@ def subgroups(
             )[metric.name]
             count = len(np.unique(subjects))
             about = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}
-            out.append(about | {"subjects": count, **found, "small": count < SMALL})
+            small = count < SMALL or fewest(answers.y[rows], subjects) < RARE
+            out.append(about | {"subjects": count, **found, "small": small})
     return out
 
 
@@ -217,6 +221,23 @@ def _grouped(values: NDArray[Any]) -> NDArray[Any]:
     out = np.full(len(values), "", dtype=names.dtype)
     out[given] = names[place]
     return out
+
+
+def few(y: NDArray[Any], subjects: NDArray[Any], classes: Sequence[str]) -> str:
+    """Say of what a test set has too few for its interval to be trusted; "" where of nothing.
+
+    That is fewer than FEW subjects, or fewer than RARE of a class that is there, or of a side of
+    a finding that has both.
+    """
+    said = []
+    if (count := len(np.unique(subjects))) < FEW:
+        said.append(f"{count} subject{'s' * (count != 1)} in all")
+    for k, side, count in sides_of(y, subjects):
+        word = "of" if y.ndim == 1 else "with" if side else "without"
+        said += [f"{count} {word} {classes[k]}"] if count < RARE else []
+    if not said:
+        return ""
+    return f"few test subjects ({', '.join(said)}): no interval is sure to hold its 95 %"
 
 
 def caveat(low: float, high: float, subjects: int) -> str:
@@ -279,22 +300,22 @@ def at_thresholds(
         if threshold is None:
             continue
         known = ~np.isnan(truth)
-        right = truth[known], (score[known] >= threshold).astype(float)
-        rates = [
-            Metric("sensitivity", "sensitivity", partial(_rate, side=1), "at a threshold"),
-            Metric("specificity", "specificity", partial(_rate, side=0), "at a threshold"),
-        ]
-        rng = np.random.default_rng(seed)
-        measured = (
-            intervals(rates, *right, answers.subjects[known], n=n, rng=rng, method=method)
-            if known.any()
-            else {}
-        )
+        called = (score >= threshold).astype(float)
         out[name] = {
             "threshold": float(log_odds.probabilities(np.array(threshold))),
             "log_odds": threshold if np.isfinite(threshold) else None,
-            **measured,
         }
+        for side, rate in ((1, "sensitivity"), (0, "specificity")):
+            there = truth == side
+            if not known.any():
+                continue
+            if not there.any():
+                out[name][rate] = dict.fromkeys(("value", "ci_low", "ci_high"))
+                continue
+            metric = Metric(rate, rate, partial(_rate, side=side), "at a threshold")
+            rng = np.random.default_rng(seed)
+            said = truth[there], called[there], answers.subjects[there]
+            out[name] |= intervals([metric], *said, n=n, rng=rng, method=method)
     return out
 
 

@@ -49,7 +49,7 @@ class Metric:
     title: str
     make: Callable[[Array, Array], Scorer]
     task: str  # "multiclass", "multilabel"
-    higher: bool = True
+    higher: bool = True  # False of a loss, which is about probabilities
     ranking: bool = False
 
 

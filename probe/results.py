@@ -83,6 +83,7 @@ class Result:
     created: str  # UTC, ISO 8601
     notes: list[str] = field(default_factory=list)
     interval: str = "percentile bootstrap by subject"  # what ci_low and ci_high are
+    few: str = ""  # of what the test has too few for any interval to hold its 95 %
     scored_by: str = "image"  # or "subject (mean)", "study (max)", ...
     outputs: dict[str, dict[str, float | None]] = field(default_factory=dict)  # per class, finding
     reliability: list[dict[str, float]] = field(default_factory=list)  # bins of probability

@@ -14,9 +14,9 @@ from features.manifest import Manifest
 from features.store import DONE, FeatureStore
 from probe import evaluation, metrics
 from probe.evaluation import Answers, Scoring
+from probe.intervals import intervals
 from probe.metrics import Metric
 from probe.results import Predictions
-from probe.statistics import intervals
 
 
 def metric_of(manifest: Manifest, asked: str | None) -> Metric:
@@ -108,7 +108,7 @@ def remarks(
     if uncertain:
         notes.append(f"uncertain labels: {uncertain}")
     caveat = evaluation.caveat(found["ci_low"], found["ci_high"], found["n_subjects_test"])
-    return [*notes, caveat] if caveat else notes
+    return [*notes, *(said for said in (found["few"], caveat) if said)]
 
 
 def scored(

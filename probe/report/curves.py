@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from probe import ranking
 from probe.metrics import one_vs_rest
+from probe.resampling import LEVEL, bootstrap_weights
 from probe.results import Predictions
-from probe.statistics import LEVEL, bootstrap_weights
 
 GRID = np.linspace(0, 1, 51)
 RESAMPLES = 200
