@@ -40,7 +40,7 @@ source_options = together(  # how a data set is read
         "--split-seed",
         default=0,
         show_default=True,
-        help="Draws a split where none is given.",
+        help="Draws a split where none is given, and --limit's images.",
     ),
     click.option(
         "--split",
@@ -166,6 +166,7 @@ def options_of(given: dict[str, Any]) -> Options:
     return Options(
         **{name: given[name] for name in names},
         seed=given["split_seed"],
+        limit=given.get("limit"),
         test_fold=parse_fold(given["test_fold"]),
     )
 

@@ -15,6 +15,7 @@ ORDER = [
     "features.dicom",
     "features.datasets.options",
     "features.datasets.drawing",
+    "features.datasets.limit",
     "features.datasets.from_folder",
     "features.datasets.from_csv",
     "features.datasets.sample",

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from features.datasets.limit import limited
 from features.datasets.options import Options
 from features.errors import DatasetError
 from features.manifest import Manifest
@@ -119,4 +120,5 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
             f"{source.usage} is read from a local folder: found {path}; "
             "for images at URLs write a table, and take csv:FILE"
         )
-    return source.read(place, options)
+    manifest = source.read(place, options)
+    return limited(manifest, options.limit, seed=options.seed) if options.limit else manifest
