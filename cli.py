@@ -17,8 +17,8 @@ import click
 import features.commands
 import features.inspection
 import probe.commands
-from features.console import Failure
-from features.errors import MedprobeError
+from features.console import Damaged, Failure
+from features.errors import MedprobeError, MissingImagesError
 
 
 class Commands(click.Group):
@@ -48,7 +48,8 @@ class Commands(click.Group):
                     f"{type(error).__name__}: {message} "
                     "(a fault of the program; MEDPROBE_DEBUG=1 shows where)"
                 )
-            raise Failure(message) from None
+            kind = Damaged if isinstance(error, MissingImagesError) else Failure
+            raise kind(message) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

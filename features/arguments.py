@@ -29,6 +29,12 @@ def together(*options: Command) -> Command:
 
 
 source_options = together(  # how a data set is read
+    click.option(
+        "--name",
+        "dataset_name",
+        metavar="NAME",
+        help="Of the data set, for its folder; default its file's, its folder's or its own.",
+    ),
     click.option("--path-col", default="path", show_default=True, help="csv: the image's path."),
     click.option("--label-col", default="label", show_default=True, help="csv: the label."),
     click.option("--subject-col", default="subject", show_default=True, help="csv: the patient."),
@@ -36,6 +42,9 @@ source_options = together(  # how a data set is read
         "--split-col", default="split", show_default=True, help="csv: train, val or test."
     ),
     click.option("--label-sep", metavar="CHAR", help="csv: splits a cell into several labels."),
+    click.option(
+        "--keep-na", is_flag=True, help="csv: NA, None, NaN are labels or subjects, not missing."
+    ),
     click.option(
         "--split-seed",
         default=0,
@@ -157,6 +166,7 @@ def options_of(given: dict[str, Any]) -> Options:
         "subject_col",
         "split_col",
         "label_sep",
+        "keep_na",
         "subject_from_dicom",
         "split",
         "test_share",
@@ -165,6 +175,7 @@ def options_of(given: dict[str, Any]) -> Options:
     )
     return Options(
         **{name: given[name] for name in names},
+        name=given["dataset_name"],
         seed=given["split_seed"],
         limit=given.get("limit"),
         test_fold=parse_fold(given["test_fold"]),

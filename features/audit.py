@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class Audit:
     bytes: list[Group] = field(default_factory=list)  # identical images, wherever they are
     pixels: list[Group] = field(default_factory=list)  # likewise, of different bytes
     near: list[Group] = field(default_factory=list)  # pairs
+    bad: dict[str, str] = field(default_factory=dict)  # path -> why it can't be read
     n_near: int = 0  # how many pairs there are; `near` holds SHOWN at most
 
     @property
@@ -108,6 +109,7 @@ def audit(
     pixel_hashes: Sequence[str] | None = None,
     features: NDArray[np.floating[Any]] | None = None,
     usable: NDArray[np.bool_] | None = None,
+    bad: Mapping[int, str] | None = None,
     threshold: float = THRESHOLD,
 ) -> Audit:
     """Look for leaks and contradictions.
@@ -116,12 +118,15 @@ def audit(
     ----------
     hashes, pixel_hashes : (N,) of each image's bytes and decoded pixels; "" where not known.
     features : (N, D); rows that are not usable mean nothing.
-    usable : (N,), default all: bad images are in no group.
+    usable : (N,), default all: others are in no group.
+    bad : row -> reason of images that can't be read, which are in no group either.
     threshold : of the cosine of features, centred on their mean, for near-duplicates.
     """
     used = np.isin(manifest.split, SPLITS)
     if usable is not None:
         used &= usable
+    bad = bad or {}
+    used[list(bad)] = False
     known = not np.array_equal(manifest.subject, manifest.id)
     subjects = _groups(manifest, "subject", manifest.subject, used) if known else []
     same = _groups(manifest, "bytes", hashes, used) if hashes is not None else []
@@ -147,6 +152,7 @@ def audit(
         pixels=[group for group in pixels if frozenset(group.images) not in seen],
         near=near,
         n_near=n_near,
+        bad={str(manifest.path[row]): reason for row, reason in bad.items()},
     )
 
 
@@ -156,21 +162,23 @@ def hash_images(
     window: tuple[float, float] | None = None,
     frame: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[str], list[str], NDArray[np.bool_]]:
-    """Return hashes of each image's bytes and of its decoded pixels, and which are usable (N,)."""
+) -> tuple[list[str], list[str], dict[int, str]]:
+    """Return hashes of each image's bytes and of its decoded pixels, and row -> why it is bad."""
+    bad: dict[int, str] = {}
     of_bytes, of_pixels = [""] * len(manifest), [""] * len(manifest)
     for i in range(len(manifest)):
         try:
             data = read_bytes(manifest.file(i))
             image = decode(data, window=window, frame=frame).image.convert("RGB")
-        except ImageError:
+        except ImageError as error:
+            bad[i] = str(error)
             continue
         of_bytes[i] = hashlib.sha256(data).hexdigest()
         pixels = repr(image.size).encode() + image.tobytes()
         of_pixels[i] = hashlib.sha256(pixels).hexdigest()
         if progress:
             progress(i + 1, len(manifest))
-    return of_bytes, of_pixels, np.array([bool(h) for h in of_bytes])
+    return of_bytes, of_pixels, bad
 
 
 def _label(manifest: Manifest, row: int) -> Any:

@@ -27,6 +27,7 @@ from features.lock import writing
 from features.manifest import Manifest
 from features.parts import recover
 from features.plan import Plan, Settings, begin, plan, store_path
+from features.presence import need_some
 from features.store import DONE, FeatureStore
 from features.workers import Loaded, Recipe, Workers
 
@@ -35,7 +36,7 @@ AHEAD = 2  # chunks decoded ahead of the one that is computed
 
 @dataclass(frozen=True)
 class Report:
-    """What became of one store: how many rows were computed now, were there before, are bad."""
+    """What became of one store's rows: computed now, there before, or bad (these are neither)."""
 
     store: Path
     backbone: str
@@ -60,26 +61,34 @@ def extract(
     progress: Progress | None = None,
     stop: Stop = lambda: False,
     engine: Engine | None = None,
+    relabel: bool = True,
 ) -> list[Report]:
     """Fill out/<dataset>/<backbone>.h5 for every backbone and return what was done.
 
     engine fills the stores: `fill` does it in this process, spread.py on other machines. stop is
     asked between batches; once it says so, what was computed is committed and KeyboardInterrupt
-    raised. Raises StaleStoreError where a store was made from something else (nothing is changed),
-    StoreLockedError where another process writes to one, StoreError where the disk is full, and
-    with on_error="fail" ImageError at the first bad image.
+    raised. relabel: whether a store that is there gets the manifest's labels and splits. Raises
+    MissingImagesError where a new store would have no image (which an engine, that may see other
+    disks, isn't asked), StaleStoreError where a store was made from something else (nothing is
+    changed), StoreLockedError where another process writes to one, StoreError where the disk is
+    full, and with on_error="fail" ImageError at the first bad image.
     """
     settings = settings or Settings()
     with ExitStack() as stack:
         begun: list[tuple[Plan, list[Job]]] = []
         for backbone in backbones:
-            stack.enter_context(writing(store_path(out, manifest.dataset, backbone.spec.name)))
+            path = store_path(out, manifest.dataset, backbone.spec.name)
+            if engine is None and not path.is_file():
+                need_some(manifest)
+            stack.enter_context(writing(path))
             planned = plan(manifest, backbone, out, settings)  # nobody changes it from here on
+            if engine is None and planned.new:
+                need_some(manifest)  # before another store is replaced
             if planned.grows:  # what workers had in hand is of the store as it is now
                 with FeatureStore.open(planned.path, write=True) as store:
                     recover(store, store.manifest(), settings)
             jobs = []
-            for store in begin(planned, manifest, settings):
+            for store in begin(planned, manifest, settings, relabel=relabel):
                 stack.enter_context(store)
                 recover(store, manifest, settings)
                 jobs.append(Job(store, planned.backbone, settings.device))
@@ -96,14 +105,16 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
         main.store.absorb(job.store, planned.fingerprint)
         job.store.close()
         job.store.path.unlink()
-    computed = max(job.computed for job in jobs)
+    bad = {str(manifest.path[i]): reason for i, reason in main.store.bad().items()}
+    good = len(manifest) - len(bad)
+    computed = good - min(job.good for job in jobs)
     return Report(
         store=planned.path,
         backbone=planned.backbone.spec.name,
         images=len(manifest),
         computed=computed,
-        reused=len(manifest) - computed,
-        bad={str(manifest.path[i]): reason for i, reason in main.store.bad().items()},
+        reused=good - computed,
+        bad=bad,
         added=tuple(sorted(planned.missing)) if added else (),
     )
 

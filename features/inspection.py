@@ -129,6 +129,7 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
     from features.audit import audit as run
     from features.audit import hash_images
     from features.datasets import open_dataset
+    from features.presence import look, need_some
     from features.store import DONE, FeatureStore
 
     if dataset.endswith(".h5") or Path(dataset).is_file():
@@ -138,21 +139,27 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
                 hashes=store.hashes(),
                 features=store.read(feature or store.default_feature),
                 usable=store.done == DONE,
+                bad=store.bad(),
                 threshold=near,
             )
+        files = None
     else:
         manifest = open_dataset(dataset, options_of(given))
+        need_some(manifest)
+        files = look(manifest)
         with bar(manifest.dataset, "images") as show:
-            hashes, pixels, usable = hash_images(
+            hashes, pixels, bad = hash_images(
                 manifest,
                 window=parse_window(given["window"]),
                 frame=given["frame"],
                 progress=lambda done, of: show(done, of, ""),
             )
-        found = run(manifest, hashes=hashes, pixel_hashes=pixels, usable=usable)
+        found = run(manifest, hashes=hashes, pixel_hashes=pixels, bad=bad)
     if json_:
-        as_json(found.to_json())
+        as_json(found.to_json() | ({"files": files.to_json()} if files else {}))
     else:
+        if files:
+            click.echo(f"{found.dataset}: {files.line()}")
         show_audit(found)
     if found.leaks:
         click.get_current_context().exit(1)
@@ -163,6 +170,10 @@ def show_audit(found: Audit) -> None:
     splits = ", ".join(f"{k} {v}" for k, v in found.images.items())
     click.echo(f"{found.dataset}: {splits}; split {found.split_from}")
     click.echo(f"{found.line()}")
+    for path, reason in list(found.bad.items())[:5]:
+        click.echo(f"bad, in no group: {path}: {reason}")
+    if len(found.bad) > 5:
+        click.echo(f"and {len(found.bad) - 5} more bad images: --json has all")
     rows = [("what", "splits", "labels", "images")]
     shown = [
         *(("subject in several splits", g) for g in found.subjects),

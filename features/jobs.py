@@ -64,6 +64,7 @@ class Job:
         done = store.done
         self.todo = done == PENDING if wanted is None else (done == PENDING) & wanted
         self.computed = int(self.todo.sum())
+        self.good = int((done == DONE).sum())  # before this run
         # Which rows were computed before in batches as they are now, and not copied.
         self._fresh = _first_of_their_bytes(store, done) & ~store.taken
 

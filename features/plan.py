@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,13 @@ def _for_comparison(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[st
     return {k: v for k, v in one.items() if k != "features" and (k != "views" or k in other)}
 
 
-def begin(planned: Plan, manifest: Manifest, settings: Settings) -> list[FeatureStore]:
+def begin(
+    planned: Plan, manifest: Manifest, settings: Settings, *, relabel: bool = True
+) -> list[FeatureStore]:
     """Return the stores that are to be filled, open for writing: the main one, then one to add.
 
-    Brings labels up to date, and marks rows to be done again whose images have changed. Raises
-    StaleStoreError for those unless they may be overwritten.
+    Brings labels up to date if asked to relabel, and marks rows to be done again whose images have
+    changed. Raises StaleStoreError for those unless they may be overwritten.
     """
     if planned.new:
         _create(planned.path, planned, planned.missing, planned.fingerprint, manifest, settings)
@@ -181,7 +184,8 @@ def begin(planned: Plan, manifest: Manifest, settings: Settings) -> list[Feature
             stores.append(_open_adding(planned, manifest, settings, stores[0].batch_size))
         for store in stores:
             check_sources(store, manifest, settings)
-            _update_labels(store, manifest)
+            if relabel:
+                _update_labels(store, manifest)
     except BaseException:
         for store in stores:
             store.close()
@@ -297,3 +301,40 @@ def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
     )
     if not same:
         store.relabel(manifest)
+        if store.path.suffix == ".h5" and (told := other_classes(old, manifest)):
+            warnings.warn(
+                f"{store.path} was labelled for something else and is relabelled: {told}. "
+                "Give --name for a store of its own",
+                stacklevel=4,
+            )
+
+
+def other_classes(old: Manifest, new: Manifest) -> str:
+    """Say which task and classes take the place of others, in a line; nothing where they stay."""
+    if (old.task, old.classes) == (new.task, new.classes):
+        return ""
+
+    def said(one: Manifest) -> str:
+        shown = ", ".join(one.classes[:SHOWN]) or "none"
+        more = f" and {len(one.classes) - SHOWN} more" if one.classes[SHOWN:] else ""
+        return f"{one.task}, {shown}{more}"
+
+    return f"{said(old)} -> {said(new)}"
+
+
+def former_store(
+    manifest: Manifest, backbone: Backbone, out: Path, settings: Settings, name: str
+) -> Path | None:
+    """Return a store that has what is asked, under another name of the data set, if there is one.
+
+    None too where there is one under the manifest's own name.
+    """
+    path = store_path(out, name, backbone.spec.name)
+    if not path.is_file() or store_path(out, manifest.dataset, backbone.spec.name).is_file():
+        return None
+    try:
+        there = replace(manifest, dataset=name)
+        found = plan(there, backbone, out, replace(settings, overwrite="never"))
+    except StoreError:
+        return None
+    return None if found.new else path

@@ -40,10 +40,10 @@ scoring_options = together(  # what is scored, and how; of any head
     ),
     click.option(
         "--interval",
-        type=click.Choice(["percentile", "bca"]),
-        default="percentile",
+        type=click.Choice(["bayesian", "percentile", "bca"]),
+        default="bayesian",
         show_default=True,
-        help="Which bootstrap interval, of 95 %.",
+        help="Which bootstrap interval, of 95 %; the last two are too short of few subjects.",
     ),
     click.option(
         "--by", multiple=True, metavar="COLUMN", help="Also score every group, such as sex."

@@ -243,6 +243,8 @@ def say_result(result: Result, *, several: bool) -> None:
             f"  with shuffled labels: {control['value']:.3f} "
             f"[{control['ci_low']:.3f}, {control['ci_high']:.3f}]"
         )
+    if result.few:
+        click.echo(f"  {result.few}", err=True)
     if result.ci_low == result.ci_high:
         click.echo(f"  {result.notes[-1]}", err=True)
     for group in result.subgroups:
@@ -278,6 +280,7 @@ def predict(
 ) -> None:
     """Apply a saved HEAD to every image and write class probabilities as CSV.
 
+    An image that can't be read has a row too, with the reason in place of an answer.
     HEAD is a heads.json, or the run.json of a training run. A store must come
     from the backbone, with the weights, that it was fitted on; a data set is
     extracted first, prepared as for the head.
@@ -292,11 +295,11 @@ def predict(
     from probe.predict import predict_images
 
     if Path(source).is_file():
-        text = run(head, Path(source))
+        found = run(head, Path(source))
     else:
         manifest = open_dataset(source, replace(options_of(given), labelled=False))
         with bar(f"{manifest.dataset}: features", "images") as show:
-            text = predict_images(
+            found = predict_images(
                 head,
                 manifest,
                 features=stores,
@@ -305,10 +308,14 @@ def predict(
                 progress=images_per_second(show),
             )
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(found.table, nl=False)
     else:
-        out.write_text(text, encoding="utf-8", newline="")
-        click.echo(f"{out}: {text.count(chr(10)) - 1} images", err=True)
+        out.write_text(found.table, encoding="utf-8", newline="")
+        click.echo(f"{out}: {found.images} images", err=True)
+    if len(found.without) == found.images:
+        raise Damaged(found.line())
+    if found.without:
+        click.echo(f"Warning: {found.line()}", err=True)
 
 
 @click.command()
@@ -318,7 +325,7 @@ def predict(
     type=click.IntRange(min=100),
     default=2000,
     show_default=True,
-    help="Of the paired bootstrap and the permutation test.",
+    help="Of the paired bootstrap and the permutation test, which takes more where p is small.",
 )
 @click.option("--seed", default=0, show_default=True, help="For them.")
 @json_option
@@ -326,7 +333,8 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     """Say whether the models of RESULTS differ: in pairs on each data set, by ranks over all.
 
     The p of a pair is of a permutation test by subject, or of DeLong's for the AUROC of two classes
-    and independent images, and Holm's for the number of pairs of a data set.
+    and independent images, and Holm's for the number of pairs of a data set. The best model of a
+    data set is also held against the rest with an allowance for having searched for it.
 
     \b
     medprobe compare results
@@ -336,6 +344,8 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     found = compare_results(results, n=resamples, seed=seed)
     if json_:
         return as_json(found.to_json())
+    for note in found.notes:
+        click.echo(note, err=True)
     rows: list[tuple[str, ...]] = [("dataset", "model", "metric", "value", "interval", "seeds")]
     for score in found.scores:
         spread = "" if score.deviation is None else f" (sd {score.deviation:.3f})"
@@ -356,6 +366,11 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     if len(rows) > 1:
         click.echo()
         as_table(rows)
+        floors = [pair.difference.resolution for pair in found.pairs if pair.difference]
+        if max(floors, default=0.0) > 0:
+            click.echo(f"p by permutation can be as small as {max(floors):.2g}")
+    for best in found.best:
+        click.echo(f"\n{best.sentence}")
     if found.ranks and len(found.datasets) > 1:
         click.echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
         as_table([(m, f"{r:.2f}") for m, r in zip(found.models, found.ranks.mean, strict=True)])
@@ -383,12 +398,14 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     help="Small copies of images, of DICOM too; or neither pixels nor paths nor ids of images and "
     "subjects. By default copies of all but DICOM.",
 )
+@click.option("--fetch", is_flag=True, help="Small copies of images at URLs too.")
 @click.option("--analysis", type=FILE, help="A folder of `medprobe analyze`: its cka*.csv.")
 def report(
     results: tuple[Path, ...],
     out: Path,
     compare: tuple[Path, Path] | None,
     images: bool | None,
+    fetch: bool,
     analysis: Path | None,
 ) -> None:
     """Write one HTML page, figures and tables of RESULTS (folders, or results.jsonl files).
@@ -401,7 +418,9 @@ def report(
 
     if not results and not compare:
         raise click.UsageError("nothing to report: name a results folder, or --compare A B")
-    options = Options(compare or None, analysis, private=images is False, dicom=images is True)
+    options = Options(
+        compare or None, analysis, private=images is False, dicom=images is True, fetch=fetch
+    )
     click.echo(write_report(results, out, options))
 
 

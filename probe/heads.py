@@ -24,6 +24,7 @@ from torch import Tensor
 
 from features.devices import multiplies_bfloat16
 from features.errors import ProbeError
+from probe import log_odds
 from probe.certificate import certify
 from probe.objective import Objective
 from probe.path import Path as Strengths
@@ -51,9 +52,14 @@ class Head:
     kind: str  # "softmax", "sigmoid" (one per class), or "binary" (one, of the second class)
     C: float
 
+    def log_odds(self, X: Tensor) -> Tensor:
+        """Return log-odds (N, K) of classes, or of L labels (N, L), float64; see log_odds.py."""
+        coef = self.coef.double()
+        return log_odds.of_logits(X.to(coef) @ coef.T + self.intercept.double(), self.kind)
+
     def predict_proba(self, X: Tensor) -> Tensor:
-        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), each in [0, 1]."""
-        return _probabilities(X.to(self.coef) @ self.coef.T + self.intercept, self.kind)
+        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), float64."""
+        return self.log_odds(X).sigmoid()
 
     def save(self, path: Path, **about: Any) -> None:
         """Write path.safetensors and path.json; `about` joins the JSON."""
@@ -113,14 +119,15 @@ class Heads:
     passes: Tensor
     bound: Tensor | None = None
 
+    def log_odds(self, X: Tensor, group: int = 0) -> Tensor:
+        """Return a group's log-odds for X (N, D), float64: (J, N, K), or of L labels (J, N, L)."""
+        coef = self.coef[:, group].flatten(1, 2).double()  # (J, L*K, D)
+        logits = X.to(coef) @ coef.mT + self.intercept[:, group].flatten(1, 2)[:, None].double()
+        return log_odds.of_logits(logits, self.kind)
+
     def probabilities(self, X: Tensor, group: int = 0) -> Tensor:
         """Return a group's probabilities for X (N, D): (J, N, K), or of L labels (J, N, L)."""
-        coef = self.coef[:, group].flatten(1, 2)  # (J, L*K, D)
-        logits = (
-            torch.einsum("nd,jkd->jnk", X.to(coef), coef)
-            + self.intercept[:, group].flatten(1, 2)[:, None]
-        )
-        return _probabilities(logits, self.kind)
+        return self.log_odds(X, group).sigmoid()
 
     def select(self, j: slice, group: int) -> Heads:
         """Keep some strengths of one group."""
@@ -132,13 +139,6 @@ class Heads:
         """Return one classifier."""
         coef, intercept = self.coef[j, group].flatten(0, 1), self.intercept[j, group].flatten()
         return Head(coef, intercept, tuple(classes), self.kind, float(self.C[j]))
-
-
-def _probabilities(logits: Tensor, kind: str) -> Tensor:
-    if kind == "softmax":
-        return logits.softmax(-1)
-    p = logits.sigmoid()
-    return torch.cat([1 - p, p], -1) if kind == "binary" else p
 
 
 class Engine(Protocol):

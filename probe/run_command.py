@@ -73,7 +73,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     for dataset in datasets:
         own = dict(dataset) if isinstance(dataset, dict) else {"source": dataset}
         sources.append(str(own.pop("source", "")))
-        ctx.meta[f"{__name__}.{sources[-1]}"] = _options(ctx, path, own)
+        ctx.meta.setdefault(f"{__name__}.{sources[-1]}", []).append(_options(ctx, path, own))
     ctx.default_map = _options(ctx, path, found)
 
 
@@ -198,12 +198,27 @@ def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
 
 
 def say_plan(cells: Sequence[Cell], json_: bool) -> None:
-    """Print which cells there are, and which of them are done."""
-    from probe.grid import divide
+    """Print which cells there are, which of them are done, and how many files are there.
 
+    Exit 1 where a data set has none. With --json, what is said of files goes to standard error.
+    """
+    from features.presence import look, nothing_there
+    from probe.grid import by_data_set, divide
+
+    without = []
+    for [first, *_] in by_data_set(cells):
+        files = look(first.manifest)
+        click.echo(f"{first.manifest.dataset}: {files.line()}", err=json_)
+        if files.missing == files.images:
+            without.append(nothing_there(first.manifest.dataset, files))
     done = {id(cell) for cell in divide(cells)[0]}
     rows = [(cell.name, "done" if id(cell) in done else "to do") for cell in cells]
-    return as_json([*map(list, rows)]) if json_ else as_table(rows)
+    if json_:
+        as_json([*map(list, rows)])
+    else:
+        as_table(rows)
+    if without:
+        raise Damaged(without[0])
 
 
 def outcomes_of(
@@ -230,10 +245,19 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
         study = STUDY | ({"mixed": "fp16"} if resolve_device(given["device"]) == "cuda" else {})
         given = given | {k: v for k, v in study.items() if _is_default(k)}
     weights = _weights(given["weights"], given["backbones"])
+    named: dict[str, Any] = {}
     cells = []
-    for dataset in given["datasets"]:
-        mine = given | _of_dataset(dataset, given)
-        manifest = open_dataset(dataset, options_of(mine))
+    for place, dataset in enumerate(given["datasets"]):
+        before = given["datasets"][:place].count(dataset)
+        mine = given | _of_dataset(dataset, before, given)
+        read = (dataset, options_of(mine))
+        manifest = open_dataset(*read)
+        other = named.setdefault(manifest.dataset, read)
+        if other != read:
+            raise click.UsageError(
+                f"{other[0]} and {dataset} are both called {manifest.dataset}: "
+                "give one a `name` of its own, in a table of CONFIG"
+            )
         rows = digest_of(manifest)
         for backbone in given["backbones"]:
             for scenario in given["scenarios"] or SCENARIOS:
@@ -256,14 +280,16 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
     return cells
 
 
-def _of_dataset(dataset: str, given: dict[str, Any]) -> dict[str, Any]:
+def _of_dataset(dataset: str, before: int, given: dict[str, Any]) -> dict[str, Any]:
     """Return what holds for one data set: by the file, or by the study's protocol.
 
+    The file may have several tables with one source; `before` of them were asked for.
     The study's is the data set's own mean and std, and the study's split of it, where there are.
     """
     from features.datasets import SOURCES
 
-    told: dict[str, Any] = click.get_current_context().meta.get(f"{__name__}.{dataset}", {})
+    tables = click.get_current_context().meta.get(f"{__name__}.{dataset}", [])
+    told: dict[str, Any] = tables[before] if before < len(tables) else {}
     source = SOURCES.get(dataset.partition(":")[0])
     if given["protocol"] != "study" or source is None:
         return told

@@ -115,8 +115,10 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
     assert row["command"].startswith("medprobe probe ")
     assert row["versions"]["torch"]
     said = call("predict", out / row["heads"], store)
-    assert said.output.startswith("id,predicted,p:class 0,p:class 1,p:class 2\n")
-    assert said.output.count("\n") == 120
+    assert said.stdout.startswith("id,predicted,p:class 0,p:class 1,p:class 2,reason\n")
+    assert said.stdout.count("\n") == 121
+    assert said.stdout.splitlines()[5] == "00004.png,,,,,file is empty"
+    assert "Warning: 1 of 120 images have no answer: file is empty (1)" in said.stderr
     page = call("report", out, "-o", tmp_path / "report")
     assert page.output.strip() == str(tmp_path / "report" / "index.html")
     assert "made" in Path(page.output.strip()).read_text()

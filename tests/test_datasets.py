@@ -240,7 +240,7 @@ def test_a_drawn_split_never_tests_a_class_that_it_does_not_train(tmp_path):
 
 def test_real_tables_are_read_as_their_readmes_say(shared_data):
     idrid = open_dataset(f"csv:{shared_data / 'idrid' / 'manifest.csv'}")
-    assert (idrid.dataset, len(idrid), idrid.classes) == ("idrid", 516, tuple("01234"))
+    assert (idrid.dataset, len(idrid), idrid.classes) == ("idrid-manifest", 516, tuple("01234"))
     assert ((idrid.split == "train").sum(), (idrid.split == "test").sum()) == (413, 103)
     options = Options(label_sep="|", subject_col="patient")
     nih = open_dataset(f"csv:{shared_data / 'nih_cxr14_dev' / 'manifest.csv'}", options)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import FINGERPRINT, make_manifest, make_store
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -45,7 +46,8 @@ def test_neighbours_vote_as_those_of_scikit_learn(chunk):
     train, test = X[:200], X[200:]
     votes = torch.from_numpy(np.eye(3)[Y[:200]])
     chunks = torch.from_numpy(train).split(chunk)
-    p = vote(chunks, votes, torch.from_numpy(test), k=[1, 10, 200, 900], temperature=0.07)
+    z = vote(chunks, votes, torch.from_numpy(test), k=[1, 10, 200, 900], temperature=0.07)
+    p = expit(z.numpy())
     for one, k in zip(p, (1, 10, 200, 200), strict=True):
         theirs = neighbours(k, 0.07).fit(train, Y[:200]).predict_proba(test)
         np.testing.assert_allclose(one, theirs, atol=1e-4)
@@ -54,13 +56,14 @@ def test_neighbours_vote_as_those_of_scikit_learn(chunk):
 def test_neighbours_of_findings_vote_where_they_know():
     findings = rng.integers(0, 2, (200, 2)).astype(float)
     findings[::3, 0] = np.nan
-    p = vote(
+    z = vote(
         [torch.from_numpy(X[:200])],
         torch.from_numpy(findings),
         torch.from_numpy(X[200:]),
         k=[200],
         temperature=0.5,
     )[0]
+    p = expit(z.numpy())
     for j in range(2):
         known = ~np.isnan(findings[:, j])
         model = neighbours(int(known.sum()), 0.5).fit(X[:200][known], findings[known, j])

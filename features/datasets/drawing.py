@@ -5,12 +5,14 @@ Checks, class order, and a split where none is given.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.cells import apart
 from features.datasets.options import Options
 from features.dicom import patient_id
 from features.errors import DatasetError, ImageError
@@ -82,6 +84,12 @@ def build(
         )
     if options.merge:
         label, classes = merge_classes(label, classes, options.merge, where)
+    for alike in apart(classes):
+        warnings.warn(
+            f"{where}: the classes {' and '.join(alike)} differ only in how they are written, and "
+            f'are kept apart; --merge "{alike[0]}={"+".join(alike)}" makes them one',
+            stacklevel=3,
+        )
     if label.ndim == 1 and len(classes) < 2 and options.labelled:
         raise DatasetError(
             f"{where} has {len(classes)} class ({', '.join(classes)}): want at least 2"

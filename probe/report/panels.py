@@ -67,13 +67,15 @@ def examples(said: Predictions) -> tuple[list[Example], list[Example]]:
     Of findings, an answer is right where it is on the label's side of .5, and an image stands with
     its most telling answer.
     """
-    p, y, rows = said.probabilities, said.labels, np.arange(len(said.labels))
+    z, y, rows = said.log_odds, said.labels, np.arange(len(said.labels))  # p is 1 of many
     if y.ndim == 1:
-        sure, right = p.max(1)[:, None], (p.argmax(1) == y)[:, None]
+        sure, right = z.max(1)[:, None], (z.argmax(1) == y)[:, None]
         wrong = ~right
     else:
-        sure, off = np.maximum(p, 1 - p), np.abs(p - y)  # a label that is not known is NaN
-        wrong, right = off >= 0.5, off < 0.5
+        sure, known = np.abs(z), ~np.isnan(y)
+        right = known & ((z >= 0) == (y == 1))
+        wrong = known & ~right
+    sure = np.nan_to_num(sure, posinf=np.finfo(float).max)  # all neighbours agree
     worst, weakest = np.where(wrong, -sure, np.inf), np.where(right, sure, np.inf)  # (N, K) or 1
     chosen = []
     for order in (worst, weakest):
