@@ -49,7 +49,7 @@ source_options = together(  # how a data set is read
         "--split-seed",
         default=0,
         show_default=True,
-        help="Draws a split where none is given.",
+        help="Draws a split where none is given, and --limit's images.",
     ),
     click.option(
         "--split",
@@ -177,6 +177,7 @@ def options_of(given: dict[str, Any]) -> Options:
         **{name: given[name] for name in names},
         name=given["dataset_name"],
         seed=given["split_seed"],
+        limit=given.get("limit"),
         test_fold=parse_fold(given["test_fold"]),
     )
 

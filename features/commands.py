@@ -144,7 +144,9 @@ def doctor(json_: bool) -> None:
     "--workers", type=click.IntRange(min=1), help="Processes that decode; default as needed."
 )
 @device_option
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Only N images, of every class and split."
+)
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
@@ -180,8 +182,6 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     from features.spread import fill_by
 
     manifest = open_dataset(dataset, options_of(given))
-    if given["limit"]:
-        manifest = manifest.head(given["limit"])
     if given["weights"] and given["weights"] != "random" and len(names) > 1:
         raise click.UsageError("--weights FILE goes with one backbone; give one -m")
     settings = extraction_of(given, batch_size=parse_batch_size(given["batch_size"]))

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from features.backbones import Backbone
 from features.errors import ImageError, StoreError
-from features.jobs import Chunk, Commits, Job, chunk_size
+from features.jobs import Chunk, Commits, Job, chunk_size, taken_by_all
 from features.lock import writing
 from features.manifest import Manifest
 from features.parts import recover
 from features.plan import Plan, Settings, begin, plan, store_path
 from features.presence import need_some
-from features.store import DONE
+from features.store import DONE, FeatureStore
 from features.workers import Loaded, Recipe, Workers
 
 AHEAD = 2  # chunks decoded ahead of the one that is computed
@@ -84,6 +84,9 @@ def extract(
             planned = plan(manifest, backbone, out, settings)  # nobody changes it from here on
             if engine is None and planned.new:
                 need_some(manifest)  # before another store is replaced
+            if planned.grows:  # what workers had in hand is of the store as it is now
+                with FeatureStore.open(planned.path, write=True) as store:
+                    recover(store, store.manifest(), settings)
             jobs = []
             for store in begin(planned, manifest, settings, relabel=relabel):
                 stack.enter_context(store)
@@ -128,8 +131,8 @@ def fill(
 ) -> None:
     """Fill the jobs' stores: chunk by chunk, for every job batch by batch.
 
-    Rows that are `left` (N,) are not read, and are in no batch. workers_of(recipe, count) gives the
-    processes that decode.
+    Rows that are `left` (N,), and those that all stores had before they grew, are not read, and are
+    in no batch. workers_of(recipe, count) gives the processes that decode.
     """
     jobs = [job for job in jobs if job.computed]
     todo = np.any([job.todo for job in jobs], axis=0) if jobs else np.zeros(len(manifest), bool)
@@ -138,6 +141,8 @@ def fill(
         progress(finished, len(manifest), bad)
     if not jobs:
         return
+    taken = taken_by_all(jobs)
+    left = taken if left is None else left | taken
     for job in jobs:
         job.backbone.place(job.device, job.dtype)
     transforms = list(dict.fromkeys(job.backbone.transform for job in jobs))
@@ -183,7 +188,7 @@ def _chunks(
     workers: Workers,
     settings: Settings,
     most: int,
-    left: NDArray[np.bool_] | None,
+    left: NDArray[np.bool_],
 ) -> Iterator[Chunk]:
     """Yield what has to be computed, in order, decoded ahead.
 
@@ -191,7 +196,7 @@ def _chunks(
     """
     step, needed = chunk_size(jobs), np.any([job.needs() for job in jobs], axis=0)
     starts = [s for s in range(0, len(manifest), step) if needed[s : s + step].any()]
-    known = _Known(manifest, jobs)
+    known = _Known(manifest, jobs, left)
     elsewhere: Future[Loaded] = Future()
     elsewhere.set_result(Loaded(reason="its bytes are in another row"))
     waiting: deque[tuple[NDArray[np.int64], list[torch.Tensor], list[Future[Loaded]]]] = deque()
@@ -213,7 +218,7 @@ def _chunks(
         blocks = [p.numpy() for p in pixels]
         loading = [
             elsewhere
-            if left is not None and left[i]
+            if left[i]
             else workers.load(manifest.file(int(i)), [memoryview(b[k]).cast("B") for b in blocks])
             for k, i in enumerate(rows)
         ]
@@ -245,9 +250,12 @@ def _view_seed(jobs: Sequence[Job]) -> int:
 
 
 class _Known:
-    """Which bytes were seen in which row, from the first row on: 16 bytes of the hash each."""
+    """Which bytes were seen in which row: 16 bytes of the hash each.
 
-    def __init__(self, manifest: Manifest, jobs: Sequence[Job]) -> None:
+    From the first row on, but for rows that are left and done: what has their bytes is their copy.
+    """
+
+    def __init__(self, manifest: Manifest, jobs: Sequence[Job], left: NDArray[np.bool_]) -> None:
         self._first: dict[bytes, int] = {}
         self._next = 0
         done = np.any([job.store.done == DONE for job in jobs], axis=0)
@@ -256,6 +264,8 @@ class _Known:
             for job in jobs:
                 rows = job.store.done == DONE
                 self._stored[rows] = job.store.columns["manifest/hash"].read()[rows]
+            for i in np.flatnonzero(left & (self._stored != b"")).tolist():
+                self._first.setdefault(bytes.fromhex(self._stored[i].decode())[:16], i)
 
     def copies(self, rows: NDArray[np.int64], images: Sequence[Loaded]) -> dict[int, int]:
         """Take in the next rows that were read; return those whose bytes an earlier row has."""

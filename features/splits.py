@@ -47,7 +47,7 @@ def deal(
     # Rare labels weigh more: a label's weight is the inverse of how often it occurs.
     weight = 1 / total
     size = (counts * weight).sum(1)
-    luck = np.array([_hash(seed, name) for name in names.tolist()])
+    luck = luck_of(seed, names)
     part = np.empty(len(names), dtype=np.int64)
     has = counts[:, :-1] > 0  # (S, labels)
     left = has.sum(0)
@@ -81,6 +81,8 @@ def _label_counts(
     return counts
 
 
-def _hash(seed: int, name: str) -> int:
-    data = f"{seed}\0{name}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.sha256(data).digest()[:7], "big")
+def luck_of(seed: int, names: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Return a number for each name (n,), drawn by the seed, that depends on nothing else."""
+    data = (f"{seed}\0{name}".encode("utf-8", "surrogateescape") for name in names.tolist())
+    found = [int.from_bytes(hashlib.sha256(one).digest()[:7], "big") for one in data]
+    return np.array(found, dtype=np.int64)

@@ -152,7 +152,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
     help="Unfrozen scenarios: blocks to do without.",
 )
 @click.option("--init", type=click.Choice(["probe", "random"]), default="probe", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images of each.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only N images of each.")
 @click.option("--dry-run", is_flag=True, help="List the cells and which are done.")
 @scoring_options
 @probing_options
@@ -258,7 +258,6 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
                 f"{other[0]} and {dataset} are both called {manifest.dataset}: "
                 "give one a `name` of its own, in a table of CONFIG"
             )
-        manifest = manifest.head(given["limit"] or len(manifest))
         rows = digest_of(manifest)
         for backbone in given["backbones"]:
             for scenario in given["scenarios"] or SCENARIOS:

@@ -19,6 +19,7 @@ ORDER = [
     "features.datasets.cells",
     "features.datasets.reading",
     "features.datasets.drawing",
+    "features.datasets.limit",
     "features.datasets.labels",
     "features.datasets.from_folder",
     "features.datasets.from_csv",

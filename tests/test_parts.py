@@ -10,6 +10,7 @@ import pytest
 
 from features import parts, spread
 from features.datasets import open_dataset
+from features.datasets.limit import limited
 from features.errors import StaleStoreError
 from features.extract import extract
 from features.manifest import Manifest
@@ -93,6 +94,18 @@ def test_parts_make_the_store_of_one_process_to_the_bit(
     assert {path.suffix for path in there.store.parent.iterdir()} == {".h5", ".lock"}
     assert shown[-1] == (40, 40, 1)
     assert [done for done, _, _ in shown] == sorted(done for done, _, _ in shown)
+
+
+def test_a_store_of_some_images_grows_in_parts_to_the_bit(
+    tmp_path, images, backbone, engine, one_thread
+):
+    for out, some in (("here", None), ("there", engine)):
+        first = limited(images, 13, seed=1)
+        extract(first, [backbone], out=tmp_path / out, settings=SETTINGS, engine=some)
+        [report] = extract(images, [backbone], out=tmp_path / out, settings=SETTINGS, engine=some)
+        assert report.computed >= 27
+    here, there = (tmp_path / out / "images" / "efficientnet_lite0.h5" for out in ("here", "there"))
+    assert contents(here) == contents(there)
 
 
 def test_two_backbones_of_other_batches_are_filled_together(

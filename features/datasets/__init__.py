@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from features.datasets.limit import limited
 from features.datasets.naming import check_name
 from features.datasets.options import Options
 from features.errors import DatasetError
@@ -123,4 +124,6 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
             "for images at URLs write a table, and take csv:FILE"
         )
     manifest = source.read(place, options)
+    if options.limit:
+        manifest = limited(manifest, options.limit, seed=options.seed)
     return replace(manifest, dataset=check_name(options.name)) if options.name else manifest

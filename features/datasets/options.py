@@ -25,4 +25,5 @@ class Options:
     seed: int = 0
     val_share: float = 0.0
     test_share: float = 0.2
+    limit: int | None = None  # so many images, drawn by the seed: see limit.py
     test_fold: tuple[int, int] | None = None  # (i, k): test on part i, from 1, of k equal ones
