@@ -214,15 +214,16 @@ def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     yield probe_one
 
 
-def say_group(metric: str, group: dict[str, Any]) -> None:
+def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
     """Print the metric of one group."""
     low, high = group["ci_low"], group["ci_high"]
     score = "not defined"
     if group["value"] is not None:
         score = f"{group['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
     click.echo(
-        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}, "
-        f"{group['subjects']} subjects" + (" (few)" if group["small"] else "")
+        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}"
+        + (f", {group['subjects']} subjects" if subjects else "")
+        + (" (few)" if group["small"] else "")
     )
 
 
@@ -248,7 +249,7 @@ def say_result(result: Result, *, several: bool) -> None:
     if result.ci_low == result.ci_high:
         click.echo(f"  {result.notes[-1]}", err=True)
     for group in result.subgroups:
-        say_group(result.metric, group)
+        say_group(result.metric, group, subjects=result.subjects_known)
     if result.weights == "random":
         click.echo("  the backbone's weights are random: the score says nothing about it", err=True)
     if not result.converged:

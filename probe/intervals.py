@@ -38,9 +38,9 @@ from probe.resampling import (
 
 METHODS = ("bayesian", "percentile", "bca")
 SAID = {
-    "bayesian": "Bayesian bootstrap by subject, corrected for few subjects",
-    "percentile": "percentile bootstrap by subject",
-    "bca": "BCa bootstrap by subject",
+    "bayesian": "Bayesian bootstrap by {0}, corrected for few {0}s",
+    "percentile": "percentile bootstrap by {}",
+    "bca": "BCa bootstrap by {}",
 }
 ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 NEAR = 1e-9  # of a bound, where draws that reach it are put

@@ -118,9 +118,9 @@ def _p(
 
     Of MANY subjects the sum of exchanges is normal, and its tail is taken instead of going on.
     """
-    name = "permutation by subject"
-    floor = 1 / (most + 1)
     S = len(np.unique(subject))
+    name = f"permutation by {'image' if len(subject) == S else 'subject'}"
+    floor = 1 / (most + 1)
     drawn, far, squares = 0, 0, 0.0
     for size in _sizes(n, most):
         made = in_blocks(lambda k, own: differences(k, own), 2 * len(subject), n=size, rng=rng)
