@@ -225,18 +225,15 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         as_json([asdict(r) for r in reports])
         return refuse_empty(reports)
     for report in reports:
-        say_report(report, manifest)
+        say_report(report)
     if shown := applied(manifest.path.tolist(), settings.window, settings.frame):
         window = shown["window"] if isinstance(shown["window"], str) else given["window"]
         click.echo(f"  DICOM: window {window}; of several frames: {shown['frame']}", err=True)
     return refuse_empty(reports)
 
 
-def say_report(report: Report, manifest: Manifest) -> None:
+def say_report(report: Report) -> None:
     """Print what became of a store, and on standard error what is bad."""
-    from features.images import NOT_FOUND
-    from features.presence import missing_line
-
     bad = report.bad
     done = f"{report.computed} images computed"
     if report.reused and not report.computed:
@@ -248,10 +245,6 @@ def say_report(report: Report, manifest: Manifest) -> None:
         click.echo(f"  bad: {path}: {reason}", err=True)
     if len(bad) > 5:
         click.echo(f"  and {len(bad) - 5} more: medprobe inspect {report.store}", err=True)
-    if gone := [path for path, reason in bad.items() if reason == NOT_FOUND]:
-        first = manifest.file(manifest.path.tolist().index(gone[0]))
-        line = missing_line(len(gone), report.images, str(manifest.root), str(first))
-        click.echo(f"  {line}", err=True)
 
 
 def refuse_empty(reports: Sequence[Report]) -> None:

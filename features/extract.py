@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -22,12 +23,13 @@ from numpy.typing import NDArray
 
 from features.backbones import Backbone
 from features.errors import ImageError, StoreError
+from features.images import NOT_FOUND
 from features.jobs import Chunk, Commits, Job, chunk_size, taken_by_all
 from features.lock import writing
 from features.manifest import Manifest
 from features.parts import recover
 from features.plan import Plan, Settings, begin, plan, store_path
-from features.presence import need_some
+from features.presence import missing_line, need_some
 from features.store import DONE, FeatureStore
 from features.workers import Loaded, Recipe, Workers
 
@@ -95,7 +97,9 @@ def extract(
             begun.append((planned, jobs))
         every = [job for _, jobs in begun for job in jobs]
         (engine or fill)(manifest, every, settings, progress, stop)
-        return [_finish(manifest, planned, jobs) for planned, jobs in begun]
+        reports = [_finish(manifest, planned, jobs) for planned, jobs in begun]
+    _say_missing(manifest, reports)
+    return reports
 
 
 def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
@@ -117,6 +121,16 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
         bad=bad,
         added=tuple(sorted(planned.missing)) if added else (),
     )
+
+
+def _say_missing(manifest: Manifest, reports: Sequence[Report]) -> None:
+    """Warn of files that are not there: how many, where they were looked for, and one of them."""
+    found = reports[0].bad if reports else {}  # all stores have the same images
+    gone = [path for path, reason in found.items() if reason == NOT_FOUND]
+    if gone:
+        first = manifest.file(manifest.path.tolist().index(gone[0]))
+        line = missing_line(len(gone), len(manifest), str(manifest.root), str(first))
+        warnings.warn(f"{manifest.dataset}: {line}; they are left out", stacklevel=3)
 
 
 def fill(

@@ -46,7 +46,10 @@ ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 NEAR = 1e-9  # of a bound, where draws that reach it are put
 LEAST = 3.0  # degrees of freedom; below, Student's quantile says nothing any more
 # What a score can't be beyond; others are between 0 and 1.
-BOUNDS = {"quadratic_kappa": (-1.0, 1.0), "log_loss": (0.0, np.inf), "brier": (0.0, 2.0)}
+BOUNDS = dict.fromkeys(("kappa", "quadratic_kappa", "mcc"), (-1.0, 1.0)) | {
+    "log_loss": (0.0, np.inf),
+    "brier": (0.0, 2.0),
+}
 
 
 def intervals(

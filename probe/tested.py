@@ -116,7 +116,7 @@ def scored(
 ) -> dict[str, dict[str, float | None]]:
     """Return value and interval of every metric, on the same resamples whatever is asked."""
     found: dict[str, dict[str, float | None]] = {}
-    for ranking in (True, False):
+    for ranking in {metric.ranking for metric in wanted}:
         found |= intervals(
             [metric for metric in wanted if metric.ranking == ranking],
             said.y,

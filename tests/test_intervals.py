@@ -109,7 +109,8 @@ def test_every_metric_has_an_interval_around_its_value_within_its_bounds():
         for name, found in intervals(wanted, y, p, subject, n=300, rng=rng_).items():
             low, high = found["ci_low"], found["ci_high"]
             assert low <= found["value"] <= high and low < high, name
-            least, most = {"quadratic_kappa": (-1, 1), "log_loss": (0, 99)}.get(name, (0, 2))
+            agreements = dict.fromkeys(("kappa", "quadratic_kappa", "mcc"), (-1, 1))
+            least, most = (agreements | {"log_loss": (0, 99)}).get(name, (0, 2))
             assert least <= low and high <= most
 
 

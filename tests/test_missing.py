@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -73,12 +74,17 @@ def test_missing_images_are_bad_and_said_and_the_others_are_computed(ward):
     for words in (("extract", *BACKBONE, "--dry-run"), ("audit",)):
         result = call(words[0], f"csv:{ward / 'some.csv'}", *words[1:])
         assert (result.exit_code, f"some: {facts}\n" in result.stdout) == (0, True)
-    result = call("extract", f"csv:{ward / 'some.csv'}", *BACKBONE)
+    words = ("extract", f"csv:{ward / 'some.csv'}", *BACKBONE)
+    with pytest.warns(UserWarning, match=f"some: {re.escape(facts)}; they are left out"):
+        result = call(*words)
     assert result.exit_code == 0
     assert result.stdout.endswith(": 20 images computed, 0 already there, 4 bad\n")
-    assert facts in result.stderr
-    again = json.loads(call("extract", f"csv:{ward / 'some.csv'}", *BACKBONE, "--json").stdout)
+    with pytest.warns(UserWarning, match=re.escape(facts)):
+        again = json.loads(call(*words, "--json").stdout)
     assert [(r["computed"], r["reused"], len(r["bad"])) for r in again] == [(0, 20, 4)]
+    grid = ("run", "-d", words[1], *BACKBONE, "--scenario", "frozen-linear", "--bootstrap", "100")
+    with pytest.warns(UserWarning, match=re.escape(facts)):
+        assert call(*grid, "--C", "1", "--folds", "3").exit_code == 0
 
 
 def test_a_dry_run_and_an_audit_say_how_many_files_are_there(ward):
@@ -161,7 +167,8 @@ def test_predict_has_a_row_for_every_image_with_the_reason_where_there_is_no_ans
     (ward / "img" / "9.jpg").unlink()
     with pytest.raises(OSError, match="truncated"), Image.open(ward / "img" / "7.jpg") as image:
         image.load()
-    result = call("predict", head, f"csv:{ward / 'task2.csv'}", "-o", "said.csv")
+    with pytest.warns(UserWarning, match=r"1 of 24 files is not there: .*such as .*/img/9.jpg"):
+        result = call("predict", head, f"csv:{ward / 'task2.csv'}", "-o", "said.csv")
     assert result.exit_code == 0
     assert "said.csv: 24 images\nWarning: 2 of 24 images have no answer: " in result.stderr
     found = pd.read_csv("said.csv")
