@@ -20,6 +20,24 @@ import probe.commands
 from features.console import Damaged, Failure
 from features.errors import MedprobeError, MissingImagesError
 
+STAYS = "Nothing was changed."
+STOPPED = {  # what is true of each command where Ctrl-C stops it
+    "backbones": STAYS,
+    "datasets": STAYS,
+    "doctor": STAYS,
+    "extract": "What is stored stays; the same command goes on from here.",
+    "inspect": STAYS,
+    "verify": STAYS,
+    "audit": STAYS,
+    "probe": "Results that were written stay; the same command begins anew, and replaces them.",
+    "finetune": "Features and epochs that are done stay; the same command goes on from them.",
+    "run": "Cells that are done stay; the same command goes on with the others.",
+    "predict": "No predictions were written; features that were computed stay.",
+    "compare": STAYS,
+    "analyze": "Files that were written stay; the same command begins anew.",
+    "report": "A former report stays as it was; the same command begins anew.",
+}
+
 
 class Commands(click.Group):
     """A group whose errors are one or two lines, and whose commands stand in order of use."""
@@ -35,9 +53,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            click.echo(
-                "Stopped. What is stored stays; the same command goes on from here.", err=True
-            )
+            click.echo(f"Stopped. {STOPPED.get(ctx.invoked_subcommand or '', STAYS)}", err=True)
             ctx.exit(130)
         except Exception as error:
             if os.environ.get("MEDPROBE_DEBUG") == "1":

@@ -18,7 +18,9 @@ from features.arguments import (
     options_of,
     parse_batch_size,
     parse_normalize,
+    say_random,
     source_options,
+    weights_of,
 )
 from features.console import (
     FOLDER,
@@ -110,12 +112,23 @@ def doctor(json_: bool) -> None:
 @click.command()
 @click.argument("dataset")
 @click.option(
-    "-m", "--backbone", "names", multiple=True, required=True, help="A backbone; may be repeated."
+    "-m",
+    "--backbone",
+    "names",
+    multiple=True,
+    required=True,
+    metavar="NAME[=FILE]",
+    help="A backbone, and its weights; may be repeated.",
 )
 @click.option(
     "-o", "out", type=FOLDER, default="features", show_default=True, help="Where stores go."
 )
-@click.option("--weights", metavar="FILE|random", help="Weights other than the published ones.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE|random",
+    help="Weights other than the published ones; may be repeated.",
+)
 @click.option(
     "--layers",
     default="last",
@@ -181,13 +194,11 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     from features.extract import extract as run
     from features.spread import fill_by
 
+    backbones, weights = weights_of(names, given["weights"])
     manifest = open_dataset(dataset, options_of(given))
-    if given["weights"] and given["weights"] != "random" and len(names) > 1:
-        raise click.UsageError("--weights FILE goes with one backbone; give one -m")
     settings = extraction_of(given, batch_size=parse_batch_size(given["batch_size"]))
-    loaded = [
-        load_backbone(name, given["weights"], given["image_size"]) for name in dict.fromkeys(names)
-    ]
+    loaded = [load_backbone(name, weights[name], given["image_size"]) for name in backbones]
+    say_random(weights)
     if statistics := parse_normalize(given["normalize"], manifest):
         loaded = [backbone.normalised_by(*statistics) for backbone in loaded]
     if given["engine"] == "local":
@@ -198,7 +209,7 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         return say_estimate(manifest, loaded, given["out"], settings, json_=json_)
     with (
         engine_of(given) as cluster,
-        bar(f"{manifest.dataset} x {', '.join(names)}", "images") as show,
+        bar(f"{manifest.dataset} x {', '.join(backbones)}", "images") as show,
         stopping() as stop,
     ):
         reports = run(

@@ -68,6 +68,20 @@ class FeatureStore:
         """Have another process open the same file, for reading."""
         return FeatureStore, (self.path.absolute(),)
 
+    def __repr__(self) -> str:
+        """Return where it is, and what is in it."""
+        features = ", ".join(f"{name} {shape}" for name, shape in list(self.features.items())[:3])
+        more = len(self.features) - 3
+        features += f" and {more} more" if more > 0 else ""
+        state = "closed"
+        if self.descriptor >= 0:
+            marks = self.done
+            state = ", ".join(
+                f"{int((marks == mark).sum())} {word}"
+                for mark, word in ((DONE, "done"), (PENDING, "to be done"), (BAD, "bad"))
+            )
+        return f"FeatureStore({str(self.path)!r}, {self.about['dataset']}: {state}; {features})"
+
     def __enter__(self) -> Self:
         """Return the store itself."""
         return self
@@ -111,8 +125,9 @@ class FeatureStore:
         )
 
     @classmethod
-    def open(cls, path: Path, *, write: bool = False) -> FeatureStore:
+    def open(cls, path: Path | str, *, write: bool = False) -> FeatureStore:
         """Open a store; StoreError for a file that isn't there or isn't a store of this version."""
+        path = Path(path)
         if not path.is_file():
             raise StoreError(f"there is no store {path}: make it with `medprobe extract`")
         return cls(path, write=write)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -198,6 +200,43 @@ def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Setti
 def seeds_of(given: dict[str, Any]) -> range:
     """Return the seeds of runs."""
     return range(given["seed"], given["seed"] + (given["seeds"] or 1))
+
+
+def is_number(text: str) -> bool:
+    """Say whether a word is a number, perhaps with a comma at its end."""
+    try:
+        float(text.strip(","))
+    except ValueError:
+        return False
+    return True
+
+
+def refuse_spaces(words: Sequence[Path], given: dict[str, Any]) -> None:
+    """Raise UsageError where numbers stand for files: a list that was written with spaces."""
+    loose = [str(word) for word in words if is_number(str(word)) and not word.exists()]
+    if not loose:
+        return
+    lists = {"--C": "strengths", "--k": "neighbours", "--shots": "shots"}
+    named = [(option, given[name]) for option, name in lists.items() if given.get(name)]
+    option, first = named[0] if len(named) == 1 else ("--C", "0.1")
+    whole = ",".join(word.strip(",") for word in (first, *loose))
+    raise click.UsageError(
+        f"{' '.join(loose)}: no such store. A list has commas and no spaces: write {option} {whole}"
+    )
+
+
+def say_added(out: Path) -> None:
+    """Say on standard error that a folder holds results, which stay."""
+    path = out / "results.jsonl"
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        n = sum(1 for _ in file)
+    click.echo(
+        f"{out} holds {n} result{'s' * (n != 1)}: this adds to them, and replaces those of the "
+        "same. Take -o for a folder of its own",
+        err=True,
+    )
 
 
 def parse_strengths(text: str | None) -> tuple[float, ...] | None:

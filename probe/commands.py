@@ -31,6 +31,8 @@ from probe.arguments import (
     loop_options,
     probing_of,
     probing_options,
+    refuse_spaces,
+    say_added,
     scoring_options,
     seeds_of,
     training_of,
@@ -83,7 +85,9 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
     from features.errors import MedprobeError
 
     trained = given["head"] == "deit" or given["protocol"] == "study"
+    refuse_spaces(stores, given)
     refuse(trained)
+    say_added(out)
     known = columns_of(stores, given["by"])
     found: list[Result] = []
     failed = []

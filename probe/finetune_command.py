@@ -24,7 +24,14 @@ from features.console import (
     json_option,
     provenance,
 )
-from probe.arguments import deit_options, loop_options, scoring_options, seeds_of, training_of
+from probe.arguments import (
+    deit_options,
+    loop_options,
+    say_added,
+    scoring_options,
+    seeds_of,
+    training_of,
+)
 
 if TYPE_CHECKING:
     from probe.results import Result
@@ -96,6 +103,8 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
             with bar(f"{manifest.dataset} x {name}: frozen features", "images") as show:
                 for error in prepare([cell], images_per_second(show)).values():
                     raise error
+    if process.is_main_process:
+        say_added(out)
     found = run_cell(cell, provenance(), epochs=say)
     if not process.is_main_process:
         return

@@ -39,7 +39,7 @@ LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 are faste
 PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D outputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Head:
     """One fitted classifier.
 
@@ -51,6 +51,13 @@ class Head:
     classes: tuple[str, ...]
     kind: str  # "softmax", "sigmoid" (one per class), or "binary" (one, of the second class)
     C: float
+
+    def __repr__(self) -> str:
+        """Return its kind and sizes."""
+        return (
+            f"Head({self.kind} of {len(self.classes)} classes, {self.coef.shape[1]} features, "
+            f"C = {self.C:g})"
+        )
 
     def log_odds(self, X: Tensor) -> Tensor:
         """Return log-odds (N, K) of classes, or of L labels (N, L), float64; see log_odds.py."""
@@ -100,7 +107,7 @@ class Head:
         return head, about
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Heads:
     """J x G fitted heads of L label columns with K outputs (softmax: L = 1, sigmoids: K = 1).
 
@@ -118,6 +125,15 @@ class Heads:
     value: Tensor
     passes: Tensor
     bound: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Return its kind and sizes."""
+        J, G, L, K, D = self.coef.shape
+        done, all_ = int(self.converged.sum()), self.converged.numel()
+        return (
+            f"Heads({self.kind}, {J} strengths x {G} groups x {L} labels, {K} outputs of {D} "
+            f"features; {done} of {all_} converged, the largest gap {float(self.gap.max()):.1e})"
+        )
 
     def log_odds(self, X: Tensor, group: int = 0) -> Tensor:
         """Return a group's log-odds for X (N, D), float64: (J, N, K), or of L labels (J, N, L)."""

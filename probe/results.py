@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -196,11 +197,12 @@ def _append(folder: Path, result: Result) -> None:
     append_line(folder / "results.jsonl", json.dumps(asdict(result), allow_nan=False))
 
 
-def load(source: Path) -> list[Result]:
+def load(source: Path | str) -> list[Result]:
     """Read the results of a folder or a .jsonl file; of two of one identity the later one stands.
 
     Half a line at the end, of a run that was stopped, is left out with a warning.
     """
+    source = Path(source)
     path = source / "results.jsonl" if source.is_dir() else source
     if not path.is_file():
         raise ProbeError(f"no results at {path}: run `medprobe probe STORE -o {source}` first")
@@ -214,6 +216,28 @@ def load(source: Path) -> list[Result]:
                 f"{path}, line {number} is not a result: {error}; remove that line"
             ) from None
     return list(found.values())
+
+
+def frame(source: Path | str) -> Any:
+    """Return the results of a folder or a .jsonl file as a pandas DataFrame, one row each.
+
+    Columns are those of Result. In place of `metrics` each of its numbers has one, such as
+    `metrics.auroc.value` and `metrics.auroc.ci_low`. Raises ProbeError where pandas is missing.
+    """
+    found = load(source)
+    try:
+        pandas = import_module("pandas")
+    except ModuleNotFoundError:
+        raise ProbeError(
+            "a DataFrame needs pandas: pip install 'medprobe[tables]', or take results.load"
+        ) from None
+    rows = []
+    for result in found:
+        row = asdict(result)
+        for metric, numbers in row.pop("metrics").items():
+            row |= {f"metrics.{metric}.{name}": value for name, value in numbers.items()}
+        rows.append(row)
+    return pandas.DataFrame(rows)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from features.arguments import (
     image_options,
     options_of,
     parse_normalize,
+    say_random,
     source_options,
+    weights_of,
 )
 from features.console import (
     FILE,
@@ -32,9 +34,11 @@ from features.console import (
 )
 from probe.arguments import (
     deit_options,
+    is_number,
     loop_options,
     probing_of,
     probing_options,
+    say_added,
     scoring_options,
     seeds_of,
     training_of,
@@ -63,6 +67,10 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
 
     if path is None:
         return
+    if is_number(str(path)) and not path.is_file():
+        raise click.UsageError(
+            f"{path} is no TOML file: a list has commas and no spaces, such as --C 0.1,{path},10"
+        )
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -109,7 +117,14 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
 @click.argument(
     "config", required=False, type=FILE, is_eager=True, callback=read_config, expose_value=False
 )
-@click.option("-m", "--backbone", "backbones", multiple=True, help="A backbone; may be repeated.")
+@click.option(
+    "-m",
+    "--backbone",
+    "backbones",
+    multiple=True,
+    metavar="NAME[=FILE]",
+    help="A backbone, and its weights; may be repeated.",
+)
 @click.option("-d", "--dataset", "datasets", multiple=True, help="A data set; may be repeated.")
 @click.option(
     "--scenario",
@@ -121,7 +136,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
 @click.option(
     "--weights",
     multiple=True,
-    metavar="[BACKBONE=]FILE|random",
+    metavar="[NAME=]FILE|random",
     help="Weights other than the published ones; may be repeated.",
 )
 @click.option("-o", "out", type=FILE, default="results", show_default=True)
@@ -177,6 +192,7 @@ def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
             raise click.UsageError(f"no {name}: give some by -{name[0].replace('b', 'm')}")
     if dry_run:
         return say_plan(cells_of(given | {"out": out}), json_)
+    say_added(out)
     outcomes: list[Outcome] = []
     with engine_of(given) as cluster, bar("features", "images") as show:
         given["device"] = cluster.device if cluster else given["device"]
@@ -244,7 +260,8 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
     if given["protocol"] == "study":
         study = STUDY | ({"mixed": "fp16"} if resolve_device(given["device"]) == "cuda" else {})
         given = given | {k: v for k, v in study.items() if _is_default(k)}
-    weights = _weights(given["weights"], given["backbones"])
+    backbones, weights = weights_of(given["backbones"], given["weights"])
+    say_random(weights)
     named: dict[str, Any] = {}
     cells = []
     for place, dataset in enumerate(given["datasets"]):
@@ -259,7 +276,7 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
                 "give one a `name` of its own, in a table of CONFIG"
             )
         rows = digest_of(manifest)
-        for backbone in given["backbones"]:
+        for backbone in backbones:
             for scenario in given["scenarios"] or SCENARIOS:
                 cells += [
                     Cell(
@@ -271,7 +288,7 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
                         extraction=extraction_of(mine),
                         features=given["stores"],
                         out=given["out"],
-                        weights=weights.get(backbone),
+                        weights=weights[backbone],
                         image_size=given["image_size"],
                         normalize=parse_normalize(mine["normalize"], manifest),
                     )
@@ -335,24 +352,6 @@ def _is_default(name: str) -> bool:
     """Say whether neither the command line nor a file gave an option."""
     source = click.get_current_context().get_parameter_source(name)
     return source is ParameterSource.DEFAULT
-
-
-def _weights(given: Sequence[str], backbones: Sequence[str]) -> dict[str, str]:
-    """Return the weights of each backbone that has any given."""
-    found: dict[str, str] = {}
-    for text in given:
-        named = max((b for b in backbones if text.startswith(f"{b}=")), key=len, default="")
-        if named:
-            found[named] = text.removeprefix(f"{named}=")
-        elif text == "random" or len(backbones) == 1:
-            found = {backbone: text for backbone in backbones} | found
-        else:
-            raise click.BadParameter(
-                f"{text!r} goes with one backbone: write BACKBONE={text}, BACKBONE one of "
-                f"{', '.join(backbones)}",
-                param_hint="--weights",
-            )
-    return found
 
 
 def say_outcome(outcome: Outcome, outcomes: Sequence[Outcome], cells: Sequence[Cell]) -> None:

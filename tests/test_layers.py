@@ -167,7 +167,7 @@ HOMES = {
     "jinja2": {"probe.report.page"},
     "matplotlib": {"probe.drawing", "probe.figures"},
     "openpyxl": {"features.datasets.reading"},
-    "pandas": {"features.datasets.reading"},
+    "pandas": {"features.datasets.reading", "probe.results"},
     "plotly": {"probe.report.page"},
     "pyarrow": {"features.datasets.reading"},
     "pydicom": {"features.dicom"},
