@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.arguments import together
-from features.console import FILE
+from features.console import FILE, echo
 
 if TYPE_CHECKING:
     from probe import finetune, sweep
@@ -232,7 +232,7 @@ def say_added(out: Path) -> None:
         return
     with path.open("rb") as file:
         n = sum(1 for _ in file)
-    click.echo(
+    echo(
         f"{out} holds {n} result{'s' * (n != 1)}: this adds to them, and replaces those of the "
         "same. Take -o for a folder of its own",
         err=True,
