@@ -72,7 +72,7 @@ def compare(
     here, there = anchored(metric, y, a, subject), anchored(metric, y, b, subject, turned=True)
     draws = bayesian([here, there], subject, n=n, rng=rng)
     moves = (influences(one, y, subject) for one in (here, there))
-    factor = stretch(_less(*moves))
+    factor = stretch(_less(*moves), y)
     low, high = ends(draws[:, 0] - draws[:, 1], factor)
     most = max(n, FINER * pairs)
     p, test, floor = _p(_exchanged(metric, y, a, b, subject), value, subject, n, most, rng)
