@@ -24,6 +24,8 @@ SAID = {  # metrics that are not said as they are written
     "brier": "Brier score",
     "ece": "calibration error",
     "f1": "F1",
+    "f1_macro": "macro F1",
+    "kappa": "Cohen's kappa",
     "sensitivity_at_90": "sensitivity at 90 % specificity",
 }
 FORMULA = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 (what a spreadsheet takes for a formula's start)
