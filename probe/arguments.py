@@ -25,7 +25,10 @@ POSITIVE = click.IntRange(min=1)
 SHARE = click.FloatRange(0, 1, min_open=True)
 
 scoring_options = together(  # what is scored, and how; of any head
-    click.option("--metric", help="What chooses and heads the report; default the data set's own."),
+    click.option(
+        "--metric",
+        help="What chooses and heads the report (docs/metrics.md); default the data set's own.",
+    ),
     click.option(
         "--uncertain",
         type=click.Choice(["zeros", "ones", "ignore"]),

@@ -25,6 +25,8 @@ SAID = {  # metrics that are not said as they are written
     "brier": "Brier score",
     "ece": "calibration error",
     "f1": "F1",
+    "f1_macro": "macro F1",
+    "kappa": "Cohen's kappa",
     "sensitivity_at_90": "sensitivity at 90 % specificity",
 }
 # results.csv holds every field but these; every other metric follows with three columns.
