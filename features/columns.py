@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.errors import StoreError
+
 AT_ONCE = 1 << 30  # bytes per call: the kernel takes no more than 2 GiB
+
+Place = tuple[int, tuple[int, ...], np.dtype[Any]]  # offset in the file, shape, type
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Column:
         while len(data):
             read = os.preadv(self.descriptor, [data[:AT_ONCE]], place)
             if not read:
-                raise OSError(f"the file ends at byte {place}, before its rows do")
+                raise StoreError(f"a store ends at byte {place}, before its rows do: copy it again")
             data, place = data[read:], place + read
 
 

@@ -72,7 +72,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
 @click.argument("store", type=FILE)
 @json_option
 def verify(store: Path, json_: bool) -> None:
-    """Check every stored row of STORE against its checksum; exit 1 names the bad rows.
+    """Check all of STORE against its checksums; exit 1 names the bad rows.
 
     \b
     medprobe verify features/sample/efficientnet_lite0.h5
@@ -82,23 +82,27 @@ def verify(store: Path, json_: bool) -> None:
 
     try:
         with FeatureStore.open(store) as opened:
-            wrong = {feature: rows.tolist() for feature, rows in opened.verify()}
-            done, pending = (int((opened.done == mark).sum()) for mark in (1, 0))
+            wrong = {name: rows.tolist() for name, rows in opened.verify()}
+            marks, features = opened.columns["done"].read(), len(opened.features)
+            done, pending = (int((marks == mark).sum()) for mark in (1, 0))
+            unverifiable = opened.unverifiable()
     except StoreError as error:
         if not store.is_file():
             raise
         raise Damaged(str(error)) from None
     if json_:
-        as_json({"store": str(store), "rows": done, "pending": pending, "damaged": wrong})
-    for feature, rows in wrong.items():
+        found = {"store": str(store), "rows": done, "pending": pending, "damaged": wrong}
+        as_json(found | {"unverifiable": unverifiable})
+    for name, rows in wrong.items():
         if rows and not json_:
-            echo(f"{store}: {feature}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
+            echo(f"{store}: {name}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
+    if unverifiable:
+        echo(f"Warning: {store}: {unverifiable}.", err=True)
     if any(wrong.values()):
         echo("Compute them anew with `medprobe extract ... --overwrite always`.", err=True)
         click.get_current_context().exit(1)
     if not json_:
         left = f"; {pending} are still to be done" if pending else ""
-        features = len(wrong) - 1  # the source is checked too
         echo(f"{store}: {done} rows of {features} features are as they were written{left}")
 
 

@@ -20,7 +20,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features.columns import Column
+from features import checksums
+from features.checksums import MARKS, SOURCE, STRUCTURE
+from features.columns import Column, Place
 from features.errors import StoreError
 from features.manifest import Manifest
 
@@ -31,10 +33,7 @@ BLOCK_BYTES = 64 << 20  # read at once where a whole column is gone through
 TEXT = ("id", "path", "subject", "split")
 COLUMNS = "manifest/columns/"  # further facts of the images, as text
 TAKEN = "manifest/taken"  # which images were done before others were added
-SOURCE = {"hash": "S64", "size": "<i8", "mtime_ns": "<i8"}
 ANEW = "compute it anew with `medprobe extract ... --overwrite always`"
-
-Place = tuple[int, tuple[int, ...], np.dtype[Any]]  # offset in the file, shape, type
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,7 @@ def build(
             _reserve(file, name, values.shape, values.dtype)
         for name, (shape, dtype) in shapes.items():
             _reserve(file, name, shape, np.dtype(dtype))
+        _reserve(file, STRUCTURE, (1,), np.dtype("<u4"))
         _describe(
             file["manifest"],
             {
@@ -135,6 +135,8 @@ def build(
                     for start, block in source[name].blocks(BLOCK_BYTES):
                         there = np.arange(start, start + len(block))
                         columns[name].write(there if rows is None else rows[there], block)
+        whole = checksums.structure(descriptor, structure.places)
+        columns[STRUCTURE].write(np.arange(1), np.array([whole]))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -149,7 +151,7 @@ def _to_be_filled(
     filled: dict[str, tuple[tuple[int, ...], str]]
     filled = {f"manifest/{name}": ((n,), kind) for name, kind in SOURCE.items()}
     filled |= {"done": ((n,), "u1"), "reason": ((n,), f"S{REASON_BYTES}")}
-    filled["checksums/source"] = ((n,), "<u4")
+    filled |= {"checksums/source": ((n,), "<u4"), MARKS: ((n,), "<u4")}
     for name, shape in features.items():
         filled[column_of(name)] = ((n, *shape), dtype_of(name))
         filled[f"checksums/{column_of(name)}"] = ((n,), "<u4")
@@ -227,7 +229,7 @@ def column_of(feature: str) -> str:
 def is_filled(column: str) -> bool:
     """Say whether a dataset is filled as images are computed, and not when the store is made."""
     group, _, rest = column.partition("/")
-    return group != "manifest" or rest in SOURCE
+    return (group != "manifest" or rest in SOURCE) and column != STRUCTURE
 
 
 def feature_of(column: str) -> str:

@@ -8,6 +8,8 @@ then on. Filling writes raw bytes at those places, without the HDF5 library, and
 structure, so there is no moment at which the file can't be opened. A batch is committed in two
 steps, each forced to disk: its rows and checksums, then its marks in /done. A crash between the two
 loses that batch only. What changes structure (new labels, more layers) builds a new draft.
+
+Rows are held against their checksums where they are read, once per open store (checksums.py).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import zlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from features import layout
+from features import checksums, layout
+from features.checksums import MARKS, OF_MARK, SOURCE, STRUCTURE
 from features.columns import Column
 from features.errors import StoreError
 from features.layout import (
@@ -32,7 +35,6 @@ from features.layout import (
     BLOCK_BYTES,
     COLUMNS,
     REASON_BYTES,
-    SOURCE,
     TAKEN,
     TEXT,
     build,
@@ -46,7 +48,8 @@ from features.layout import (
 from features.manifest import Manifest, digest
 from features.urls import locate
 
-PENDING, DONE, BAD = 0, 1, 2
+PENDING, DONE, BAD = checksums.PENDING, checksums.DONE, checksums.BAD
+VERIFY = "`medprobe verify` names all that is damaged"
 
 
 class FeatureStore:
@@ -55,6 +58,8 @@ class FeatureStore:
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
         self._open(write)
+        if write:
+            self._mend_marks()
 
     def _open(self, write: bool) -> None:
         structure = layout.read(self.path)
@@ -63,6 +68,8 @@ class FeatureStore:
         self.columns = {
             name: Column(self.descriptor, *place) for name, place in structure.places.items()
         }
+        self._places = structure.places
+        self._right: dict[str, NDArray[np.bool_]] = {}  # (N,) rows that were found undamaged
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Have another process open the same file, for reading."""
@@ -75,7 +82,7 @@ class FeatureStore:
         features += f" and {more} more" if more > 0 else ""
         state = "closed"
         if self.descriptor >= 0:
-            marks = self.done
+            marks = self.columns["done"].read()
             state = ", ".join(
                 f"{int((marks == mark).sum())} {word}"
                 for mark, word in ((DONE, "done"), (PENDING, "to be done"), (BAD, "bad"))
@@ -166,8 +173,15 @@ class FeatureStore:
 
     @property
     def done(self) -> NDArray[np.uint8]:
-        """(N,) PENDING, DONE or BAD."""
-        return self.columns["done"].read()
+        """(N,) PENDING, DONE or BAD. Raises StoreError where marks are damaged."""
+        found, wrong = checksums.marks(self.columns)
+        if wrong.any():
+            rows = np.flatnonzero(wrong)
+            raise StoreError(
+                f"{self.path}: the marks of {len(rows)} images in /done are damaged, from row "
+                f"{rows[0]} on; {VERIFY}, and `medprobe extract` computes these anew"
+            )
+        return found
 
     @property
     def taken(self) -> NDArray[np.bool_]:
@@ -184,7 +198,8 @@ class FeatureStore:
         }
 
     def manifest(self) -> Manifest:
-        """Return the manifest as it was stored."""
+        """Return the manifest as it was stored. Raises StoreError where it is damaged."""
+        self._check_manifest()
         id_, path, subject, split = (
             decode(self.columns[f"manifest/{name}"].read()) for name in TEXT
         )
@@ -223,38 +238,84 @@ class FeatureStore:
 
         Only committed rows mean anything. Threads and forked processes may read at once.
 
-        Raises StoreError for a feature that the store hasn't got.
+        Raises StoreError for a feature that the store hasn't got, and for committed rows that are
+        not what was written: each is held against its checksum the first time that it is read.
         """
+        found, wrong = self.examine(feature, rows)
+        if len(wrong):
+            raise StoreError(
+                f"{self.path}: {feature} of {len(wrong)} images is damaged, from row {wrong[0]} "
+                f"on; {VERIFY}; {ANEW}"
+            )
+        return found
+
+    def examine(
+        self, feature: str, rows: NDArray[np.integer] | slice = slice(None)
+    ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+        """Return what `read` does, and which of the rows are damaged."""
         if feature not in self.features:
             raise StoreError(
                 f"{self.path} has no feature {feature!r}: found {', '.join(self.features)}"
             )
         column = self.columns[column_of(feature)]
         if isinstance(rows, slice) and rows.step in (None, 1):
-            return column.read(rows.start or 0, rows.stop)
-        if isinstance(rows, slice):
-            rows = np.arange(column.shape[0])[rows]
-        return column.take(rows)
+            start, stop, _ = rows.indices(column.shape[0])
+            values, rows = column.read(start, stop), np.arange(start, stop)
+        else:
+            rows = np.arange(column.shape[0])[rows] if isinstance(rows, slice) else rows
+            values = column.take(rows)
+        return values, self._damaged(feature, np.asarray(rows), values)
+
+    def _damaged(
+        self, feature: str, rows: NDArray[np.integer], values: NDArray[Any]
+    ) -> NDArray[np.int64]:
+        """Return which committed rows have other values than were written."""
+        right = self._right.setdefault(feature, np.zeros(self.columns["done"].shape, dtype=bool))
+        new = np.flatnonzero(~right[rows])
+        new = new[self.columns["done"].take(rows[new]) == DONE]
+        if not len(new):
+            return np.empty(0, dtype=np.int64)
+        there = rows[new]
+        wanted = self.columns[f"checksums/{column_of(feature)}"].take(there)
+        same = checksums.of_rows(values if len(new) == len(values) else values[new]) == wanted
+        right[there[same]] = True
+        return np.asarray(there[~same], dtype=np.int64)
 
     def verify(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """Yield, for each feature and for the `source`, its committed rows that are damaged.
+        """Yield, for `done`, each feature and the `source`, the rows that are damaged.
 
-        Raises StoreError where the manifest or the marks of what is done are damaged.
+        Of features these are committed rows. Raises StoreError where the structure of the file or
+        the manifest is damaged, or where features are missing.
         """
-        done = self.done
-        if (done > BAD).any() or self.about["checksum"] != manifest_checksum(self.columns):
-            raise StoreError(f"{self.path}: the manifest or /done is damaged; {ANEW}")
+        if STRUCTURE in self.columns:
+            wanted = self.columns[STRUCTURE].read()[0]
+            if checksums.structure(self.descriptor, self._places) != wanted:
+                raise StoreError(
+                    f"{self.path}: bytes outside its rows are damaged (attributes, shapes, names, "
+                    f"or the file's length); {ANEW}"
+                )
+        self._check_manifest()
+        gone = set(self.fingerprint.get("features", ())) - set(self.features)
+        if gone or not self.features:
+            raise StoreError(f"{self.path} is without its {min(gone, default='features')}; {ANEW}")
+        yield "done", checksums.wrong_marks(self.columns)
         for feature in self.features:
-            sums = self.columns[f"checksums/{column_of(feature)}"].read()
-            wrong: list[int] = []
-            for start, block in self.columns[column_of(feature)].blocks(BLOCK_BYTES):
-                inside = np.flatnonzero(done[start : start + len(block)] == DONE)
-                wrong += [start + int(i) for i in inside if _checksum(block[i]) != sums[start + i]]
-            yield feature, np.array(wrong, dtype=np.int64)
-        sums = self.columns["checksums/source"].read()
-        rows = np.flatnonzero(done != PENDING)
-        found = self._source_checksums(rows)
-        yield "source", rows[found != sums[rows]]
+            found = checksums.wrong_rows(self.columns, column_of(feature), BLOCK_BYTES)
+            yield feature, np.concatenate([np.empty(0, dtype=np.int64), *found])
+        yield "source", checksums.wrong_sources(self.columns)
+
+    def unverifiable(self) -> str:
+        """Say what of the store carries no checksum; nothing for one of this version's making."""
+        if STRUCTURE in self.columns:
+            return ""
+        return (
+            "it was made by an earlier version, so attributes above 4 kB (long lists of classes) "
+            "and marks turned from done to still to be done can't be checked"
+        )
+
+    def _check_manifest(self) -> None:
+        if self.about["checksum"] != manifest_checksum(self.columns):
+            raise StoreError(f"{self.path}: the manifest is damaged; {ANEW}")
 
     # --- filling ----------------------------------------------------------------------------------
 
@@ -287,13 +348,12 @@ class FeatureStore:
         with self._committing(rows, np.where(good, DONE, BAD)):
             for name, values in kept.items():
                 self.columns[column_of(name)].write(rows[good], values)
-                sums = [_checksum(row) for row in values]
-                self._write(f"checksums/{column_of(name)}", rows[good], sums)
+                self._write(f"checksums/{column_of(name)}", rows[good], checksums.of_rows(values))
             for name, kind in SOURCE.items():
                 self._write(f"manifest/{name}", rows, np.array(source[name], dtype=kind))
-            reasons = [_cut(bad.get(int(i), "")) for i in rows]
+            reasons = [_cut(bad[int(i)] or "no reason") if int(i) in bad else b"" for i in rows]
             self._write("reason", rows, np.array(reasons, dtype=f"S{REASON_BYTES}"))
-            self._write("checksums/source", rows, self._source_checksums(rows))
+            self._write("checksums/source", rows, checksums.of_sources(self.columns, rows))
 
     def gather(self, part: FeatureStore, rows: NDArray[np.integer]) -> None:
         """Copy what a part has committed, with its checksums; its row k is row rows[k] here.
@@ -303,7 +363,7 @@ class FeatureStore:
         """
         done = part.done
         there = np.flatnonzero(done != PENDING)
-        filled = [name for name in self.columns if is_filled(name) and name != "done"]
+        filled = [n for n in self.columns if is_filled(n) and n not in ("done", MARKS)]
         with self._committing(rows[there], done[there]):
             for name in filled:
                 step = max(1, BLOCK_BYTES // max(1, self.columns[name].row_bytes))
@@ -313,7 +373,10 @@ class FeatureStore:
 
     @contextmanager
     def _committing(self, rows: NDArray[np.integer], marks: NDArray[np.integer]) -> Iterator[None]:
-        """Force to disk what is written inside, then the rows' marks: the two steps of a commit."""
+        """Force to disk what is written inside, then the rows' marks: the two steps of a commit.
+
+        The checksums of marks follow, for a mark means the same without.
+        """
         done = self.columns["done"]
         try:
             if (done.take(rows) != PENDING).any():  # rows that are made anew
@@ -322,6 +385,7 @@ class FeatureStore:
             os.fsync(self.descriptor)
             done.write(rows, marks)
             os.fsync(self.descriptor)
+            self._write_marks_checksums(rows, marks)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -331,9 +395,35 @@ class FeatureStore:
             ) from None
 
     def forget(self, rows: NDArray[np.integer]) -> None:
-        """Mark rows as still to be done."""
-        self.columns["done"].write(rows, np.full(len(rows), PENDING))
-        os.fsync(self.descriptor)
+        """Mark rows as still to be done, and what is written of them as of no worth."""
+        for right in self._right.values():
+            right[rows] = False
+        nothing = np.full(len(rows), PENDING)
+        for name in (MARKS, "done", "checksums/source"):
+            if name in self.columns:
+                self.columns[name].write(rows, nothing)
+                os.fsync(self.descriptor)
+
+    def _mend_marks(self) -> None:
+        """Have rows computed anew whose marks are damaged; give marks the checksums they lack.
+
+        Those are lacking after a power cut, or in rows that an earlier version wrote.
+        """
+        found, wrong = checksums.marks(self.columns)
+        if wrong.any():
+            warnings.warn(
+                f"{self.path}: the marks of {int(wrong.sum())} images were damaged; these are "
+                "computed anew",
+                stacklevel=4,
+            )
+            self.forget(np.flatnonzero(wrong))
+        elif MARKS in self.columns:
+            bare = np.flatnonzero((found != PENDING) & (self.columns[MARKS].read() == 0))
+            self._write_marks_checksums(bare, found[bare])
+
+    def _write_marks_checksums(self, rows: NDArray[np.integer], marks: NDArray[np.integer]) -> None:
+        if MARKS in self.columns:
+            self.columns[MARKS].write(rows, OF_MARK[marks])
 
     def relabel(self, manifest: Manifest) -> None:
         """Replace labels, subjects and splits only, in a copy that takes the store's place."""
@@ -387,18 +477,6 @@ class FeatureStore:
 
     def _write(self, name: str, rows: NDArray[np.integer], values: Any) -> None:
         self.columns[name].write(rows, np.asarray(values))
-
-    def _source_checksums(self, rows: NDArray[np.integer]) -> NDArray[np.uint32]:
-        """Return the CRC-32 of each row's hash, size, mtime and reason, one after the other."""
-        names = (*(f"manifest/{name}" for name in SOURCE), "reason")
-        parts = [self.columns[name].take(rows) for name in names]
-        rest = (b"".join(part[i].tobytes() for part in parts) for i in range(len(rows)))
-        return np.array([zlib.crc32(row) for row in rest], dtype=np.uint32)
-
-
-def _checksum(row: NDArray[np.floating[Any]]) -> int:
-    """Return the CRC-32 of a row's bytes as they lie in the file (little-endian)."""
-    return zlib.crc32(row.tobytes())
 
 
 def _cut(reason: str) -> bytes:

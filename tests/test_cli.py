@@ -99,6 +99,7 @@ def test_inspect_and_verify_say_what_is_there(store):
     assert result.exit_code == 1
     assert "final/mean: 1 of 119 rows are damaged: [7]" in result.output
     assert json.loads(run("verify", store, "--json").stdout)["damaged"] == {
+        "done": [],
         "final/mean": [7],
         "source": [],
     }

@@ -45,6 +45,7 @@ ORDER = [
     "features.devices",
     "features.fingerprint",
     "features.columns",
+    "features.checksums",
     "features.lock",
     "features.layout",
     "features.store",
