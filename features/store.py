@@ -315,7 +315,7 @@ class FeatureStore:
 
     def _check_manifest(self) -> None:
         if self.about["checksum"] != manifest_checksum(self.columns):
-            raise StoreError(f"{self.path}: the manifest is damaged; {ANEW}")
+            raise StoreError(f"{self.path}: the manifest is damaged; {VERIFY}; {ANEW}")
 
     # --- filling ----------------------------------------------------------------------------------
 

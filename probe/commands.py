@@ -287,7 +287,8 @@ def predict(
 ) -> None:
     """Apply a saved HEAD to every image and write class probabilities as CSV.
 
-    An image that can't be read has a row too, with the reason in place of an answer.
+    An image that can't be read, or whose features in the store are damaged, has a row too, with
+    the reason in place of an answer; of the second kind the exit code is 1.
     HEAD is a heads.json, or the run.json of a training run. A store must come
     from the backbone, with the weights, that it was fitted on; a data set is
     extracted first, prepared as for the head.
@@ -319,7 +320,7 @@ def predict(
     else:
         write_whole(out, found.table.encode("utf-8", "surrogateescape"))
         echo(f"{out}: {found.images} images", err=True)
-    if len(found.without) == found.images:
+    if found.damaged or len(found.without) == found.images:
         raise Damaged(found.line())
     if found.without:
         echo(f"Warning: {found.line()}", err=True)

@@ -11,7 +11,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from probe.spreadsheet import inert
 from probe.training import Training
 
 NOT_YET = "not computed yet: `medprobe extract` goes on with it"
+DAMAGED = "its features in the store are damaged: see `medprobe verify`"
 ROWS = 256  # whose features are read at once
 
 
@@ -45,6 +46,11 @@ class Predicted:
     table: str
     images: int
     without: dict[int, str]
+
+    @property
+    def damaged(self) -> int:
+        """Return how many images have no answer because the store is damaged."""
+        return sum(reason == DAMAGED for reason in self.without.values())
 
     def line(self) -> str:
         """Say how many have no answer, and why."""
@@ -61,8 +67,8 @@ def predict(head_path: Path, store_path: Path) -> Predicted:
     """Return a table: id, predicted (of a multiclass head), p and log-odds per class, `reason`.
 
     Every image of the store has a row, in its order. `reason` says why one has no answer: it can't
-    be read, or its features were not computed yet. Raises ProbeError where the store was made by
-    another backbone or other weights than the head.
+    be read, or its features were not computed yet, or they are damaged in the store. Raises
+    ProbeError where the store was made by another backbone or other weights than the head.
     """
     about = read(head_path)
     with FeatureStore.open(store_path) as store:
@@ -80,9 +86,11 @@ def predict(head_path: Path, store_path: Path) -> Predicted:
         done = store.done
         rows = np.flatnonzero(done == DONE)
         said = _trained if about["format"] == finetune.FORMAT else _solved
-        z = said(head_path, about, store, rows) if len(rows) else np.empty((0, 0))
+        reader = _Reader(store, about["feature"], rows)
+        z = said(head_path, about, reader) if len(rows) else np.empty((0, 0))
         without = store.bad() | dict.fromkeys(np.flatnonzero(done == PENDING).tolist(), NOT_YET)
-        answers = dict(zip(rows.tolist(), z, strict=True))
+        without |= dict.fromkeys(reader.damaged, DAMAGED)
+        answers = dict(zip(reader.whole, z, strict=True))
         ids, single = store.manifest().id, about["task"] == "multiclass"
         table = _table(ids, answers, without, about["classes"], single=single)
         return Predicted(table, len(ids), without)
@@ -152,37 +160,52 @@ def read(path: Path) -> dict[str, Any]:
     return about
 
 
-def _solved(
-    path: Path, about: Mapping[str, Any], store: FeatureStore, rows: NDArray[np.int64]
-) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class _Reader:
+    """Rows of a feature, read in batches; which of them were whole and which damaged."""
+
+    store: FeatureStore
+    feature: str
+    rows: NDArray[np.int64]
+    whole: list[int] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return that of a row."""
+        return self.store.features[self.feature]
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield float32 (n, ...) of the rows that are whole."""
+        for i in range(0, len(self.rows), ROWS):
+            rows = self.rows[i : i + ROWS]
+            values, wrong = self.store.examine(self.feature, rows)
+            good = ~np.isin(rows, wrong)
+            self.whole.extend(rows[good].tolist())
+            self.damaged.extend(wrong.tolist())
+            yield torch.from_numpy(values[good].astype(np.float32))
+
+
+def _solved(path: Path, about: Mapping[str, Any], reader: _Reader) -> NDArray[np.float64]:
     """Return a linear head's log-odds, (n, K)."""
     head, _ = Head.load(path)
-    parts = [head.log_odds(x) for x in _features(store, about["feature"], rows)]
-    z: NDArray[np.float64] = torch.cat(parts).numpy()
+    z: NDArray[np.float64] = torch.cat([head.log_odds(x) for x in reader.batches()]).numpy()
     return z
 
 
 @torch.no_grad()
-def _trained(
-    path: Path, about: Mapping[str, Any], store: FeatureStore, rows: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _trained(path: Path, about: Mapping[str, Any], reader: _Reader) -> NDArray[np.float64]:
     """Return a trained head's log-odds, (n, K)."""
     given = dict(about["settings"])
     settings = Settings(**given | {"by": (), "training": Training(**given["training"])})
-    shape, K = store.features[about["feature"]], len(about["classes"])
-    head = build_head(settings, shape, K, weights="random").eval()
+    head = build_head(settings, reader.shape, len(about["classes"]), weights="random").eval()
     state = checkpoints.load_best(path.parent / checkpoints.FOLDER)
     mine = {k.removeprefix("head."): v for k, v in state.items() if not k.startswith("trunk.")}
     head.load_state_dict(mine if any(k.startswith("trunk.") for k in state) else state)
-    logits = [head(x).double() for x in _features(store, about["feature"], rows)]
+    logits = [head(x).double() for x in reader.batches()]
     kind = "softmax" if about["task"] == "multiclass" else "sigmoid"
     z: NDArray[np.float64] = log_odds.of_logits(torch.cat(logits), kind).numpy()
     return z
-
-
-def _features(store: FeatureStore, name: str, rows: NDArray[np.int64]) -> Iterator[Tensor]:
-    for i in range(0, len(rows), ROWS):
-        yield torch.from_numpy(store.read(name, rows[i : i + ROWS]).astype(np.float32))
 
 
 def _table(
