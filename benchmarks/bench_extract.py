@@ -43,6 +43,7 @@ SETS = {
 }
 BATCH = 16
 SECONDS = 10  # that the forward passes of one cell should take
+MADE = {"backbone": {"name": "made", "weights": "random"}}
 
 
 def encoded(kind, size, noise=2.0):
@@ -280,7 +281,7 @@ def table_of_reading(n=60_000, d=768, tokens=(197, 768)):
         m = 4096
         for rows, name, shape in ((n, "final/cls", (d,)), (m, "final/tokens", tokens)):
             FeatureStore.create(
-                path, manifest.head(rows), {name: shape}, fingerprint={}, default_feature=name,
+                path, manifest.head(rows), {name: shape}, fingerprint=MADE, default_feature=name,
                 batch_size=256,
             )  # fmt: skip
             with FeatureStore.open(path, write=True) as store:

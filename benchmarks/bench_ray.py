@@ -208,7 +208,10 @@ def driver(_, __, folder):
 
     small = manifest.take(np.arange(GATHERED))
     shape, rng = {"final/cls": (768,)}, np.random.default_rng(0)
-    about = {"fingerprint": {"precision": "float32"}, "default_feature": "final/cls"}
+    about = {
+        "fingerprint": {"backbone": {"name": "made", "weights": "random"}},
+        "default_feature": "final/cls",
+    }
     FeatureStore.create(Path(folder, "s.h5"), small, shape, **about, batch_size=256)
     with FeatureStore.open(Path(folder, "s.h5"), write=True) as store:
         job = Job(store, None, "cpu")

@@ -15,6 +15,7 @@ from typing import Any
 from features.augment import RECIPE
 from features.backbones import Backbone
 from features.dicom import asked_for
+from features.errors import StoreError
 from features.images import DECODE
 from features.manifest import Manifest
 
@@ -62,8 +63,16 @@ def fingerprint(
 
 
 def decoding(made: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the images of a fingerprint were decoded: exact, window, frame, as a Recipe."""
-    image = made["image"]
+    """Return how the images of a fingerprint were decoded: exact, window, frame, as a Recipe.
+
+    Raises StoreError for a fingerprint that doesn't say it.
+    """
+    image = made.get("image", {})
+    if "decode" not in image:
+        raise StoreError(
+            "the store's fingerprint doesn't say how its images were decoded: make it anew with "
+            "`medprobe extract`"
+        )
     window, frame = asked_for(image.get("dicom", {}))
     return {"exact": image["decode"] == DECODE[True], "window": window, "frame": frame}
 

@@ -58,12 +58,15 @@ def read(path: Path) -> Structure:
                     f"{path} is not a feature store of this version: "
                     f"found {found}, want {(FORMAT, VERSION)}{older}"
                 )
+            if not isinstance(file.get("manifest", getlink=True), h5py.HardLink):
+                raise ValueError("it has no /manifest of its own")  # a link may lead elsewhere
             about = {name: _plain(value) for name, value in file["manifest"].attrs.items()}
             places: dict[str, Place] = {}
             file.visititems(lambda name, item: places.update(_place(name, item)))
             return Structure(attributes, about, places)
-    # Damaged structure surfaces in h5py as any of these.
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # damaged structure surfaces in h5py as errors of many kinds
         raise StoreError(f"{path} can't be opened as HDF5: {error}") from None
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import checksums, layout
+from features.checks import check_manifest, check_store, leads_out
 from features.checksums import MARKS, OF_MARK, SOURCE, STRUCTURE
 from features.columns import Column
 from features.errors import StoreError
@@ -64,6 +65,7 @@ class FeatureStore:
     def _open(self, write: bool) -> None:
         structure = layout.read(self.path)
         self.attributes, self.about = structure.attributes, structure.about
+        check_store(self.path, self.attributes, self.about, structure.places)
         self.descriptor = os.open(self.path, os.O_RDWR if write else os.O_RDONLY)
         self.columns = {
             name: Column(self.descriptor, *place) for name, place in structure.places.items()
@@ -198,12 +200,12 @@ class FeatureStore:
         }
 
     def manifest(self) -> Manifest:
-        """Return the manifest as it was stored. Raises StoreError where it is damaged."""
+        """Return the manifest as it was stored. Raises StoreError where it is damaged or odd."""
         self._check_manifest()
         id_, path, subject, split = (
             decode(self.columns[f"manifest/{name}"].read()) for name in TEXT
         )
-        return Manifest(
+        found = Manifest(
             id=id_,
             path=path,
             subject=subject,
@@ -221,6 +223,8 @@ class FeatureStore:
                 if name.startswith(COLUMNS)
             },
         )
+        check_manifest(self.path, found, self.about["task"])
+        return found
 
     def source(self) -> dict[str, NDArray[Any]]:
         """Return hash (hex SHA-256), size and mtime_ns of every image as it was read, each (N,)."""
@@ -294,7 +298,12 @@ class FeatureStore:
                     f"{self.path}: bytes outside its rows are damaged (attributes, shapes, names, "
                     f"or the file's length); {ANEW}"
                 )
-        self._check_manifest()
+        if leads_out(self.manifest().dataset):
+            raise StoreError(
+                f"{self.path}: its data set is called {self.about['dataset']!r}, which is a path: "
+                "not made by `medprobe extract`. What is written of it stays in the folders that "
+                "are asked for"
+            )
         gone = set(self.fingerprint.get("features", ())) - set(self.features)
         if gone or not self.features:
             raise StoreError(f"{self.path} is without its {min(gone, default='features')}; {ANEW}")

@@ -1,0 +1,180 @@
+"""What a store must be before anything of it is used: attributes, datasets, values.
+
+Its file may be damaged, or made by someone else. Each fault is one line of a StoreError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import numpy as np
+
+from features.checksums import MARKS, STRUCTURE, size_of
+from features.columns import Place
+from features.errors import StoreError
+from features.layout import feature_of
+from features.manifest import NO_LABEL, NO_SPLIT, NOT_STATED, PRESENT, SPLITS, Manifest
+from features.schema import check, fault, filled, least, one_path, parse
+
+NEXT = "copy it again, or compute it anew with `medprobe extract ... --overwrite always`"
+DEPTHS = {"features": (2, 3), "views": (3, 4)}  # dimensions of a dataset
+
+Text = Annotated[str, filled]
+Count = Annotated[int, least(0)]
+
+
+class Made(TypedDict):
+    """What the fingerprint says of the backbone."""
+
+    name: Text
+    weights: Literal["published", "file", "random"]
+    architecture: NotRequired[str]
+    weights_digest: NotRequired[str]
+
+
+class Dicom(TypedDict):
+    """How DICOM was decoded: `window` is "header", or centre and width."""
+
+    window: NotRequired[Literal["header"] | list[float]]
+    frame: NotRequired[Literal["middle"] | int]
+
+
+class Image(TypedDict):
+    """How images were prepared."""
+
+    size: NotRequired[Annotated[int, least(1)]]
+    resize: NotRequired[Annotated[int, least(1)]]
+    interpolation: NotRequired[str]
+    decode: NotRequired[str]
+    dicom: NotRequired[Dicom]
+
+
+class Normalize(TypedDict):
+    """How pixels were scaled, per channel."""
+
+    mean: list[float]
+    std: list[float]
+
+
+class Fingerprint(TypedDict):
+    """What fingerprint.py makes; stores of earlier versions have less."""
+
+    backbone: Made
+    image: NotRequired[Image]
+    normalize: NotRequired[Normalize]
+    precision: NotRequired[str]
+    features: NotRequired[list[str]]
+    views: NotRequired[dict[str, Any]]
+    manifest: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+
+
+class Root(TypedDict):
+    """Attributes of the file."""
+
+    fingerprint: Text
+    default_feature: Text
+    batch_size: Annotated[int, least(1)]
+
+
+class About(TypedDict):
+    """Attributes of /manifest."""
+
+    dataset: Text
+    root: Annotated[str, one_path]
+    task: Literal["multiclass", "multilabel"]
+    classes: Text
+    split_from: str
+    metric: str
+    note: str
+    checksum: Count
+
+
+def check_store(
+    path: Path, attributes: Mapping[str, Any], about: Mapping[str, Any], places: Mapping[str, Place]
+) -> None:
+    """Raise StoreError for a store whose attributes or datasets aren't as docs/format.md says."""
+    try:
+        check(dict(attributes), Root, "")
+        check(parse(attributes["fingerprint"]), Fingerprint, "fingerprint")
+        check(dict(about), About, "")
+        check(parse(about["classes"]), list[str], "classes")
+        _check_places(places, path.stat().st_size)
+        features = [feature for name in places if (feature := feature_of(name))]
+        default = attributes["default_feature"]
+        if features and default not in features:
+            raise fault("default_feature", default, f"one of {', '.join(features)[:80]}")
+    except ValueError as error:
+        raise StoreError(f"{path} is not a whole store: {error}; {NEXT}") from None
+
+
+def _check_places(places: Mapping[str, Place], size: int) -> None:
+    """Check that every dataset is there, of its type, of N rows, and within the file."""
+    if "done" not in places:
+        raise ValueError("it has no /done")
+    n = places["done"][1][0] if places["done"][1] else 0
+    wanted: dict[str, tuple[str, tuple[int, ...]]]
+    wanted = {"done": ("u1", (1,)), "reason": ("S", (1,)), "checksums/source": ("<u4", (1,))}
+    wanted |= {f"manifest/{name}": ("S", (1,)) for name in ("id", "path", "subject", "split")}
+    wanted |= {"manifest/label": ("<i4", (1, 2)), "manifest/hash": ("S", (1,))}
+    wanted |= {f"manifest/{name}": ("<i8", (1,)) for name in ("size", "mtime_ns")}
+    for name in places:
+        group, _, rest = name.partition("/")
+        if group in DEPTHS:
+            wanted[name] = ("<f2" if rest.endswith("/tokens") else "<f4", DEPTHS[group])
+            wanted[f"checksums/{name}"] = ("<u4", (1,))
+        elif name.startswith("manifest/columns/"):
+            wanted[name] = ("S", (1,))
+    wanted |= {"manifest/taken": ("u1", (1,))} if "manifest/taken" in places else {}
+    if MARKS in places or STRUCTURE in places:
+        wanted |= {MARKS: ("<u4", (1,)), STRUCTURE: ("<u4", (1,))}
+    for name, (kind, depths) in wanted.items():
+        if name not in places:
+            raise ValueError(f"it has no /{name} of its own")
+        _, shape, dtype = places[name]
+        rows = 1 if name == STRUCTURE else n
+        fits = dtype.kind == "S" if kind == "S" else dtype == np.dtype(kind)
+        if not fits or len(shape) not in depths or shape[0] != rows or not all(shape):
+            raise ValueError(
+                f"/{name} is {dtype} of shape {shape}, want {'text' if kind == 'S' else kind} "
+                f"of {rows} rows"
+            )
+    _check_apart(places, size)
+
+
+def _check_apart(places: Mapping[str, Place], size: int) -> None:
+    """Check that datasets lie in the file, and share no byte."""
+    end, before = 0, ""
+    for offset, name, length in sorted(
+        (offset, name, size_of(shape, dtype)) for name, (offset, shape, dtype) in places.items()
+    ):
+        if offset < end:
+            raise ValueError(f"/{name} and /{before} share bytes")
+        end, before = offset + length, name
+        if end > size:
+            raise ValueError(f"/{name} ends at byte {end}, the file at {size}")
+
+
+def check_manifest(path: Path, manifest: Manifest, task: str) -> None:
+    """Raise StoreError for labels that no class has, splits that are none."""
+    label, classes = manifest.label, len(manifest.classes)
+    low, high = (NO_LABEL, classes - 1) if label.ndim == 1 else (NOT_STATED, PRESENT)
+    wrong = ""
+    if task != manifest.task or (label.ndim == 2 and label.shape[1] != classes):
+        wrong = f"labels of shape {label.shape} for a {task} task of {classes} classes"
+    elif len(label) and not low <= label.min() <= label.max() <= high:
+        odd = label.max() if label.max() > high else label.min()
+        wrong = f"label {odd} is none of {low} to {high}"
+    elif odd := set(np.unique(manifest.split).tolist()) - {*SPLITS, NO_SPLIT}:
+        wrong = f"split {min(odd)!r} is none of {', '.join((*SPLITS, NO_SPLIT))}"
+    elif any("\0" in name for name in (*manifest.path.tolist(), str(manifest.root))):
+        wrong = "a path holds a zero byte"
+    if wrong:
+        raise StoreError(f"{path} is not a whole store: {wrong}; {NEXT}")
+
+
+def leads_out(name: str) -> bool:
+    """Say whether a data set's name is a path: no command makes such a store."""
+    return name in (".", "..") or any(c in name for c in "/\\\0")
