@@ -5,7 +5,7 @@ Its file may be damaged, or made by someone else. Each fault is one line of a St
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -14,7 +14,6 @@ import numpy as np
 from features.checksums import MARKS, STRUCTURE, size_of
 from features.columns import Place
 from features.errors import StoreError
-from features.layout import feature_of
 from features.manifest import NO_LABEL, NO_SPLIT, NOT_STATED, PRESENT, SPLITS, Manifest
 from features.schema import check, fault, filled, least, one_path, parse
 
@@ -28,7 +27,7 @@ Count = Annotated[int, least(0)]
 class Made(TypedDict):
     """What the fingerprint says of the backbone."""
 
-    name: Text
+    name: str
     weights: Literal["published", "file", "random"]
     architecture: NotRequired[str]
     weights_digest: NotRequired[str]
@@ -82,7 +81,7 @@ class Root(TypedDict):
 class About(TypedDict):
     """Attributes of /manifest."""
 
-    dataset: Text
+    dataset: str
     root: Annotated[str, one_path]
     task: Literal["multiclass", "multilabel"]
     classes: Text
@@ -93,16 +92,22 @@ class About(TypedDict):
 
 
 def check_store(
-    path: Path, attributes: Mapping[str, Any], about: Mapping[str, Any], places: Mapping[str, Place]
+    path: Path,
+    attributes: Mapping[str, Any],
+    about: Mapping[str, Any],
+    places: Mapping[str, Place],
+    features: Sequence[str],
 ) -> None:
-    """Raise StoreError for a store whose attributes or datasets aren't as docs/format.md says."""
+    """Raise StoreError for a store whose attributes or datasets aren't as docs/format.md says.
+
+    places: of its datasets; features: names of those that are some.
+    """
     try:
         check(dict(attributes), Root, "")
         check(parse(attributes["fingerprint"]), Fingerprint, "fingerprint")
         check(dict(about), About, "")
         check(parse(about["classes"]), list[str], "classes")
         _check_places(places, path.stat().st_size)
-        features = [feature for name in places if (feature := feature_of(name))]
         default = attributes["default_feature"]
         if features and default not in features:
             raise fault("default_feature", default, f"one of {', '.join(features)[:80]}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -46,6 +47,18 @@ def parse(text: str | bytes) -> Any:
         raise ValueError(f"it is nested deeper than {DEEPEST} values") from None
 
 
+def read_json(path: Path, hint: Any) -> Any:
+    """Return what a JSON file says. Raises OSError, and ValueError where it isn't as the hint says.
+
+    Only a regular file is opened: others may never end.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    value = parse(path.read_bytes())
+    check(value, hint)
+    return value
+
+
 def check(value: Any, hint: Any, name: str = "") -> None:
     """Raise ValueError for a value that isn't as its hint says: which, what was found, wanted."""
     _check(value, hint, name, 0)
@@ -54,6 +67,11 @@ def check(value: Any, hint: Any, name: str = "") -> None:
 def least(lowest: float) -> Rule:
     """Return the rule that a number is no less."""
     return lambda value: f"at least {lowest:g}" if value < lowest else ""
+
+
+def above(lowest: float) -> Rule:
+    """Return the rule that a number is more."""
+    return lambda value: f"more than {lowest:g}" if value <= lowest else ""
 
 
 def within(low: float, high: float) -> Rule:

@@ -65,7 +65,8 @@ class FeatureStore:
     def _open(self, write: bool) -> None:
         structure = layout.read(self.path)
         self.attributes, self.about = structure.attributes, structure.about
-        check_store(self.path, self.attributes, self.about, structure.places)
+        features = [feature for name in structure.places if (feature := feature_of(name))]
+        check_store(self.path, self.attributes, self.about, structure.places, features)
         self.descriptor = os.open(self.path, os.O_RDWR if write else os.O_RDONLY)
         self.columns = {
             name: Column(self.descriptor, *place) for name, place in structure.places.items()

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from features.errors import ProbeError
 from features.files import write_whole
+from features.schema import read_json
+from probe.schema import State
 
 FOLDER, STATE, BEST = "checkpoints", "state.json", "best.safetensors"
 
@@ -65,7 +68,9 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any
     if not (folder / STATE).is_file():
         return None
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = read_json(folder / STATE, State)
+        if [record["epoch"] for record in state["history"]] != list(range(state["epoch"] + 1)):
+            raise ValueError("its history is not that of its epochs")
         name = f"last-{state['epoch']:04d}"
         model = load_file(folder / f"{name}.safetensors")
         optimizer = torch.load(folder / f"{name}.optimizer", weights_only=True, map_location="cpu")
@@ -78,8 +83,14 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any
 
 
 def load_best(folder: Path) -> dict[str, Tensor]:
-    """Return the model of the best validation score."""
-    return load_file(folder / BEST)
+    """Return the model of the best validation score. ProbeError where it can't be read."""
+    try:
+        return load_file(folder / BEST)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ProbeError(
+            f"{folder / BEST} can't be read ({error}): copy it again, or move the folder away and "
+            "run `medprobe finetune` again"
+        ) from None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

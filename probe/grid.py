@@ -27,10 +27,12 @@ from features.lock import writing
 from features.manifest import Manifest, digest
 from features.plan import Settings as Extraction
 from features.plan import store_path
+from features.schema import check, parse
 from features.urls import Location
 from probe import checkpoints, finetune, sweep
 from probe.path import Progress
 from probe.results import PATIENCE, Result, load, unwritable
+from probe.schema import Logged
 from probe.training import Say
 from probe.tuned import feature_of
 
@@ -301,9 +303,13 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(read_lines(path), 1):
         try:
-            found.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            raise ProbeError(f"{path}, line {number} is not a cell: remove that line") from None
+            value = parse(line)
+            check(value, Logged)
+        except ValueError as error:
+            raise ProbeError(
+                f"{path}, line {number} is not a cell: {error}; remove that line"
+            ) from None
+        found.append(value)
     return found
 
 

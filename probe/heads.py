@@ -24,7 +24,8 @@ from torch import Tensor
 
 from features.devices import multiplies_bfloat16
 from features.errors import ProbeError
-from probe import log_odds
+from features.schema import read_json
+from probe import log_odds, schema
 from probe.certificate import certify
 from probe.objective import Objective
 from probe.path import Path as Strengths
@@ -90,16 +91,20 @@ class Head:
     def load(cls, path: Path) -> tuple[Head, dict[str, Any]]:
         """Read what save wrote, from any of its two names; return the head and the JSON."""
         try:
-            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            about = read_json(path.with_suffix(".json"), schema.Head)
             tensors = load_file(path.with_suffix(".safetensors"))
-            head = cls(
-                tensors["coef"],
-                tensors["intercept"],
-                tuple(about["classes"]),
-                about["kind"],
-                about["C"],
-            )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            coef, intercept = tensors["coef"], tensors["intercept"]
+            classes = tuple(about["classes"])
+            K = 1 if about["kind"] == "binary" and len(classes) == 2 else len(classes)
+            if coef.ndim != 2 or len(coef) != K or intercept.shape != (K,):
+                shapes = tuple(coef.shape), tuple(intercept.shape)
+                raise ValueError(
+                    f"coef and intercept are of shapes {shapes}, want ({K}, D), ({K},)"
+                )
+            if not (coef.isfinite().all() and intercept.isfinite().all()):
+                raise ValueError("its coefficients are not finite")
+            head = cls(coef, intercept, classes, about["kind"], float(about["C"]))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ProbeError(
                 f"{path} is not a saved head ({error}); "
                 "want heads.json with heads.safetensors beside it"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,11 +25,13 @@ from features.extract import Progress, extract
 from features.fingerprint import decoding
 from features.manifest import Manifest
 from features.plan import Settings as Extraction
+from features.schema import check, fault, read_json
 from features.store import DONE, PENDING, FeatureStore
-from probe import checkpoints, finetune, heads, log_odds
+from probe import checkpoints, finetune, log_odds
 from probe.finetune import Settings, build_head
 from probe.heads import Head
 from probe.results import columns
+from probe.schema import Applied
 from probe.spreadsheet import inert
 from probe.training import Training
 
@@ -112,8 +113,8 @@ def predict_images(
     ProbeError where they are wanted and not given.
     """
     about = read(head_path)
-    made = about.get("features")
-    if not made:
+    made = about.get("features", {})
+    if not ({"image", "normalize", "precision"} <= set(made) and "size" in made["image"]):
         raise ProbeError(
             f"{head_path} was saved by an earlier version, which didn't say how images are "
             "prepared: give it a store of `medprobe extract` instead"
@@ -150,10 +151,8 @@ def predict_images(
 def read(path: Path) -> dict[str, Any]:
     """Return what a heads.json or run.json says. Raises ProbeError for another file."""
     try:
-        about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if about["format"] not in (finetune.FORMAT, heads.FORMAT):
-            raise ValueError(f"its format is {about['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        about: dict[str, Any] = read_json(path.with_suffix(".json"), Applied)
+    except (OSError, ValueError) as error:
         raise ProbeError(
             f"{path} is not a saved head ({error}); want heads.json, or run.json of a training run"
         ) from None
@@ -189,6 +188,11 @@ class _Reader:
 def _solved(path: Path, about: Mapping[str, Any], reader: _Reader) -> NDArray[np.float64]:
     """Return a linear head's log-odds, (n, K)."""
     head, _ = Head.load(path)
+    if reader.shape != head.coef.shape[1:]:
+        raise ProbeError(
+            f"{path} takes {head.coef.shape[1]} numbers of {reader.feature}: "
+            f"the store's are of shape {reader.shape}"
+        )
     z: NDArray[np.float64] = torch.cat([head.log_odds(x) for x in reader.batches()]).numpy()
     return z
 
@@ -196,12 +200,22 @@ def _solved(path: Path, about: Mapping[str, Any], reader: _Reader) -> NDArray[np
 @torch.no_grad()
 def _trained(path: Path, about: Mapping[str, Any], reader: _Reader) -> NDArray[np.float64]:
     """Return a trained head's log-odds, (n, K)."""
-    given = dict(about["settings"])
-    settings = Settings(**given | {"by": (), "training": Training(**given["training"])})
-    head = build_head(settings, reader.shape, len(about["classes"]), weights="random").eval()
-    state = checkpoints.load_best(path.parent / checkpoints.FOLDER)
-    mine = {k.removeprefix("head."): v for k, v in state.items() if not k.startswith("trunk.")}
-    head.load_state_dict(mine if any(k.startswith("trunk.") for k in state) else state)
+    given = dict(about.get("settings", {}))
+    try:
+        check(given, Settings, "settings")
+        training = Training(**given.get("training", {}))
+        settings = Settings(**given | {"by": (), "training": training})
+        if settings.head not in ("linear", "deit"):
+            raise fault("settings.head", settings.head, "'linear' or 'deit'")
+        if len(reader.shape) != (1 if settings.head == "linear" else 2):
+            raise ValueError(f"{about['feature']} is of shape {reader.shape}")
+        head = build_head(settings, reader.shape, len(about["classes"]), weights="random").eval()
+        state = checkpoints.load_best(path.parent / checkpoints.FOLDER)
+        mine = {k.removeprefix("head."): v for k, v in state.items() if not k.startswith("trunk.")}
+        head.load_state_dict(mine if any(k.startswith("trunk.") for k in state) else state)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ProbeError(f"{path} doesn't fit its checkpoint ({reason}): copy both again") from None
     logits = [head(x).double() for x in reader.batches()]
     kind = "softmax" if about["task"] == "multiclass" else "sigmoid"
     z: NDArray[np.float64] = log_odds.of_logits(torch.cat(logits), kind).numpy()

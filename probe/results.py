@@ -35,9 +35,11 @@ from numpy.typing import NDArray
 from features.errors import ProbeError
 from features.files import append_line, read_lines, replacing, sync
 from features.lock import writing
+from features.schema import parse
 from probe.identity import Identity
 from probe.log_odds import of_probabilities
 from probe.metrics import Metric
+from probe.schema import check_result
 from probe.spreadsheet import inert, original
 
 PATIENCE = 60.0  # seconds until others have written their line
@@ -209,9 +211,11 @@ def load(source: Path | str) -> list[Result]:
     found: dict[str, Result] = {}
     for number, line in enumerate(read_lines(path), 1):
         try:
-            result = Result(**json.loads(line))
+            value = parse(line)
+            check_result(value, Result)
+            result = Result(**value)
             found[result.identity.digest] = result
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ProbeError(
                 f"{path}, line {number} is not a result: {error}; remove that line"
             ) from None
@@ -301,6 +305,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def read_predictions(path: Path) -> Predictions:
     """Read what write_predictions wrote; ProbeError for a file that isn't there or isn't that."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file, and others may never end")
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = list(csv.reader(file))
         if not rows:

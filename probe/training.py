@@ -100,8 +100,15 @@ def train(
         state, weights, moments = found
         _check(folder, state, identity)
         history = state["history"]
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
+        try:
+            model.load_state_dict(weights)
+            optimizer.load_state_dict(moments)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ProbeError(
+                f"{folder} holds a checkpoint that doesn't fit the model ({reason}); "
+                "move it away to start anew"
+            ) from None
     bare = model
     model, optimizer = accelerator.prepare(model, optimizer)
     weigh = class_weights(task, settings).to(accelerator.device)

@@ -66,6 +66,7 @@ ORDER = [
     "features.commands",
     "features.inspection",
     "probe",
+    "probe.schema",
     "probe.splits",
     "probe.log_odds",
     "probe.ranking",

@@ -143,7 +143,7 @@ def edited(path, data, edit):
         with path.open("rb") as opened:
             columns = {n: Column(opened.fileno(), *place) for n, place in places.items()}
             found = layout.manifest_checksum(columns)
-    except (StoreError, KeyError, TypeError, ValueError):
+    except (StoreError, LookupError, TypeError, ValueError):
         return path
     with h5py.File(path, "r+", libver=("v110", "v110")) as file:
         if "manifest" in file and "checksum" in file["manifest"].attrs:

@@ -7,15 +7,16 @@ and preprocessing from the reference implementations.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import TypedDict
 
 from features.backbones.base import Backbone, Spec, own, weights_digest
 from features.backbones.weights import load_strictly, read_state_dict
 from features.errors import BackboneError
+from features.schema import read_json
 
 __all__ = ["BACKBONES", "LIBRARIES", "Backbone", "Spec", "load_backbone"]
 
@@ -268,10 +269,24 @@ def load_backbone(name: str, weights: str | None = None, image_size: int | None 
     return loader(spec, weights, image_size)
 
 
+class Trained(TypedDict):
+    """What a run.json says of its backbone."""
+
+    name: str
+    weights: str
+
+
+class Run(TypedDict):
+    """A run.json of fine-tuning, for what is read here."""
+
+    backbone: Trained
+    scenario: str
+
+
 def _finetuned(name: str, run: Path, image_size: int | None) -> Backbone:
     """Load a backbone as a run of fine-tuning left it at its best epoch."""
     try:
-        about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        about = read_json(run / "run.json", Run)
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"weights {run}: not the folder of a finished `medprobe finetune` ({error})"
