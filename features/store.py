@@ -234,7 +234,7 @@ class FeatureStore:
 
     def hashes(self) -> list[str]:
         """Return the SHA-256 of each image's bytes in hex, "" where none was read."""
-        return [one.decode() for one in self.columns["manifest/hash"].read().tolist()]
+        return [one.decode("latin-1") for one in self.columns["manifest/hash"].read().tolist()]
 
     def read(
         self, feature: str, rows: NDArray[np.integer] | slice = slice(None)
