@@ -95,7 +95,9 @@ class Head:
             tensors = load_file(path.with_suffix(".safetensors"))
             coef, intercept = tensors["coef"], tensors["intercept"]
             classes = tuple(about["classes"])
-            K = 1 if about["kind"] == "binary" and len(classes) == 2 else len(classes)
+            K = 1 if about["kind"] == "binary" else len(classes)
+            if about["kind"] == "binary" and len(classes) != 2:
+                raise ValueError(f"it has {len(classes)} classes, want 2 of a binary head")
             if coef.ndim != 2 or len(coef) != K or intercept.shape != (K,):
                 shapes = tuple(coef.shape), tuple(intercept.shape)
                 raise ValueError(

@@ -148,7 +148,9 @@ HEADS = {
     "no format": (lambda a: a.pop("format"), "it has no format"),
     "a format of its own": (lambda a: a.update(format="x"), "format is 'x'"),
     "no classes": (lambda a: a.update(classes=[]), "want something in it"),
-    "other classes": (lambda a: a.update(classes=["a", "b", "c"]), "of shapes ((1, 4), (1,))"),
+    "three classes": (lambda a: a.update(classes=["a", "b", "c"]), "3 classes, want 2"),
+    "one class": (lambda a: a.update(classes=["a"]), "1 classes, want 2"),
+    "another kind": (lambda a: a.update(kind="softmax"), "of shapes ((1, 4), (1,))"),
     "a kind of its own": (lambda a: a.update(kind="x"), "kind is 'x'"),
     "no feature": (lambda a: a.pop("feature"), "it has no feature"),
     "a feature of a number": (lambda a: a.update(feature=3), "feature is 3"),
@@ -268,7 +270,7 @@ def mutated(text, draw):
         if draw.random() < 0.2:
             del item[at[-1]]
         else:
-            item[at[-1]] = draw.choice(VALUES)
+            item[at[-1]] = copy.deepcopy(draw.choice(VALUES))
     return json.dumps(value)
 
 
