@@ -17,7 +17,7 @@ import click
 import features.commands
 import features.inspection
 import probe.commands
-from features.console import Damaged, Failure
+from features.console import Damaged, Failure, echo
 from features.errors import MedprobeError, MissingImagesError
 
 STAYS = "Nothing was changed."
@@ -53,7 +53,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            click.echo(f"Stopped. {STOPPED.get(ctx.invoked_subcommand or '', STAYS)}", err=True)
+            echo(f"Stopped. {STOPPED.get(ctx.invoked_subcommand or '', STAYS)}", err=True)
             ctx.exit(130)
         except Exception as error:
             if os.environ.get("MEDPROBE_DEBUG") == "1":
@@ -85,7 +85,7 @@ def main() -> None:
     import warnings
 
     def say(message: Warning | str, *_: Any, **__: Any) -> None:
-        click.echo(f"Warning: {message}", err=True)
+        echo(f"Warning: {message}", err=True)
 
     warnings.showwarning = say
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from features.console import echo
+
 if TYPE_CHECKING:
     from features.cluster import Cluster
     from features.datasets import Options
@@ -225,7 +227,7 @@ def say_random(weights: Mapping[str, str | None]) -> None:
     """Say on standard error which of several backbones have random weights."""
     names = [name for name, given in weights.items() if given == "random"]
     if names and len(weights) > 1:
-        click.echo(f"random weights, not the published ones: {', '.join(names)}", err=True)
+        echo(f"random weights, not the published ones: {', '.join(names)}", err=True)
 
 
 def extraction_of(given: dict[str, Any], **more: Any) -> Settings:

@@ -127,7 +127,7 @@ def audit(
         used &= usable
     bad = bad or {}
     used[list(bad)] = False
-    known = not np.array_equal(manifest.subject, manifest.id)
+    known = manifest.has_subjects
     subjects = _groups(manifest, "subject", manifest.subject, used) if known else []
     same = _groups(manifest, "bytes", hashes, used) if hashes is not None else []
     pixels = _groups(manifest, "pixels", pixel_hashes, used) if pixel_hashes is not None else []

@@ -30,6 +30,7 @@ from features.console import (
     bar,
     device_option,
     duration,
+    echo,
     images_per_second,
     json_option,
     stopping,
@@ -228,7 +229,7 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         say_report(report)
     if shown := applied(manifest.path.tolist(), settings.window, settings.frame):
         window = shown["window"] if isinstance(shown["window"], str) else given["window"]
-        click.echo(f"  DICOM: window {window}; of several frames: {shown['frame']}", err=True)
+        echo(f"  DICOM: window {window}; of several frames: {shown['frame']}", err=True)
     return refuse_empty(reports)
 
 
@@ -238,13 +239,13 @@ def say_report(report: Report) -> None:
     done = f"{report.computed} images computed"
     if report.reused and not report.computed:
         done = "nothing to compute"
-    click.echo(f"{report.store}: {done}, {report.reused} already there, {len(bad)} bad")
+    echo(f"{report.store}: {done}, {report.reused} already there, {len(bad)} bad")
     if report.added:
-        click.echo(f"  added {', '.join(report.added)}", err=True)
+        echo(f"  added {', '.join(report.added)}", err=True)
     for path, reason in list(bad.items())[:5]:
-        click.echo(f"  bad: {path}: {reason}", err=True)
+        echo(f"  bad: {path}: {reason}", err=True)
     if len(bad) > 5:
-        click.echo(f"  and {len(bad) - 5} more: medprobe inspect {report.store}", err=True)
+        echo(f"  and {len(bad) - 5} more: medprobe inspect {report.store}", err=True)
 
 
 def refuse_empty(reports: Sequence[Report]) -> None:
@@ -267,7 +268,7 @@ def say_former(
     name = former_name(dataset)
     for backbone in backbones:
         if name and (there := former_store(manifest, backbone, out, settings, name)):
-            click.echo(f"{there} has these features: --name {name} goes on with it", err=True)
+            echo(f"{there} has these features: --name {name} goes on with it", err=True)
 
 
 def say_estimate(
@@ -283,7 +284,7 @@ def say_estimate(
         stores = [asdict(e) for e in found]
         as_json({"files": files.to_json(), "stores": stores, "decode_seconds": decoding})
     else:
-        click.echo(f"{manifest.dataset}: {files.line()}")
+        echo(f"{manifest.dataset}: {files.line()}")
         say_stores(found, decoding, settings)
     if files.missing == files.images:
         raise Damaged(nothing_there(manifest.dataset, files))
@@ -307,7 +308,7 @@ def say_stores(found: list[Estimate], decoding: float, settings: Settings) -> No
         ]
     )
     alone, together = sum(e.seconds for e in found), "beside" if settings.device != "cpu" else "and"
-    click.echo(
+    echo(
         f"expected: {duration(alone)} of forward passes {together} {duration(decoding)} of decoding"
     )
 

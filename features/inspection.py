@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.arguments import options_of, parse_window, source_options
-from features.console import FILE, Damaged, as_json, as_table, bar, json_option
+from features.console import FILE, Damaged, as_json, as_table, bar, echo, json_option
 
 if TYPE_CHECKING:
     from features.audit import Audit
@@ -39,7 +39,7 @@ def inspect(store: Path, json_: bool) -> None:
         ]
     )
     for path, reason in bad.items():
-        click.echo(f"bad: {path}: {reason}")
+        echo(f"bad: {path}: {reason}")
     return None
 
 
@@ -92,14 +92,14 @@ def verify(store: Path, json_: bool) -> None:
         as_json({"store": str(store), "rows": done, "pending": pending, "damaged": wrong})
     for feature, rows in wrong.items():
         if rows and not json_:
-            click.echo(f"{store}: {feature}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
+            echo(f"{store}: {feature}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
     if any(wrong.values()):
-        click.echo("Compute them anew with `medprobe extract ... --overwrite always`.", err=True)
+        echo("Compute them anew with `medprobe extract ... --overwrite always`.", err=True)
         click.get_current_context().exit(1)
     if not json_:
         left = f"; {pending} are still to be done" if pending else ""
         features = len(wrong) - 1  # the source is checked too
-        click.echo(f"{store}: {done} rows of {features} features are as they were written{left}")
+        echo(f"{store}: {done} rows of {features} features are as they were written{left}")
 
 
 @click.command()
@@ -159,7 +159,7 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
         as_json(found.to_json() | ({"files": files.to_json()} if files else {}))
     else:
         if files:
-            click.echo(f"{found.dataset}: {files.line()}")
+            echo(f"{found.dataset}: {files.line()}")
         show_audit(found)
     if found.leaks:
         click.get_current_context().exit(1)
@@ -168,12 +168,12 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
 def show_audit(found: Audit) -> None:
     """Print an audit as lines and a table."""
     splits = ", ".join(f"{k} {v}" for k, v in found.images.items())
-    click.echo(f"{found.dataset}: {splits}; split {found.split_from}")
-    click.echo(f"{found.line()}")
+    echo(f"{found.dataset}: {splits}; split {found.split_from}")
+    echo(f"{found.line()}")
     for path, reason in list(found.bad.items())[:5]:
-        click.echo(f"bad, in no group: {path}: {reason}")
+        echo(f"bad, in no group: {path}: {reason}")
     if len(found.bad) > 5:
-        click.echo(f"and {len(found.bad) - 5} more bad images: --json has all")
+        echo(f"and {len(found.bad) - 5} more bad images: --json has all")
     rows = [("what", "splits", "labels", "images")]
     shown = [
         *(("subject in several splits", g) for g in found.subjects),
@@ -188,9 +188,9 @@ def show_audit(found: Audit) -> None:
     if len(rows) > 1:
         as_table(rows)
     if len(shown) > 50:
-        click.echo(f"and {len(shown) - 50} more: --json has all")
+        echo(f"and {len(shown) - 50} more: --json has all")
     if found.n_near:
-        click.echo("Near-duplicates are a suspicion, and do not count as a leak.")
+        echo("Near-duplicates are a suspicion, and do not count as a leak.")
 
 
 COMMANDS = (inspect, verify, audit)  # in order of use

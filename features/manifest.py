@@ -47,6 +47,11 @@ class Manifest:
         """Return "multiclass" (one class per image) or "multilabel" (any number of findings)."""
         return "multilabel" if self.label.ndim == 2 else "multiclass"
 
+    @property
+    def has_subjects(self) -> bool:
+        """Say whether images are known to belong to subjects; else each is one of its own."""
+        return not np.array_equal(self.subject, self.id)
+
     def __repr__(self) -> str:
         """Return its name, and how many images there are of what."""
         what = "findings" if self.task == "multilabel" else "classes"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.arguments import together
-from features.console import FILE
+from features.console import FILE, echo
 
 if TYPE_CHECKING:
     from probe import finetune, sweep
@@ -25,7 +25,10 @@ POSITIVE = click.IntRange(min=1)
 SHARE = click.FloatRange(0, 1, min_open=True)
 
 scoring_options = together(  # what is scored, and how; of any head
-    click.option("--metric", help="What chooses and heads the report; default the data set's own."),
+    click.option(
+        "--metric",
+        help="What chooses and heads the report (docs/metrics.md); default the data set's own.",
+    ),
     click.option(
         "--uncertain",
         type=click.Choice(["zeros", "ones", "ignore"]),
@@ -232,7 +235,7 @@ def say_added(out: Path) -> None:
         return
     with path.open("rb") as file:
         n = sum(1 for _ in file)
-    click.echo(
+    echo(
         f"{out} holds {n} result{'s' * (n != 1)}: this adds to them, and replaces those of the "
         "same. Take -o for a folder of its own",
         err=True,

@@ -19,10 +19,12 @@ from features.console import (
     as_table,
     bar,
     device_option,
+    echo,
     images_per_second,
     json_option,
     provenance,
 )
+from features.files import write_whole
 from probe.analyze_command import analyze
 from probe.arguments import (
     DEIT,
@@ -98,7 +100,7 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
             except MedprobeError as error:
                 if len(stores) == 1:
                     raise
-                click.echo(f"Error: {error}", err=True)
+                echo(f"Error: {error}", err=True)
                 failed.append(store)
                 continue
             found += results
@@ -131,7 +133,7 @@ def columns_of(stores: Sequence[Path], by: tuple[str, ...]) -> dict[Path, tuple[
     for path, columns in there.items():
         missing = [c for c in by if c not in columns and any(c in t for t in there.values())]
         for name in missing:
-            click.echo(f"{path} has no column {name}: it is not scored by it", err=True)
+            echo(f"{path} has no column {name}: it is not scored by it", err=True)
         known[path] = tuple(c for c in by if c not in missing)
     return known
 
@@ -143,7 +145,7 @@ def say_results(results: Sequence[Result], *, trained: bool) -> None:
             say_tuned(result)
         else:
             say_result(result, several=len(results) > 1)
-    click.echo(f"  {results[0].audit['line']}", err=True)
+    echo(f"  {results[0].audit['line']}", err=True)
 
 
 def refuse(trained: bool) -> None:
@@ -218,15 +220,16 @@ def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     yield probe_one
 
 
-def say_group(metric: str, group: dict[str, Any]) -> None:
+def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
     """Print the metric of one group."""
     low, high = group["ci_low"], group["ci_high"]
     score = "not defined"
     if group["value"] is not None:
         score = f"{group['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
-    click.echo(
-        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}, "
-        f"{group['subjects']} subjects" + (" (few)" if group["small"] else "")
+    echo(
+        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}"
+        + (f", {group['subjects']} subjects" if subjects else "")
+        + (" (few)" if group["small"] else "")
     )
 
 
@@ -237,26 +240,26 @@ def say_result(result: Result, *, several: bool) -> None:
     chosen = f"C = {result.C:.3g}" if result.C else ""
     for name, key in (("k", "chosen"), ("l2", "l2")):
         chosen = f"{name} = {result.folds[key]:g}" if key in result.folds else chosen
-    click.echo(
+    echo(
         f"{' '.join([f'{result.dataset} x {result.backbone}', *cell])}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
         f"on {result.n_test} test images, {chosen}"
     )
     if control := result.control:
-        click.echo(
+        echo(
             f"  with shuffled labels: {control['value']:.3f} "
             f"[{control['ci_low']:.3f}, {control['ci_high']:.3f}]"
         )
     if result.few:
-        click.echo(f"  {result.few}", err=True)
+        echo(f"  {result.few}", err=True)
     if result.ci_low == result.ci_high:
-        click.echo(f"  {result.notes[-1]}", err=True)
+        echo(f"  {result.notes[-1]}", err=True)
     for group in result.subgroups:
-        say_group(result.metric, group)
+        say_group(result.metric, group, subjects=result.subjects_known)
     if result.weights == "random":
-        click.echo("  the backbone's weights are random: the score says nothing about it", err=True)
+        echo("  the backbone's weights are random: the score says nothing about it", err=True)
     if not result.converged:
-        click.echo("  not every head converged: see the result's notes and folds", err=True)
+        echo("  not every head converged: see the result's notes and folds", err=True)
 
 
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
@@ -312,14 +315,14 @@ def predict(
                 progress=images_per_second(show),
             )
     if out is None:
-        click.echo(found.table, nl=False)
+        click.echo(found.table.encode("utf-8", "surrogateescape"), nl=False)
     else:
-        out.write_text(found.table, encoding="utf-8", newline="")
-        click.echo(f"{out}: {found.images} images", err=True)
+        write_whole(out, found.table.encode("utf-8", "surrogateescape"))
+        echo(f"{out}: {found.images} images", err=True)
     if len(found.without) == found.images:
         raise Damaged(found.line())
     if found.without:
-        click.echo(f"Warning: {found.line()}", err=True)
+        echo(f"Warning: {found.line()}", err=True)
 
 
 @click.command()
@@ -349,7 +352,7 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     if json_:
         return as_json(found.to_json())
     for note in found.notes:
-        click.echo(note, err=True)
+        echo(note, err=True)
     rows: list[tuple[str, ...]] = [("dataset", "model", "metric", "value", "interval", "seeds")]
     for score in found.scores:
         spread = "" if score.deviation is None else f" (sd {score.deviation:.3f})"
@@ -368,20 +371,20 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
         p = (f"{d.p:.4f}", f"{pair.p_holm:.4f}")
         rows.append((pair.dataset, pair.a, pair.b, f"{d.value:+.3f}", interval, *p, d.test))
     if len(rows) > 1:
-        click.echo()
+        echo()
         as_table(rows)
         floors = [pair.difference.resolution for pair in found.pairs if pair.difference]
         if max(floors, default=0.0) > 0:
-            click.echo(f"p by permutation can be as small as {max(floors):.2g}")
+            echo(f"p by permutation can be as small as {max(floors):.2g}")
     for best in found.best:
-        click.echo(f"\n{best.sentence}")
+        echo(f"\n{best.sentence}")
     if found.ranks and len(found.datasets) > 1:
-        click.echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
+        echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
         as_table([(m, f"{r:.2f}") for m, r in zip(found.models, found.ranks.mean, strict=True)])
         if found.ranks.p is None:
-            click.echo(f"no test: {found.ranks.why_not}")
+            echo(f"no test: {found.ranks.why_not}")
         else:
-            click.echo(
+            echo(
                 f"Friedman's p = {found.ranks.p:.4f}; ranks {found.ranks.critical:.2f} apart "
                 "differ (Nemenyi, 5 %)"
             )
@@ -425,7 +428,7 @@ def report(
     options = Options(
         compare or None, analysis, private=images is False, dicom=images is True, fetch=fetch
     )
-    click.echo(write_report(results, out, options))
+    echo(write_report(results, out, options))
 
 
 COMMANDS = (probe, finetune, run, predict, compare, analyze, report)  # in order of use

@@ -58,6 +58,12 @@ class Answers:
     y: NDArray[Any]
     z: NDArray[np.float64]
     columns: Mapping[str, NDArray[Any]]
+    has_subjects: bool = True  # else images are taken as independent
+
+    @property
+    def independent(self) -> str:
+        """Return what is taken as independent: "subject", or "image" where none are known."""
+        return "subject" if self.has_subjects else "image"
 
     @cached_property
     def p(self) -> NDArray[np.float64]:
@@ -82,7 +88,8 @@ def answers(
         both = (y_train == 1).any(0) & (y_train == 0).any(0)
         y = np.where(both, y, np.nan)
     columns = {name: column(manifest, name, rows) for name in settings.by}
-    found = Answers(manifest.id[rows], manifest.subject[rows], y, z, columns)
+    ids, subjects = manifest.id[rows], manifest.subject[rows]
+    found = Answers(ids, subjects, y, z, columns, manifest.has_subjects)
     if settings.aggregate is None:
         return found
     return aggregate(found, column(manifest, settings.unit, rows), settings.aggregate)
@@ -105,8 +112,10 @@ def extras(
     }
     rule = settings.threshold
     return {
-        "interval": f"{SAID[settings.interval]}, {settings.bootstrap} resamples, 95 %",
-        "few": few(answers.y, answers.subjects, classes),
+        "interval": f"{SAID[settings.interval].format(answers.independent)}, "
+        f"{settings.bootstrap} resamples, 95 %",
+        "subjects_known": answers.has_subjects,
+        "few": few(answers.y, answers.subjects, classes, answers.independent),
         "scored_by": settings.scored_by,
         "outputs": per_output(answers.y, answers.z, classes),
         "reliability": reliability(answers.y, answers.p),
@@ -166,7 +175,7 @@ def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
         )
         for name, v in answers.columns.items()
     }
-    return Answers(names, answers.subjects[first], y, z, mixed)
+    return Answers(names, answers.subjects[first], y, z, mixed, answers.has_subjects)
 
 
 def subgroups(
@@ -223,7 +232,9 @@ def _grouped(values: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def few(y: NDArray[Any], subjects: NDArray[Any], classes: Sequence[str]) -> str:
+def few(
+    y: NDArray[Any], subjects: NDArray[Any], classes: Sequence[str], unit: str = "subject"
+) -> str:
     """Say of what a test set has too few for its interval to be trusted; "" where of nothing.
 
     That is fewer than FEW subjects, or fewer than RARE of a class that is there, or of a side of
@@ -231,16 +242,16 @@ def few(y: NDArray[Any], subjects: NDArray[Any], classes: Sequence[str]) -> str:
     """
     said = []
     if (count := len(np.unique(subjects))) < FEW:
-        said.append(f"{count} subject{'s' * (count != 1)} in all")
+        said.append(f"{count} {unit}{'s' * (count != 1)} in all")
     for k, side, count in sides_of(y, subjects):
         word = "of" if y.ndim == 1 else "with" if side else "without"
         said += [f"{count} {word} {classes[k]}"] if count < RARE else []
     if not said:
         return ""
-    return f"few test subjects ({', '.join(said)}): no interval is sure to hold its 95 %"
+    return f"few test {unit}s ({', '.join(said)}): no interval is sure to hold its 95 %"
 
 
-def caveat(low: float, high: float, subjects: int) -> str:
+def caveat(low: float, high: float, subjects: int, unit: str = "subject") -> str:
     """Return what to say of an interval without width; "" for others.
 
     Every resample of answers that are all right is all right, and the bootstrap can't tell how
@@ -249,7 +260,7 @@ def caveat(low: float, high: float, subjects: int) -> str:
     if low != high:
         return ""
     return (
-        f"every resample scores {low:.3f}, so the interval has no width; with {subjects} subjects "
+        f"every resample scores {low:.3f}, so the interval has no width; with {subjects} {unit}s "
         f"an error rate of {min(1, 3 / subjects):.1%} can't be excluded"
     )
 

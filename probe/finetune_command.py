@@ -20,6 +20,7 @@ from features.console import (
     as_json,
     bar,
     device_option,
+    echo,
     images_per_second,
     json_option,
     provenance,
@@ -110,7 +111,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
         return
     for result in found if not json_ else ():
         say_tuned(result)
-        click.echo(f"  {result.audit['line']}", err=True)
+        echo(f"  {result.audit['line']}", err=True)
     if json_:
         as_json([asdict(result) for result in found])
 
@@ -119,7 +120,7 @@ def say(record: dict[str, Any]) -> None:
     """Print an epoch on standard error."""
     loss = "start" if record["train_loss"] is None else f"loss {record['train_loss']:.4f}"
     value = "not defined" if record["value"] is None else f"{record['value']:.4f}"
-    click.echo(
+    echo(
         f"  epoch {record['epoch']}: {loss}, validation {value}, {record['seconds']:.1f} s",
         err=True,
     )
@@ -127,10 +128,10 @@ def say(record: dict[str, Any]) -> None:
 
 def say_tuned(result: Result) -> None:
     """Print a result in one line, and on standard error what must be known of it."""
-    click.echo(
+    echo(
         f"{result.dataset} x {result.backbone}, {result.scenario}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
         f"on {result.n_test} test images, epoch {result.folds['epoch']}"
     )
     if result.weights == "random":
-        click.echo("  the backbone's weights were random at the start", err=True)
+        echo("  the backbone's weights were random at the start", err=True)

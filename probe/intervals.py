@@ -38,9 +38,9 @@ from probe.resampling import (
 
 METHODS = ("bayesian", "percentile", "bca")
 SAID = {
-    "bayesian": "Bayesian bootstrap by subject, corrected for few subjects",
-    "percentile": "percentile bootstrap by subject",
-    "bca": "BCa bootstrap by subject",
+    "bayesian": "Bayesian bootstrap by {0}, corrected for few {0}s",
+    "percentile": "percentile bootstrap by {}",
+    "bca": "BCa bootstrap by {}",
 }
 ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 NEAR = 1e-9  # of a bound, where draws that reach it are put
@@ -98,7 +98,7 @@ def _bayesian(
         if not np.isfinite(value):
             continue
         scale = Scale.of(metric.name, scores)
-        low, high = ends(scale.onto(scores), stretch(influences(one, y, subject)))
+        low, high = ends(scale.onto(scores), stretch(influences(one, y, subject), y))
         out[metric.name] = (min(scale.back(low), value), max(scale.back(high), value))
     return out
 
@@ -162,12 +162,13 @@ def influences(one: Anchored, y: NDArray[Any], subject: NDArray[Any]) -> Array |
     return np.concatenate(parts)
 
 
-def stretch(moves: Array | None) -> float:
+def stretch(moves: Array | None, y: NDArray[Any]) -> float:
     """Return by how much an interval of few subjects is to be longer, from their influences.
 
     That is Student's quantile by the normal one. Where few subjects (those of a rare class) make
-    most of the variance V, its degrees of freedom are less than S - 2: 2 V^2 / Var(V), by how
-    squared influences spread (Satterthwaite 1946).
+    most of the variance V, its degrees of freedom are few: 2 V^2 / Var(V), by how the squares of
+    influences spread (Satterthwaite 1946). They are S - 2 at most with two classes, and with more
+    as many as two of their mean size have.
     """
     if moves is None:
         return 1.0
@@ -175,7 +176,8 @@ def stretch(moves: Array | None) -> float:
     V = squares.sum()
     spread = np.square(squares).sum() - V * V / S
     freedom = 2 * V * V / spread if spread > 0 else np.inf
-    freedom = max(min(freedom, S - 2.0), LEAST)
+    classes = max(2, len(np.unique(y))) if y.ndim == 1 else 2
+    freedom = max(min(freedom, 2.0 * S / classes - 2), LEAST)
     return float(t.ppf(ENDS[1], freedom) / norm.ppf(ENDS[1]))
 
 

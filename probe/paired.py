@@ -72,7 +72,7 @@ def compare(
     here, there = anchored(metric, y, a, subject), anchored(metric, y, b, subject, turned=True)
     draws = bayesian([here, there], subject, n=n, rng=rng)
     moves = (influences(one, y, subject) for one in (here, there))
-    factor = stretch(_less(*moves))
+    factor = stretch(_less(*moves), y)
     low, high = ends(draws[:, 0] - draws[:, 1], factor)
     most = max(n, FINER * pairs)
     p, test, floor = _p(_exchanged(metric, y, a, b, subject), value, subject, n, most, rng)
@@ -118,9 +118,9 @@ def _p(
 
     Of MANY subjects the sum of exchanges is normal, and its tail is taken instead of going on.
     """
-    name = "permutation by subject"
-    floor = 1 / (most + 1)
     S = len(np.unique(subject))
+    name = f"permutation by {'image' if len(subject) == S else 'subject'}"
+    floor = 1 / (most + 1)
     drawn, far, squares = 0, 0, 0.0
     for size in _sizes(n, most):
         made = in_blocks(lambda k, own: differences(k, own), 2 * len(subject), n=size, rng=rng)

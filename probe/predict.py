@@ -31,6 +31,7 @@ from probe import checkpoints, finetune, heads, log_odds
 from probe.finetune import Settings, build_head
 from probe.heads import Head
 from probe.results import columns
+from probe.spreadsheet import inert
 from probe.training import Training
 
 NOT_YET = "not computed yet: `medprobe extract` goes on with it"
@@ -199,10 +200,10 @@ def _table(
     writer.writerow(["id", *header, "reason"])
     for row, id_ in enumerate(ids.tolist()):
         if row in without:
-            writer.writerow([id_, *[""] * len(header), without[row]])
+            writer.writerow([inert(id_), *[""] * len(header), inert(without[row])])
             continue
         z = answers[row]
         p = log_odds.probabilities(z)
-        said = [classes[int(p.argmax())]] if single else []
-        writer.writerow([id_, *said, *map(repr, p.tolist()), *map(repr, z.tolist()), ""])
+        said = [inert(classes[int(p.argmax())])] if single else []
+        writer.writerow([inert(id_), *said, *map(repr, p.tolist()), *map(repr, z.tolist()), ""])
     return table.getvalue()

@@ -24,10 +24,10 @@ from probe.metrics import Metric
 LEVEL = 0.95
 BLOCK = 1 << 20  # images x resamples that one thread scores at once: 8 MB, which a cache holds
 GROUPS = 2000  # groups of subjects at most whose influence is measured one by one
-# The anchors' weights together, in subjects where decisions are scored and in images where order
-# is: an image ranked below all others is much further off than one that is called wrongly. Both
-# were chosen by simulation (benchmarks/bench_statistics.py).
-DECIDED, RANKED = 0.6, 0.3
+# The anchors' weights together. Where decisions are scored, in subjects; where order is, in images,
+# times the root of how many a subject has: an image ranked below all others is much further off
+# than one that is called wrongly. Chosen by simulation (benchmarks/bench_statistics.py).
+DECIDED, RANKED = 0.6, 0.15
 FLAWLESS = 2.0  # where every decision is right: Clopper and Pearson's lower end, as Laplace's prior
 HUGE = 1 << 27  # scores of a test set that is not copied for anchors, which hardly move so many
 MANY = 200  # subjects of a class with which no correction for few is worth its time
@@ -133,10 +133,12 @@ def anchored(
     labels, right, wrong = _anchors(y, p, ranking=metric.ranking)
     if turned:
         right, wrong = wrong, right
-    share = RANKED if metric.ranking else decided * len(y) / len(np.unique(subject))
-    A = 2 * len(labels)
+    each = len(y) / len(np.unique(subject))
+    share = RANKED * np.sqrt(each) if metric.ranking else decided * each
+    # Each finding is ranked or decided by itself, and has anchors of its own; classes share them.
+    A = 2 * len(labels) if y.ndim == 1 else 4
     scorer = metric.make(np.concatenate([y, labels, labels]), np.concatenate([p, right, wrong]))
-    return Anchored(scorer, np.full(A, share / max(1, A)))
+    return Anchored(scorer, np.full(2 * len(labels), share / max(1, A)))
 
 
 def _anchors(
@@ -144,13 +146,14 @@ def _anchors(
 ) -> tuple[NDArray[Any], Array, Array]:
     """Return labels of anchors, and for each what is all right and what is all wrong to say.
 
-    Of classes, one anchor for each that is there; of findings, all there and none there, where
-    the test set has both. Answers of one class, (N,), are right or wrong calls.
+    Of classes, one anchor for each that is there; of findings, one with and one without each that
+    the test set has both of, not known of the others. Answers (N,) are right or wrong calls.
     """
     if y.ndim == 2:
-        both = (y == 1).any(0) & (y == 0).any(0)
-        labels = np.where(both, np.array([[1.0], [0.0]]), np.nan)
-        is_right = np.repeat([[True], [False]], y.shape[1], axis=1)
+        both = np.flatnonzero((y == 1).any(0) & (y == 0).any(0))
+        labels = np.full((2 * len(both), y.shape[1]), np.nan)
+        labels[np.arange(len(labels)), np.tile(both, 2)] = np.repeat([1.0, 0.0], len(both))
+        is_right = labels == 1
     else:
         labels = np.unique(y)
         if p.ndim == 1:

@@ -11,7 +11,8 @@ A line is written after its files, and files that it replaces are removed after 
 a run, every line's files are whole, and its own. Paths in a row are relative to the folder, so the
 folder can be moved. In predictions.csv of a
 multi-label task, `label` and `predicted` become one column per finding: `label:<finding>`
-(1, 0 or empty), and `p:<finding>`. `log_odds:<class>` follow, from which probabilities next to 1
+(1, 0 or empty), and `p:<finding>`. Texts that a spreadsheet would run are made
+harmless (spreadsheet.py). `log_odds:<class>` follow, from which probabilities next to 1
 can be told apart; files of earlier versions have none.
 """
 
@@ -37,6 +38,7 @@ from features.lock import writing
 from probe.identity import Identity
 from probe.log_odds import of_probabilities
 from probe.metrics import Metric
+from probe.spreadsheet import inert, original
 
 PATIENCE = 60.0  # seconds until others have written their line
 ABANDONED = 3600.0  # seconds after which files of a run that was killed are removed
@@ -95,6 +97,7 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # of training, one per epoch
     tuned: dict[str, Any] = field(default_factory=dict)  # {"unfreeze", "drop_last", "init", ...}
     control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}
+    subjects_known: bool = True  # else each image counts as a subject, independent of the others
     labels_digest: str = ""  # of every image's label, and what uncertain ones count as
     settings: dict[str, Any] = field(default_factory=dict)  # what else the head depends on
     extraction: dict[str, Any] = field(default_factory=dict)  # how its features were made
@@ -285,7 +288,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
                 said = ["" if np.isnan(v) else str(int(v)) for v in y]
             else:
                 said = [predictions.classes[y], predictions.classes[int(p.argmax())]]
-            yield [id_, subject, *said, *map(repr, p.tolist()), *map(repr, z.tolist())]
+            words = map(inert, (id_, subject, *said))
+            yield [*words, *map(repr, p.tolist()), *map(repr, z.tolist())]
 
     path.parent.mkdir(parents=True, exist_ok=True)
     how = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names may be bytes
@@ -309,12 +313,12 @@ def read_predictions(path: Path) -> Predictions:
         labels: NDArray[Any]
         if header[2] == "label":
             place = {name: k for k, name in enumerate(classes)}
-            labels = np.array([place[row[2]] for row in rows], dtype=np.int64)
+            labels = np.array([place[original(row[2])] for row in rows], dtype=np.int64)
         else:
             labels = np.array([[float(v) if v else np.nan for v in row[2:first]] for row in rows])
         return Predictions(
-            ids=[row[0] for row in rows],
-            subjects=[row[1] for row in rows],
+            ids=[original(row[0]) for row in rows],
+            subjects=[original(row[1]) for row in rows],
             labels=labels,
             probabilities=numbers[:, :K],
             classes=classes,

@@ -28,6 +28,7 @@ from features.console import (
     bar,
     device_option,
     duration,
+    echo,
     images_per_second,
     json_option,
     provenance,
@@ -224,7 +225,7 @@ def say_plan(cells: Sequence[Cell], json_: bool) -> None:
     without = []
     for [first, *_] in by_data_set(cells):
         files = look(first.manifest)
-        click.echo(f"{first.manifest.dataset}: {files.line()}", err=json_)
+        echo(f"{first.manifest.dataset}: {files.line()}", err=json_)
         if files.missing == files.images:
             without.append(nothing_there(first.manifest.dataset, files))
     done = {id(cell) for cell in divide(cells)[0]}
@@ -312,7 +313,7 @@ def _of_dataset(dataset: str, before: int, given: dict[str, Any]) -> dict[str, A
         return told
     own = {"normalize": "dataset", "split": "study"} if "study" in source.splits else {}
     if not own:
-        click.echo(
+        echo(
             f"{dataset} has no statistics or split of the study: the backbone's own normalisation "
             "and the data set's split are taken",
             err=True,
@@ -361,7 +362,7 @@ def say_outcome(outcome: Outcome, outcomes: Sequence[Outcome], cells: Sequence[C
     n = len(outcomes)
     line = f"[{n}/{len(cells)}] {outcome.cell.name}: "
     if outcome.status == "skipped":
-        return click.echo(f"{line}done before")
+        return echo(f"{line}done before")
     if outcome.status == "failed":
         line += f"FAILED: {outcome.reason}"
     else:
@@ -373,7 +374,7 @@ def say_outcome(outcome: Outcome, outcomes: Sequence[Outcome], cells: Sequence[C
     gone = {id(o.cell) for o in outcomes}
     left = seconds_left([cell for cell in cells if id(cell) not in gone], outcomes)
     rest = f"; about {duration(left)} left" if left and n < len(cells) else ""
-    return click.echo(f"{line} ({duration(outcome.seconds)}{rest})")
+    return echo(f"{line} ({duration(outcome.seconds)}{rest})")
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -73,12 +74,12 @@ def choose(
     known = [m for m in moves if m is not None]
     moved = _means(np.array(known), owner) if known else None  # (M, S)
 
-    p = _better(values, draws, best, moved)
+    p = _better(y, values, draws, best, moved)
     anchor = _untied(anchor, values, best, moved, 1 / len(np.unique(subject)))
     scale = Scale.of(metric.name, sign * draws)
     on_scale = sign * scale.onto(sign * draws)
     centre = sign * scale.onto(sign * anchor)
-    spread = (on_scale - on_scale.mean(0)) * stretch(None if moved is None else moved[best])
+    spread = (on_scale - on_scale.mean(0)) * stretch(None if moved is None else moved[best], y)
     least, most = winners_interval(centre, spread, best)
     middle = min(max(float(centre[best]) - winners_bias(centre, spread), least), most)
     low, estimate, high = sorted(scale.back(sign * place) for place in (least, middle, most))
@@ -104,7 +105,7 @@ def _untied(anchor: Array, values: Array, best: int, moved: Array | None, least:
     return out
 
 
-def _better(values: Array, draws: Array, best: int, moved: Array | None) -> Array:
+def _better(y: NDArray[Any], values: Array, draws: Array, best: int, moved: Array | None) -> Array:
     """Return p of the best being better than each model, adjusted for the search, (M,).
 
     From the model that is furthest below upwards: p is the share of resamples in which some two of
@@ -112,23 +113,33 @@ def _better(values: Array, draws: Array, best: int, moved: Array | None) -> Arra
     """
     noise = draws - draws.mean(0)
     M = len(values)
-    error = np.zeros((M, M))
-    for i in range(M):
-        for j in range(M):
-            if i != j:
-                factor = 1.0 if moved is None else stretch(moved[i] - moved[j])
-                error[i, j] = factor * (noise[:, i] - noise[:, j]).std()
-    error[error < 1e-12] = np.inf  # models that never differ
-    apart = (values[best] - values) / error[best]
+    drawn = np.full((M, M), np.inf)  # the spread of differences in resamples, inf where none
+    for i, j in combinations(range(M), 2):
+        spread = (noise[:, i] - noise[:, j]).std()
+        drawn[i, j] = drawn[j, i] = spread if spread > 1e-12 else np.inf
+    error = [_error(y, drawn[best, j], moved, best, j) for j in range(M)]
+    apart = (values[best] - values) / error
     left, p, above = list(range(M)), np.ones(M), 0.0
     for j in sorted(set(range(M)) - {best}, key=lambda j: -apart[j]):
         widest = np.zeros(len(draws))
         for i in left:
-            pairs = (noise[:, [i]] - noise[:, left]) / error[i, left]
+            pairs = (noise[:, [i]] - noise[:, left]) / drawn[i, left]
             np.maximum(widest, pairs.max(1), out=widest)
         p[j] = above = max(above, (int((widest >= apart[j] - 1e-12).sum()) + 1) / (len(draws) + 1))
         left.remove(j)
     return p
+
+
+def _error(y: NDArray[Any], drawn: float, moved: Array | None, best: int, j: int) -> float:
+    """Return the standard error of a difference whose resamples have the spread `drawn`.
+
+    For few subjects it is longer by Student's quantile, and as if one more subject set the two
+    apart (Agresti & Min 2005): where few do, the spread is too small just where they differ much.
+    """
+    if moved is None or not np.isfinite(drawn):
+        return drawn
+    between = moved[best] - moved[j]
+    return float(stretch(between, y) * np.hypot(drawn, np.abs(between).max()))
 
 
 def winners_bias(centre: Array, noise: Array) -> float:

@@ -26,7 +26,7 @@ def folds(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -
     if val.any():
         return Folds("the val split", val[None])
     part = deal(manifest.subject[rows], manifest.label[rows], [1 / k] * k, seed=seed)
-    by = "image" if np.array_equal(manifest.subject, manifest.id) else "subject"
+    by = "subject" if manifest.has_subjects else "image"
     return Folds(f"{k} stratified folds by {by}, seed {seed}", part == np.arange(k)[:, None])
 
 

@@ -107,7 +107,10 @@ def remarks(
         notes.append(f"one side only in training{not_scored}: {', '.join(untaught)}")
     if uncertain:
         notes.append(f"uncertain labels: {uncertain}")
-    caveat = evaluation.caveat(found["ci_low"], found["ci_high"], found["n_subjects_test"])
+    if not said.has_subjects:
+        notes.append("no subjects are known: images are taken as independent")
+    ends = found["ci_low"], found["ci_high"]
+    caveat = evaluation.caveat(*ends, found["n_subjects_test"], said.independent)
     return [*notes, *(said for said in (found["few"], caveat) if said)]
 
 

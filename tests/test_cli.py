@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -276,3 +277,38 @@ def test_completion_works_as_documented(shell):
     assert "extract" in asked("complete", **place)
     place = {"COMP_CWORD": "--lim" if shell == "fish" else "3"}
     assert "--limit" in asked("complete", **place, COMP_WORDS="medprobe extract sample --lim")
+
+
+def test_control_characters_in_names_reach_no_terminal(tmp_path):
+    """ESC would be run by a terminal, the others hide or turn what follows, \\udcff is a byte."""
+    hostile = "\x1b[31mred\x07\u202e\x9b\udcff\nnext"
+    y = np.arange(80) % 2
+    X = np.random.default_rng(0).standard_normal((80, 4)) + y[:, None]
+    ids = [f"{i}{hostile}" for i in range(80)]
+    manifest = replace(
+        make_manifest(y, ids=ids, classes=(hostile, "ill"), dataset=hostile),
+        columns={"site": np.array([hostile, "b"] * 40)},
+    )
+    store = str(make_store(tmp_path / "b.h5", X, manifest, bad={3: f"a reason {hostile}"}))
+    out = ["-o", str(tmp_path / "out")]
+    head = [*out, "--C", "1", "--folds", "2", "--bootstrap", "100", "--by", "site"]
+    commands = [
+        ["inspect", store],
+        ["inspect", store, "--json"],
+        ["verify", store],
+        ["audit", store],
+        ["probe", store, *head],
+        ["probe", store, *head, "--json", "--seed", "1"],
+        ["probe", store, *head, "--by", "none"],
+        ["probe", store, *head, "--head", "knn"],
+        ["compare", str(tmp_path / "out")],
+        ["compare", str(tmp_path / "out"), "--json"],
+        ["report", str(tmp_path / "out"), "-o", str(tmp_path / "report")],
+    ]
+    for words in commands:
+        done = CliRunner().invoke(cli, words)
+        assert "a fault of the program" not in done.output, words
+        assert not set(done.output) & set("\x1b\x07\u202e\x9b\udcff"), words
+    for file in (tmp_path / "report").rglob("*.*"):
+        if file.suffix in (".html", ".csv", ".md", ".tex", ".svg"):
+            assert not set(file.read_text(encoding="utf-8")) & set("\x1b\x07\u202e\x9b"), file

@@ -54,7 +54,7 @@ def test_two_models_are_compared_on_the_same_images_with_seeds_as_mean_and_devia
     assert (pair.a, pair.b) == ("weak", "strong")
     first = {line["backbone"]: line["value"] for line in lines if line["seed"] == 0}
     assert pair.difference.value == pytest.approx(first["weak"] - first["strong"])
-    assert pair.difference.test == "permutation by subject"
+    assert pair.difference.test == "permutation by image"
     assert pair.p_holm == pair.difference.p  # one pair
     assert pair.difference.ci_low < pair.difference.value < pair.difference.ci_high
 

@@ -222,3 +222,28 @@ def test_a_store_without_the_column_is_a_line_and_the_others_are_scored_by_it(tm
     done = CliRunner().invoke(cli, ["probe", *stores, "--by", "age", *words])
     assert done.exit_code == 1
     assert "has no column 'age'" in done.stderr
+
+
+def test_where_no_subjects_are_known_images_are_said_to_be_taken_as_independent(tmp_path):
+    y = np.random.default_rng(0).integers(0, 2, 120)
+    X = np.random.default_rng(1).standard_normal((120, 4)) + y[:, None]
+    how = Settings(C=(1.0,), folds=2, bootstrap=100)
+    plain, known = (
+        probe(make_store(tmp_path / name / "b.h5", X, manifest), out=tmp_path / name, settings=how)
+        for name, manifest in (
+            ("plain", make_manifest(y)),
+            ("known", make_manifest(y, subject=np.arange(120).astype(str))),
+        )
+    )
+    assert "by image" in plain.interval and "subject" not in plain.interval
+    assert "no subjects are known: images are taken as independent" in plain.notes
+    assert "by subject" in known.interval
+    assert not [note for note in known.notes if "independent" in note]
+    pages = [
+        CliRunner().invoke(cli, ["report", str(tmp_path / name), "-o", str(tmp_path / name / "r")])
+        for name in ("plain", "known")
+    ]
+    assert [page.exit_code for page in pages] == [0, 0]
+    text = (tmp_path / "plain" / "r" / "index.html").read_text()
+    assert "30 test images, taken as independent: no subjects are known" in text
+    assert "30 test images of 30 subjects" in (tmp_path / "known" / "r" / "index.html").read_text()

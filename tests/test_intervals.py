@@ -143,12 +143,14 @@ def test_degrees_of_freedom_are_those_of_the_subjects_that_decide():
     def factor(freedom):
         return scipy.stats.t.ppf(0.975, freedom) / scipy.stats.norm.ppf(0.975)
 
-    assert stretch(None) == 1
-    assert stretch(np.tile([1.0, -1.0], 10)) == pytest.approx(factor(18))  # twenty alike
-    few = np.r_[rng.normal(size=4) * 50, rng.normal(size=196)]
-    assert factor(9) < stretch(few) <= factor(3)
-    assert stretch(np.zeros(8)) == pytest.approx(factor(6))
     y = np.arange(500) % 2
+    assert stretch(None, y) == 1
+    assert stretch(np.tile([1.0, -1.0], 10), y) == pytest.approx(factor(18))  # twenty alike
+    few = np.r_[rng.normal(size=4) * 50, rng.normal(size=196)]
+    assert factor(9) < stretch(few, y) <= factor(3)
+    assert stretch(np.zeros(8), y) == pytest.approx(factor(6))
+    five = np.arange(500) % 5
+    assert stretch(np.tile([1.0, -1.0], 15), five) == pytest.approx(factor(10))
     one = anchored(ACCURACY, y, np.eye(2)[y], np.arange(500))
     assert influences(one, y, np.arange(500)) is None
     assert fewest(np.array([0, 0, 1, 1]), np.array(["a", "b", "c", "c"])) == 1

@@ -93,6 +93,7 @@ ORDER = [
     "probe.protocols",
     "probe.evaluation",
     "probe.identity",
+    "probe.spreadsheet",
     "probe.results",
     "probe.compare",
     "probe.tested",

@@ -1,5 +1,7 @@
 """Every metric is scikit-learn's, under weights and ties; thresholds, bins and names."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import sklearn.metrics as theirs
@@ -235,6 +237,19 @@ def test_small_blocks_and_orders_that_are_not_kept_change_nothing(monkeypatch, t
         monkeypatch.setattr(metrics, name, value)
     found = [metrics.evaluate(metric, y, p, weights) for metric in metrics.of_task(task)]
     np.testing.assert_allclose(found, whole, rtol=1e-14)
+
+
+@pytest.mark.parametrize("metric", metrics.of_task("multiclass"), ids=lambda m: m.name)
+def test_memory_is_linear_in_images_and_classes(metric):
+    """3,000 images of 800 classes, most wrong: nearly as many pairs (label, called) as images."""
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, 800, 3000), rng.random((3000, 800), np.float32)
+    tracemalloc.start()
+    metrics.evaluate(metric, y, p)
+    metrics.evaluate(metric, y, p, np.ones((3, 3000)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * p.nbytes  # 29 MB; images x pairs are 72, classes x classes 5 a weighting
 
 
 def test_a_metric_without_positives_is_undefined_and_not_half():

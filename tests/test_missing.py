@@ -19,6 +19,7 @@ from features.datasets import open_dataset
 from features.errors import MissingImagesError
 from features.extract import extract
 from features.store import FeatureStore
+from probe.results import columns
 
 BACKBONE = ("-m", "efficientnet_lite0")
 
@@ -173,7 +174,7 @@ def test_predict_has_a_row_for_every_image_with_the_reason_where_there_is_no_ans
     assert "said.csv: 24 images\nWarning: 2 of 24 images have no answer: " in result.stderr
     found = pd.read_csv("said.csv")
     assert found["id"].tolist() == whole["id"].tolist()
-    assert found.columns.tolist() == ["id", "predicted", "p:a", "p:b", "reason"]
+    assert found.columns.tolist() == ["id", "predicted", *columns("ab"), "reason"]
     assert found.index[found["reason"].notna()].tolist() == [7, 9]
     assert "truncated" in found["reason"][7] and found["reason"][9] == "file not found"
     assert found.loc[[7, 9], ["predicted", "p:a", "p:b"]].isna().all().all()

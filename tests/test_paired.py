@@ -104,7 +104,7 @@ def test_of_many_subjects_the_tail_is_normal():
     subject, y, (a, b) = two_models(rng, 1500, (1.0, 0.7), each=1)
     found = outcome(AUROC, y, a, b, subject, n=500, pairs=1000)
     areas, covariance = delong(y == 1, np.stack([a[:, 1], b[:, 1]]))
-    assert found.test == "permutation by subject, normal tail" and found.resolution == 0
+    assert found.test == "permutation by image, normal tail" and found.resolution == 0
     z = (areas[0] - areas[1]) / np.sqrt([1, -1] @ covariance @ [1, -1])
     assert z > 5 and np.log10(found.p) == pytest.approx(
         np.log10(delong_test(y == 1, a[:, 1], b[:, 1]).p), abs=0.15 * z
@@ -123,7 +123,7 @@ def test_delong_makes_no_test_of_few_positives_and_permutation_does(positives):
     a, b = (np.stack([1 - q, q], axis=1) for q in expit(y + rng.normal(size=(2, 80))))
     assert delong_test(y == 1, a[:, 1], b[:, 1]) is None
     found = paired_test(AUROC, said(y, a), said(y, b), n=400, seed=0)
-    assert found.test == "permutation by subject"
+    assert found.test == "permutation by image"
     assert found.ci_low < found.value < found.ci_high
 
 

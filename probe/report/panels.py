@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from probe.charts import Chart
+from probe.drawing import printable
 from probe.report.closeups import charts_of
 from probe.report.gather import Cell
 from probe.report.listings import tables_of
@@ -90,6 +91,7 @@ def _example(said: Predictions, i: int, k: int) -> Example:
     p, names = said.probabilities[i], said.classes
     if said.labels.ndim == 1:
         label, call = names[said.labels[i]], names[int(p.argmax())]
-        return Example(said.ids[i], label, call, float(p.max()))
+        return Example(printable(said.ids[i]), label, call, float(p.max()))
     words, sure = (f"no {names[k]}", names[k]), float(max(p[k], 1 - p[k]))
-    return Example(said.ids[i], words[int(said.labels[i, k])], words[int(p[k] >= 0.5)], sure)
+    label, call = words[int(said.labels[i, k])], words[int(p[k] >= 0.5)]
+    return Example(printable(said.ids[i]), label, call, sure)

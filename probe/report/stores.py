@@ -127,7 +127,7 @@ def _map(
     X = store.read(cell.result.feature, rows).astype(np.float64)
     X = X.mean(1) if X.ndim == 3 else X  # of tokens, as the mean feature is
     facts = {"label": _labels(manifest, rows), "split": manifest.split[rows].tolist()}
-    if not private and not np.array_equal(manifest.subject, manifest.id):
+    if not private and manifest.has_subjects:
         facts["subject"] = manifest.subject[rows].tolist()
     facts |= _outcome(cell, manifest, rows)
     said = "" if len(rows) == int(usable.sum()) else f" of {int(usable.sum())}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
@@ -22,11 +23,13 @@ LIMIT = 1300  # of a page: 3 to 4 MB
 def thumbnails(
     stored: Stored, ids: Sequence[str], *, dicom: bool, fetch: bool, limit: int
 ) -> dict[str, str]:
-    """Return JPEGs in base64 by id, of the first `limit` ids that have one.
+    """Return JPEGs in base64 by id, of the first `limit` ids (as printed) that have one.
 
     DICOM, and images at URLs, only if asked: a store may be somebody else's, and name any URL.
     """
-    row = {str(i): k for k, i in enumerate(stored.manifest.id)}
+    names = [printable(str(i)) for i in stored.manifest.id]  # as ids are: alike, they show nothing
+    alike = {name for name, count in Counter(names).items() if count > 1}
+    row = {name: k for k, name in enumerate(names) if name not in alike}
     wanted = [(i, row[i]) for i in dict.fromkeys(ids) if i in row]
     if not fetch:
         wanted = [(i, k) for i, k in wanted if isinstance(stored.manifest.file(k), Path)]
@@ -34,7 +37,7 @@ def thumbnails(
     with ThreadPoolExecutor(cpu_count() or 1) as pool:
         made = list(pool.map(lambda pair: _one(stored, pair[1], dicom), wanted))
     pairs = zip(wanted, made, strict=True)
-    return {printable(i): picture for (i, _), picture in pairs if picture}
+    return {name: picture for (name, _), picture in pairs if picture}
 
 
 def _one(stored: Stored, row: int, dicom: bool) -> str:
