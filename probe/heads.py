@@ -23,16 +23,18 @@ from torch import Tensor
 
 from features.devices import multiplies_bfloat16
 from features.errors import ProbeError
+from probe import given
 from probe.certificate import certify
-from probe.objective import Objective
+from probe.objective import NEVER, Objective
 from probe.path import Path as Strengths
 from probe.path import Progress, batch_size
 from probe.preconditioner import bases_of
-from probe.rows import Rows, Source, Whole
+from probe.rows import Rows, Source
 
 FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
+RANGE = 1e-25, 1e25  # of penalties that float32 is given: their products with weights are numbers
 LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 are faster
 PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D outputs
 
@@ -183,23 +185,20 @@ def fit_heads(
 
     Raises ProbeError where no head can be fitted.
     """
-    y = y.to(device)
     if certified and engine:
         raise ProbeError("a certified gap is computed in one process: leave the engine out")
-    K = 1 if y.ndim == 2 else n_classes or int(y.max()) + 1
-    kind = "sigmoid" if y.ndim == 2 else "binary" if K == 2 else "softmax"
-    if y.ndim == 1 and K < 2:
-        raise ProbeError("one class is left in the training rows; a head needs at least two")
+    source = given.features(X)
+    order = given.strengths(C, device)
+    K = given.labels(y, source.shape[0], n_classes)
+    w = given.weights(weights, source.shape[0], device)
+    kind = "sigmoid" if K is None else "binary" if K == 2 else "softmax"
     softmax = kind == "softmax"
-    source: Source = Whole(X) if isinstance(X, Tensor) else X
+    y = y.to(device) if K is None else y.to(device, torch.int64)
     rows = (engine.rows if engine else Rows.of)(
         source, y if softmax else None, torch.device(device)
     )
-    y = y[rows.order]
+    y, w = y[rows.order], w[:, rows.order]
     labels = None if softmax else y.reshape(len(y), -1).T.double()  # (L, N)
-    w = torch.ones(1, len(y), device=device) if weights is None else weights.to(device)
-    w = w[:, rows.order]
-    order = torch.as_tensor(C, dtype=torch.float64, device=device)
     strengths, back = torch.unique(order, return_inverse=True)  # ascending
 
     # Head (j, g, l). Row weights: one row per group, or per group and label if labels are missing.
@@ -217,8 +216,13 @@ def fit_heads(
             "a fold or a label has no training row left: use fewer folds, or drop the label"
         )
     l2 = 1 / (strengths[j] * total[g, label] * rows.scale**2)
+    K = K if K and softmax else 1  # outputs of a head
+    counts = torch.zeros(G, K, dtype=torch.float64, device=device)
+    if softmax:
+        counts.index_add_(1, y, w.double())
+    present = counts > 0
     bases, basis = bases_of(rows, w)
-    half, outputs = None, J * G * L * (K if softmax else 1)
+    half, outputs = None, J * G * L * K
     if (
         rows.at_hand
         and len(bases) == 1
@@ -238,22 +242,29 @@ def fit_heads(
             group=g * L + label,
             basis=basis[g],
             column=None if labels is None else label,
+            present=present if softmax and not bool(present.all()) else None,
             half=half,
         )
 
-    theta = torch.zeros(J, G * L, K if softmax else 1, rows.width, device=device)
-    if labels is not None:  # a label that is always there, or never, has its optimum at infinity
+    theta = torch.zeros(J, G * L, K, rows.width, device=device)
+    # Intercepts start where they fit the shares of classes and labels. Of a label that is always
+    # there, or never, the optimum is at infinity.
+    if labels is None:
+        theta[..., -1] = torch.where(present, (counts / total).log(), NEVER)
+    else:
         share = (known * labels.nan_to_num(0)).sum(2) / total  # (G, L)
         theta[..., -1] = share.logit().clamp(-SURE, SURE).view(1, G * L, 1)
     path = Strengths(strengths.log10().tolist(), theta)
-    path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
-    if tol < SINGLE or not path.converged.all():
-        path.theta = path.theta.double()
+    single = bool(((l2 > RANGE[0]) & (l2 < RANGE[1])).all())
+    if single:
+        path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
+    if not single or tol < SINGLE or not path.converged.all():
+        path.theta, exact = path.theta.double(), objective(torch.float64)
         if softmax:  # what rounding moved all classes by: no step of the solver goes there
-            path.theta -= path.theta.mean(2, keepdim=True)
+            path.theta = exact.centred(path.theta.flatten(0, 1)).view_as(path.theta)
         if tol < SINGLE:  # float32 can't tell how near it came
             path.gap[:] = torch.inf
-        path.solve(objective(torch.float64), tol=tol, progress=progress)
+        path.solve(exact, tol=tol, progress=progress)
     if loose := int((~path.converged).sum()):
         warnings.warn(
             f"{loose} of {path.converged.numel()} heads did not reach a relative gap of {tol:g}; "
@@ -268,7 +279,11 @@ def fit_heads(
         parts = [torch.arange(i, min(i + step, len(flat))) for i in range(0, len(flat), step)]
         bound = torch.cat([certify(exact.select(part), flat[part]) for part in parts])
         bound = torch.unflatten(bound.view(J, G * L), 1, (G, L))[back]
-    coef, intercept = rows.back(torch.unflatten(path.theta.double(), 1, (G, L))[back])
+    theta = path.theta.double()
+    if softmax:
+        theta[..., -1] = torch.where(present, theta[..., -1], -SURE)
+        theta = theta - theta.mean(2, keepdim=True)
+    coef, intercept = rows.back(torch.unflatten(theta, 1, (G, L))[back])
     kept = torch.float64 if tol < SINGLE else torch.float32
     shaped = {
         n: torch.unflatten(getattr(path, n), 1, (G, L))[back]

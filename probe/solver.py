@@ -90,8 +90,8 @@ def minimise(
         close = tol * here.value.clamp_min(FLOOR)
         precondition = objective.preconditioner(here, effort, own)
         if precondition.own:
-            indefinite = decrement(objective, here, precondition) < -NOTHING
-            precondition = precondition.without(indefinite)
+            sound = decrement(objective, here, precondition) >= -NOTHING  # which NaN is not
+            precondition = precondition.without(~sound)
         stiff = ROUNDED**2 * precondition.most > objective.l2
         goal = Goal(close, bend, effort, stiff)
         found = newton_step(objective, here, precondition, goal)
@@ -99,7 +99,8 @@ def minimise(
         # Where the model's own error is known to be small there is nothing to look at; a stiff
         # head's model may be wrong in float32 itself.
         off = 2 * bend * model**1.5
-        looked = (stiff | (model > close) | (SAFETY * left + off > close)).nonzero()[:, 0]
+        sure = (model <= close) & (SAFETY * left + off <= close)
+        looked = (stiff | ~sure).nonzero()[:, 0]
         part, old = objective.select(looked), here.select(looked)
         at, there, moved, tries = line_search(part, theta[looked], old, step[looked])
         theta, value = theta + step, here.value - model
@@ -109,6 +110,7 @@ def minimise(
         bend[seen] = (off[seen] / model[seen] ** 1.5).clamp(*BENDS)
         gap = SAFETY * left + off
         gap[looked] = gap[looked].maximum(decrement(part, there, precondition.select(looked)))
+        gap = gap.nan_to_num(torch.inf, torch.inf)
         go = ~(gap <= close)
         go[looked] &= moved
         done.theta[active], done.value[active], done.converged[active] = theta, value, gap <= close
@@ -183,7 +185,7 @@ def newton_step(
         return found
     _search(replace(exact, coarse=True), objective.turn(residual), every, goal, found)
     if residual.shape[1] > 1:  # rounding moved all classes together, and no step moves them back
-        found.step.sub_(found.step.mean(1, keepdim=True))
+        found.step.copy_(objective.centred(found.step))
     found = replace(found, step=objective.turn(found.step, back=True))
     last = 2 * goal.bend * found.model**1.5 <= goal.close  # unless f is found to bend more
     early = goal.stiff & ~last
@@ -282,7 +284,7 @@ def _search(
     past = [found.model.clone()]
     image = equations.precondition(residual)
     direction, energy = equations.usable(image), _dot(residual, image)
-    stuck = energy < -NOTHING  # an inverse that rounding has made indefinite
+    stuck = ~(energy >= -NOTHING)  # an inverse that rounding has broken
     for k in range(1, max_iterations + 1):
         product = equations.product(direction)
         curvature, down = _dot(direction, product), _dot(direction, residual)
@@ -329,9 +331,10 @@ def line_search(
 
     Returns theta, its Point, who moved (H,), and the tries (H,).
 
-    A rise within the rounding of f counts as level. A head that no length helps, or whose step does
-    not lead down, stays where it was, and is said not to have moved.
+    A rise within the rounding of f counts as level. A head that no length helps, or whose step is
+    not finite or does not lead down, stays where it was, and is said not to have moved.
     """
+    step = torch.where(step.isfinite().all(2).all(1)[:, None, None], step, 0)
     slope = _dot(here.gradient, step)
     rounding = 4 * torch.finfo(theta.dtype).eps * here.value.abs()
     length = torch.where(slope < 0, torch.ones_like(here.value), 0)
