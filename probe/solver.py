@@ -85,6 +85,7 @@ def minimise(
     )
     active = torch.arange(H, device=theta.device)
     own: Mapping[int, Own] = {}
+    foretold = torch.zeros_like(here.value)
     for _ in range(max_newton):
         effort, bend = done.effort[active], done.bend[active]
         close = tol * here.value.clamp_min(FLOOR)
@@ -93,7 +94,7 @@ def minimise(
             sound = decrement(objective, here, precondition) >= -NOTHING  # which NaN is not
             precondition = precondition.without(~sound)
         stiff = ROUNDED**2 * precondition.most > objective.l2
-        goal = Goal(close, bend, effort, stiff)
+        goal = Goal(close, bend, effort, stiff, foretold)
         found = newton_step(objective, here, precondition, goal)
         step, model, left = found.step, found.model, found.left
         # Where the model's own error is known to be small there is nothing to look at; a stiff
@@ -126,6 +127,7 @@ def minimise(
         keep = go.nonzero()[:, 0]
         easy = found.effort[keep] <= EASY
         own = {h: one for h, one in precondition.select(keep).own.items() if easy[h]}
+        foretold = (bend * model)[keep].square()
         active, theta, here = active[keep], theta[keep], there.select(go[looked].nonzero()[:, 0])
         objective = objective.select(keep)
     return done
@@ -135,13 +137,15 @@ def minimise(
 class Goal:
     """When a Newton step has gone far enough, (H,) each: see _search.
 
-    stiff: rounding to bfloat16 adds more curvature than l2, in some direction.
+    stiff: rounding to bfloat16 adds more curvature than l2, in some direction. foretold: what the
+    last step's bend lets the next one's decrease be, bend^2 q^2; 0 where there was none.
     """
 
     close: Tensor
     bend: Tensor
     effort: Tensor
     stiff: Tensor
+    foretold: Tensor
 
 
 @dataclass(frozen=True)
@@ -281,6 +285,7 @@ def _search(
     least[own] = least[own].clamp_max(LEAST)
     if coarse:
         least[goal.stiff] = 0
+    few = least.maximum(goal.effort.clamp_max(EASY))
     past = [found.model.clone()]
     image = equations.precondition(residual)
     direction, energy = equations.usable(image), _dot(residual, image)
@@ -302,7 +307,8 @@ def _search(
         enough = torch.maximum(
             close / (2 * SAFETY), (0.5 * goal.bend[live] * q**1.5).clamp_max(ETA * q)
         ).maximum(2 * unseen)
-        doubt = (k < least[live]) & (left <= close)
+        enough_by_now = torch.where(q < goal.foretold[live], few[live], least[live])
+        doubt = (k < enough_by_now) & (left <= close)
         go = ahead & ((left > enough) | doubt)
         if not go.any():
             break
