@@ -35,6 +35,7 @@ FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
 RANGE = 1e-25, 1e25  # of penalties that float32 is given: their products with weights are numbers
+SMALL = 1 << 19  # products in a head's logits up to which a bound in float64 costs little
 LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 are faster
 PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D outputs
 
@@ -255,16 +256,19 @@ def fit_heads(
         share = (known * labels.nan_to_num(0)).sum(2) / total  # (G, L)
         theta[..., -1] = share.logit().clamp(-SURE, SURE).view(1, G * L, 1)
     path = Strengths(strengths.log10().tolist(), theta)
+    small = rows.at_hand and len(rows) * rows.width * K <= SMALL
     single = bool(((l2 > RANGE[0]) & (l2 < RANGE[1])).all())
     if single:
         path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
+        if small and tol >= SINGLE:
+            path.check(objective(torch.float64), tol=tol)
     if not single or tol < SINGLE or not path.converged.all():
         path.theta, exact = path.theta.double(), objective(torch.float64)
         if softmax:  # what rounding moved all classes by: no step of the solver goes there
             path.theta = exact.centred(path.theta.flatten(0, 1)).view_as(path.theta)
         if tol < SINGLE:  # float32 can't tell how near it came
             path.gap[:] = torch.inf
-        path.solve(exact, tol=tol, progress=progress)
+        path.solve(exact, tol=tol, bounded=small, progress=progress)
     if loose := int((~path.converged).sum()):
         warnings.warn(
             f"{loose} of {path.converged.numel()} heads did not reach a relative gap of {tol:g}; "

@@ -326,7 +326,8 @@ class Objective:
     ) -> dict[int, Inverse]:
         """Return the inverse Hessian of heads of one output, where it pays.
 
-        The rows with the last percent of the curvature are taken as one.
+        Where that makes the difference, the rows with the last percent of the curvature are taken
+        as one.
         """
         N, D = len(self.rows), self.rows.width
         curved = {
@@ -338,12 +339,10 @@ class Objective:
         least: dict[int, Tensor] = {}
         for h, v in curved.items():
             falling = v.sort(descending=True).values
-            n = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
-            if (
-                not v.sum() > TINY
-                or 8.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * (4.0 * N * D + FIXED)
-                or len(grams) == most
-            ):
+            some = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
+            worth = int(effort[h]) * (4.0 * N * D + FIXED)
+            n = next((n for n in (N - 1, some) if 8.0 * D**3 + 4.0 * n * D**2 <= worth), None)
+            if n is None or not v.sum() > TINY or len(grams) == most:
                 continue
             least[h] = falling[n]
             grams[h] = v[v < least[h]].sum() * self.bases[int(self.basis[h])].gram

@@ -31,6 +31,8 @@ ETA = 0.4  # of the model's decrease that a Newton step may leave while far from
 SAFETY = 4  # times what a step is estimated to leave is what its gap is said to be
 LEAST = 5  # products that a hard head takes before it is called done
 EASY = 8  # products in a step after which a head's own inverse is kept for the next
+TRUST = 10  # times the estimate of a gap that its bound may be, where it is asked for
+STRICTER = 1e-2  # what a step may leave, once the bound is found to be more
 NOTHING = 1e-20  # a decrease that is below every tolerance
 ROUNDED = 2.0**-9  # what rounding to bfloat16 changes in a number, at most
 BLUR = 2.0**-11  # the root of what products at bfloat16 leave of a decrease, per product needed
@@ -63,12 +65,14 @@ def minimise(
     effort: Tensor | None = None,
     bend: Tensor | None = None,
     tol: float = 1e-6,
+    bounded: bool = False,
     max_newton: int = 100,
     progress: Callable[[int, int], None] | None = None,
 ) -> Solution:
     """Minimise every head from theta (H, K, D) on, where `here` is the objective if it is known.
 
-    effort (H,) and bend (H,) are what a similar head had at its end. progress(passes, heads left)
+    effort (H,) and bend (H,) are what a similar head had at its end. `bounded` asks also for a
+    bound on the gap of TRUST times tol at most, which takes float64. progress(passes, heads left)
     is called once per Newton step; a pass is one product with the rows and one back.
     """
     H = len(theta)
@@ -85,7 +89,7 @@ def minimise(
     )
     active = torch.arange(H, device=theta.device)
     own: Mapping[int, Own] = {}
-    foretold = torch.zeros_like(here.value)
+    foretold, strict = torch.zeros_like(here.value), torch.ones_like(here.value)
     for _ in range(max_newton):
         effort, bend = done.effort[active], done.bend[active]
         close = tol * here.value.clamp_min(FLOOR)
@@ -94,14 +98,14 @@ def minimise(
             sound = decrement(objective, here, precondition) >= -NOTHING  # which NaN is not
             precondition = precondition.without(~sound)
         stiff = ROUNDED**2 * precondition.most > objective.l2
-        goal = Goal(close, bend, effort, stiff, foretold)
+        goal = Goal(close * strict, bend, effort, stiff, foretold)
         found = newton_step(objective, here, precondition, goal)
         step, model, left = found.step, found.model, found.left
         # Where the model's own error is known to be small there is nothing to look at; a stiff
         # head's model may be wrong in float32 itself.
         off = 2 * bend * model**1.5
         sure = (model <= close) & (SAFETY * left + off <= close)
-        looked = (stiff | ~sure).nonzero()[:, 0]
+        looked = (stiff | ~sure | bounded).nonzero()[:, 0]
         part, old = objective.select(looked), here.select(looked)
         at, there, moved, tries = line_search(part, theta[looked], old, step[looked])
         theta, value = theta + step, here.value - model
@@ -111,6 +115,9 @@ def minimise(
         bend[seen] = (off[seen] / model[seen] ** 1.5).clamp(*BENDS)
         gap = SAFETY * left + off
         gap[looked] = gap[looked].maximum(decrement(part, there, precondition.select(looked)))
+        if bounded:
+            strict = torch.where(gap <= close, strict * STRICTER, strict)
+            gap = gap.maximum(bound(part, there) / TRUST)
         gap = gap.nan_to_num(torch.inf, torch.inf)
         go = ~(gap <= close)
         go[looked] &= moved
@@ -127,7 +134,7 @@ def minimise(
         keep = go.nonzero()[:, 0]
         easy = found.effort[keep] <= EASY
         own = {h: one for h, one in precondition.select(keep).own.items() if easy[h]}
-        foretold = (bend * model)[keep].square()
+        foretold, strict = (bend * model)[keep].square(), strict[keep]
         active, theta, here = active[keep], theta[keep], there.select(go[looked].nonzero()[:, 0])
         objective = objective.select(keep)
     return done
@@ -328,6 +335,16 @@ def decrement(objective: Objective, here: Point, precondition: Preconditioner) -
     """Return g' P g / 2, about the gap where P is about the inverse Hessian, (H,)."""
     g = objective.turn(here.gradient)
     return 0.5 * _dot(g, precondition(g))
+
+
+def bound(objective: Objective, here: Point) -> Tensor:
+    """Return nearly the certificate's bound on the gap (certificate.py), at no cost, (H,).
+
+    The intercept's gradient is nearly zero here, and counts as a row's size times as much.
+    """
+    g = here.gradient.double().square()
+    whole = g[..., :-1].sum((1, 2)) + g.shape[2] * g[..., -1].sum(1)
+    return whole / (2 * objective.l2.double())
 
 
 def line_search(
