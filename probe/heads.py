@@ -30,10 +30,13 @@ from probe.path import Path as Strengths
 from probe.path import Progress, batch_size
 from probe.preconditioner import bases_of
 from probe.rows import Rows, Source
+from probe.solver import FLOOR
 
 FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
+EPS = 2.0**-24  # what rounding to float32 changes in a number, at most
+SPARED = 0.1  # of the tolerance that rounding heads to float32 may take
 RANGE = 1e-25, 1e25  # of penalties that float32 is given: their products with weights are numbers
 SMALL = 1 << 19  # products in a head's logits up to which a bound in float64 costs little
 LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 are faster
@@ -44,7 +47,8 @@ PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D o
 class Head:
     """One fitted classifier.
 
-    coef (K, D) and intercept (K,), or (L, D) and (L,) for sigmoids; in the features' units.
+    coef (K, D) and intercept (K,), or (L, D) and (L,) for sigmoids; in the features' units, in
+    float32 or float64.
     """
 
     coef: Tensor
@@ -54,8 +58,12 @@ class Head:
     C: float
 
     def predict_proba(self, X: Tensor) -> Tensor:
-        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), each in [0, 1]."""
-        return _probabilities(X.to(self.coef) @ self.coef.T + self.intercept, self.kind)
+        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), each in [0, 1].
+
+        In float64: what float32 rounds of logits whose terms cancel costs more than a fit leaves.
+        """
+        coef, intercept = self.coef.double(), self.intercept.double()
+        return _probabilities(X.to(coef) @ coef.T + intercept, self.kind)
 
     def save(self, path: Path, **about: Any) -> None:
         """Write path.safetensors and path.json; `about` joins the JSON."""
@@ -100,7 +108,8 @@ class Head:
 class Heads:
     """J x G fitted heads of L label columns with K outputs (softmax: L = 1, sigmoids: K = 1).
 
-    coef (J, G, L, K, D), intercept (J, G, L, K); converged, gap, value, passes (J, G, L). gap is
+    coef (J, G, L, K, D), intercept (J, G, L, K), in float64 where float32 would take from the
+    tolerance (with features far from zero their logits cancel); converged, gap, value, passes (J, G, L). gap is
     the estimated distance to the optimum, relative to max(value, 1e-3); bound, where asked for, is
     never less than that distance (certificate.py).
     """
@@ -288,11 +297,13 @@ def fit_heads(
         theta[..., -1] = torch.where(present, theta[..., -1], -SURE)
         theta = theta - theta.mean(2, keepdim=True)
     coef, intercept = rows.back(torch.unflatten(theta, 1, (G, L))[back])
-    kept = torch.float64 if tol < SINGLE else torch.float32
     shaped = {
         n: torch.unflatten(getattr(path, n), 1, (G, L))[back]
         for n in ("converged", "gap", "value", "passes")
     }
+    size = (coef.square() @ rows.squares(bases[0].gram) + intercept.square()).sum(3)
+    lost = EPS**2 / 8 * size > SPARED * tol * shaped["value"].clamp_min(FLOOR)
+    kept = torch.float64 if tol < SINGLE or bool(lost.any()) else torch.float32
     return Heads(
         coef=coef.to(kept), intercept=intercept.to(kept), C=order, kind=kind, bound=bound, **shaped
     )

@@ -283,6 +283,18 @@ class Rows:
         ends = (start + counts.cumsum(0)).tolist()
         return list(zip([start, *ends[:-1]], ends, kinds.tolist(), strict=True))
 
+    def squares(self, gram: Tensor) -> Tensor:
+        """Return the mean square of each feature in the units of X, (D,), from a Gram matrix.
+
+        gram (width, width) is the mean of z z' over some weighting of the rows z.
+        """
+        mean, spread = gram[-1, :-1], gram[:-1, :-1].diagonal()
+        if self.turn is not None:
+            mean = self.turn @ mean
+            spread = (self.turn @ gram[:-1, :-1] * self.turn).sum(1)
+        mean, spread = self.scale * mean, self.scale**2 * spread
+        return self.shift.square() + 2 * self.shift * mean + spread
+
     def back(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return coef (..., D) and intercept (...) in the units of X, from theta (..., r+1)."""
         coef = theta[..., :-1] / self.scale
