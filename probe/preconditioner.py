@@ -145,8 +145,9 @@ class Woodbury:
         penalty = torch.full_like(spectrum, float(l2))
         penalty[-1] = 0
         Q, m = Q[:, some], m[some]
-        f, Y, m = f @ Q.double(), Z @ basis.B.to(Z.dtype), m.clamp_min(0)
-        low = m <= LOW * m[-1]
+        f, Y = f @ Q.double(), Z @ basis.B.to(Z.dtype)
+        m = m.maximum(torch.finfo(Z.dtype).eps * m.max().clamp_min(0))  # see kronecker
+        low = m <= LOW * m.max()
         low[0] = True
         scale = m[:, None] * spectrum + penalty
         rest = spectrum
@@ -224,7 +225,7 @@ class Preconditioner:
 
     Q: Tensor  # (H, K, K-1)
     scale: Tensor  # (H, K-1, D)
-    m: Tensor  # (H, K-1) the curvature of class directions, ascending, float64
+    m: Tensor  # (H, K-1) the curvature of class directions, ascending where it can be, float64
     most: Tensor  # (H,) the largest curvature that M ⊗ Gram has, float64
     own: Mapping[int, Own] = field(default_factory=dict)  # by head
 
@@ -238,10 +239,12 @@ class Preconditioner:
         if M.shape[1] > 1:
             M.diagonal(dim1=1, dim2=2).zero_()
             M.diagonal(dim1=1, dim2=2).sub_(M.sum(2))
-        m, Q = factors.eigh(U.mT @ M @ U)  # (H, K-1), (H, K-1, K-1)
+        between = U.mT @ M @ U
+        m, Q = factors.eigh(between)  # (H, K-1), (H, K-1, K-1)
+        m = torch.where(m.isnan(), between.diagonal(dim1=1, dim2=2), m)  # nearly so
         m = m.nan_to_num(0)  # of a head that left float32's range: its penalty is what is known
         # Below the rounding of Q is nothing to divide by: a class without a row has no curvature.
-        least = torch.finfo(l2.dtype).eps * m[:, -1:].clamp_min(0)
+        least = torch.finfo(l2.dtype).eps * m.amax(1, keepdim=True).clamp_min(0)
         scale = m.maximum(least)[:, :, None] * spectrum[:, None, :]
         most = scale.amax((1, 2))
         scale[..., :-1] += l2.double()[:, None, None]
