@@ -119,7 +119,7 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
     classes = [f"{what}:class {k}" for what in ("p", "log_odds") for k in range(3)]
     assert said.stdout.startswith(f"id,predicted,{','.join(classes)},reason\n")
     assert said.stdout.count("\n") == 121
-    assert said.stdout.splitlines()[5] == "00004.png,,,,,file is empty"
+    assert said.stdout.splitlines()[5] == "00004.png,,,,,,,,file is empty"
     assert "Warning: 1 of 120 images have no answer: file is empty (1)" in said.stderr
     page = call("report", out, "-o", tmp_path / "report")
     assert page.output.strip() == str(tmp_path / "report" / "index.html")
