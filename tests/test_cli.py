@@ -116,9 +116,10 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
     assert row["command"].startswith("medprobe probe ")
     assert row["versions"]["torch"]
     said = call("predict", out / row["heads"], store)
-    assert said.stdout.startswith("id,predicted,p:class 0,p:class 1,p:class 2,reason\n")
+    classes = [f"{what}:class {k}" for what in ("p", "log_odds") for k in range(3)]
+    assert said.stdout.startswith(f"id,predicted,{','.join(classes)},reason\n")
     assert said.stdout.count("\n") == 121
-    assert said.stdout.splitlines()[5] == "00004.png,,,,,file is empty"
+    assert said.stdout.splitlines()[5] == "00004.png,,,,,,,,file is empty"
     assert "Warning: 1 of 120 images have no answer: file is empty (1)" in said.stderr
     page = call("report", out, "-o", tmp_path / "report")
     assert page.output.strip() == str(tmp_path / "report" / "index.html")
@@ -140,7 +141,7 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
         (["run", "-m", "b", "-d", "d", "--C", "0.1", "1"], "no spaces, such as --C 0.1,1,10"),
         (["extract", "sample", "-m", "a", "-m", "b", "--weights", "f"], "write BACKBONE=f, BACK"),
         (["extract", "sample", "-m", "a=f", "--weights", "a=g"], "a is given f and g: want one"),
-        (["probe", "{store}", "--metric", "auc"], "no metric 'auc' for a multiclass task"),
+        (["probe", "{store}", "--metric", "aucc"], "no metric 'aucc' for a multiclass task: did"),
         (["inspect", "README.md"], "README.md can't be opened as HDF5"),
         (["report", "nowhere"], "no results at nowhere"),
         (["predict", "none.json", "{store}"], "none.json is not a saved head"),
