@@ -31,7 +31,7 @@ def cholesky(A: Tensor) -> Tensor | None:
         return None
     for more in JITTER:
         near = A + torch.diag(more * A.diagonal()) if more else A
-        found = _tried(torch.linalg.cholesky_ex, near)
+        found: tuple[Tensor, Tensor] | None = _tried(torch.linalg.cholesky_ex, near)
         if found is None:
             return None
         factor, failed = found

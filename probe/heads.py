@@ -119,10 +119,10 @@ class Head:
 class Heads:
     """J x G fitted heads of L label columns with K outputs (softmax: L = 1, sigmoids: K = 1).
 
-    coef (J, G, L, K, D), intercept (J, G, L, K), in float64 where float32 would take from the
-    tolerance (with features far from zero their logits cancel). converged, gap, value, passes are
-    (J, G, L). gap is the estimated distance to the optimum, relative to max(value, 1e-3); bound, where asked for, is
-    never less than that distance (certificate.py).
+        coef (J, G, L, K, D), intercept (J, G, L, K): in float64 where rounding to float32 would cost
+    more than a share of the tolerance, as with features far from zero; converged, gap, value,
+    passes (J, G, L). gap is the estimated distance to the optimum, relative to max(value, 1e-3);
+    bound, where asked for, is never less than that distance (certificate.py).
     """
 
     coef: Tensor

@@ -65,7 +65,7 @@ class Path:
         """Take back that heads are converged where a bound, in float64, says much more."""
         theta, l2 = self.theta.flatten(0, 1), objective.l2
         step = batch_size(objective, self.theta)
-        for heads in torch.arange(len(l2), device=l2.device).split(step):
+        for heads in torch.split(torch.arange(len(l2), device=l2.device), step):
             mine = objective.select(heads)
             here = mine(theta[heads].to(l2.dtype))
             far = bound(mine, here) > TRUST * tol * here.value.clamp_min(FLOOR)
