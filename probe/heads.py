@@ -119,7 +119,7 @@ class Head:
 class Heads:
     """J x G fitted heads of L label columns with K outputs (softmax: L = 1, sigmoids: K = 1).
 
-        coef (J, G, L, K, D), intercept (J, G, L, K): in float64 where rounding to float32 would cost
+    coef (J, G, L, K, D), intercept (J, G, L, K): in float64 where rounding to float32 would cost
     more than a share of the tolerance, as with features far from zero; converged, gap, value,
     passes (J, G, L). gap is the estimated distance to the optimum, relative to max(value, 1e-3);
     bound, where asked for, is never less than that distance (certificate.py).
@@ -313,6 +313,7 @@ def fit_heads(
     if softmax:
         theta[..., -1] = torch.where(present, theta[..., -1], -SURE)
         theta = theta - theta.mean(2, keepdim=True)
+        theta[..., :-1] *= present[..., None]  # a class that is not there has no coefficients
     coef, intercept = rows.back(torch.unflatten(theta, 1, (G, L))[back])
     shaped = {
         n: torch.unflatten(getattr(path, n), 1, (G, L))[back]
