@@ -95,6 +95,13 @@ def answers(
     return aggregate(found, column(manifest, settings.unit, rows), settings.aggregate)
 
 
+def check(
+    manifest: Manifest, rows: NDArray[np.integer], y: NDArray[Any], settings: Scoring
+) -> None:
+    """Raise ProbeError for columns or units that can't be scored, before anything is fitted."""
+    answers(manifest, rows, y, np.zeros((len(y), len(manifest.classes))), y, settings)
+
+
 def extras(
     answers: Answers,
     classes: Sequence[str],

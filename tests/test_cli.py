@@ -313,3 +313,43 @@ def test_control_characters_in_names_reach_no_terminal(tmp_path):
     for file in (tmp_path / "report").rglob("*.*"):
         if file.suffix in (".html", ".csv", ".md", ".tex", ".svg"):
             assert not set(file.read_text(encoding="utf-8")) & set("\x1b\x07\u202e\x9b"), file
+
+
+def test_options_that_do_nothing_or_can_t_be_followed_are_refused_before_any_fit(
+    tmp_path, monkeypatch
+):
+    from probe import sweep
+
+    y = np.arange(80) % 2
+    subject = np.array([f"p{i // 4}" for i in range(80)])  # of both classes each
+    manifest = make_manifest(
+        y, subject=subject, split=np.where(np.arange(80) // 4 % 4, "train", "test")
+    )
+    store = str(make_store(tmp_path / "b.h5", rng.standard_normal((80, 4)), manifest))
+    monkeypatch.setattr(sweep, "_choose", lambda *_, **__: pytest.fail("heads were fitted"))
+    for words, said in (
+        (["--by", "nosuch"], "has no column 'nosuch'"),
+        (["--aggregate", "max"], "have different classes"),
+        (["--unit", "sex"], "--unit sex joins nothing"),
+        (["--head", "knn", "--C", "1"], "no strengths"),
+        (["--k", "3"], "are of --head knn"),
+        (["--seed", "-3"], "-3 is not in the range"),
+    ):
+        done = CliRunner().invoke(cli, ["probe", store, "-o", str(tmp_path / "out"), *words])
+        assert done.exit_code == 2 and said in done.stderr, (words, done.output)
+
+
+def test_compare_takes_the_results_of_one_metric(tmp_path):
+    y = np.arange(80) // 4 % 2
+    X = rng.standard_normal((80, 4)) + y[:, None]
+    out = ["-o", str(tmp_path / "out"), "--folds", "2", "--bootstrap", "100"]
+    store = str(make_store(tmp_path / "b.h5", X, make_manifest(y)))
+    for words in (["--C", "1"], ["--C", "0.01"], ["--C", "1", "--metric", "auc"]):
+        done = CliRunner().invoke(cli, ["probe", store, *out, *words])
+        assert done.exit_code == 0, done.output
+    both = CliRunner().invoke(cli, ["compare", str(tmp_path / "out")])
+    assert "name one by --metric" in both.stderr
+    one = CliRunner().invoke(cli, ["compare", str(tmp_path / "out"), "--metric", "acc"])
+    assert one.exit_code == 0 and "made C 0.01" in one.stdout
+    none = CliRunner().invoke(cli, ["compare", str(tmp_path / "out"), "--metric", "kappa"])
+    assert "no result by kappa: found accuracy, auroc" in none.stderr
