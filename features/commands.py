@@ -215,6 +215,8 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
             click.echo(f"  bad: {path}: {reason}", err=True)
         if len(r.bad) > 5:
             click.echo(f"  and {len(r.bad) - 5} more: medprobe inspect {r.store}", err=True)
+        for remark, count in r.remarks.items():
+            click.echo(f"  {count} images: {remark}", err=True)
     if shown := applied(manifest.path.tolist(), settings.window, settings.frame):
         window = shown["window"] if isinstance(shown["window"], str) else given["window"]
         click.echo(f"  DICOM: window {window}; of several frames: {shown['frame']}", err=True)
