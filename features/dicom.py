@@ -43,6 +43,7 @@ LIBRARIES = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg")
 SUFFIXES = frozenset([".dcm", ".dicom", ".ima"])
 HEAD = 132  # bytes that tell a DICOM file
 DEFLATED, PLAIN = "1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0"  # transfer syntaxes
+COLOUR = {"YBR_FULL": 26, "YBR_FULL_422": 26, "PALETTE COLOR": 16}  # bytes of a pixel on its way
 RLE = "1.2.840.10008.1.2.5"
 STEP = 1 << 18  # bytes that are read and inflated at once
 
@@ -235,20 +236,20 @@ def _check(ds: Dataset, number: int, size: int) -> bool:
     """Raise ImageError where a frame costs too much, or is larger than its header says.
 
     Returns whether it is lossy JPEG of 12 bits. Counted are the file as bytes and as pydicom has
-    it, the stored values three times (the decoder's, pydicom's, in one piece), and 8-bit RGB.
+    it, the stored values and, whichever is largest, what makes them or what is made of them.
+    test_limits.py compares it with what is taken.
     """
     from pydicom.encaps import get_frame
 
     samples = int(ds.get("SamplesPerPixel") or 1)
-    pixels, each = ds.Rows * ds.Columns, -(-int(ds.BitsAllocated) // 8)
-    syntax = ds.file_meta.TransferSyntaxUID
-    held = max(size, len(ds.get("PixelData") or b""))
-    cost = 2 * held + pixels * (3 * samples * each + 6)
-    if str(ds.PhotometricInterpretation).startswith("YBR"):
-        cost += 28 * pixels  # pydicom turns it into RGB as float32
-    if str(ds.PhotometricInterpretation) == "PALETTE COLOR":
-        cost += 16 * pixels
-    limits.check(cost)
+    pixels, stored = ds.Rows * ds.Columns, samples * -(-int(ds.BitsAllocated) // 8)
+    syntax, photometric = ds.file_meta.TransferSyntaxUID, str(ds.PhotometricInterpretation)
+    both = 2 * max(size, len(ds.get("PixelData") or b""))
+
+    def check(most: float) -> None:
+        limits.check(both + pixels * (stored + max(2 * stored, 6, most)))
+
+    check(COLOUR.get(photometric, 0))
     if not syntax.is_encapsulated:
         return False
     frames = int(ds.get("NumberOfFrames") or 1)
@@ -258,7 +259,7 @@ def _check(ds: Dataset, number: int, size: int) -> bool:
     if syntax == RLE:
         most = limits.memory()
         if 64 * len(data) > most:  # the most that RLE can do; only then it is worth looking
-            limits.check(cost + rle_size(data, most))
+            check(2 * stored + rle_size(data, most) / pixels)
         return False
     found = size_of(data)
     if found is None:
@@ -268,8 +269,8 @@ def _check(ds: Dataset, number: int, size: int) -> bool:
             Reason.CODESTREAM,
             width=found.width, height=found.height, columns=ds.Columns, rows=ds.Rows,
         )  # fmt: skip
-    if not found.marker:  # JPEG 2000 is decoded to 32 bits, twice
-        limits.check(cost + 8 * pixels * max(samples, found.components))
+    if not found.marker:  # JPEG 2000 is decoded to 32 bits
+        check(stored + 5 * max(samples, found.components))
     return found.bits == 12 and found.marker in (0xC1, 0xC2)
 
 

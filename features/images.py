@@ -133,10 +133,7 @@ def read_file(path: Location) -> tuple[bytes, Stat]:
         most = limits.file_size()
         raise bad(Reason.FILE_SIZE, found=megabytes(error.found), most=megabytes(most)) from None
     except OSError as error:
-        if isinstance(path, Url) and not isinstance(error, FileNotFoundError):
-            explain(error)
-            raise bad(Reason.URL) from None
-        raise unreadable(error) from None
+        raise unreadable(error, remote=isinstance(path, Url)) from None
     except ValueError:  # such as a zero byte in the name
         raise bad(Reason.NAME) from None
     except MemoryError:
@@ -204,14 +201,14 @@ def _cost(image: ImageFile.ImageFile, full: tuple[int, int], data: bytes) -> flo
     Counted are the decoded pixels and, whichever is largest, the decoder's own copy of them, the
     image turned, or the image in 8 bits. test_limits.py compares it with what is taken.
     """
-    pixels, bands = image.width * image.height, len(image.getbands())
+    pixels = image.width * image.height
     one = {"1": 1, "L": 1, "P": 1, "I": 4, "F": 4}.get(image.mode, 4)  # bytes, as Pillow keeps them
     if image.mode.startswith("I;16"):
         one = 2
-    own = 4.0 * pixels  # what becomes of it afterwards
+    own = 4.5 * pixels  # what becomes of it afterwards
     match image.format:
         case "JPEG" | "MPO":  # coefficients, where there are several scans
-            own += 2 * bands * full[0] * full[1]
+            own = max(own, 2.2 * len(image.getbands()) * full[0] * full[1])
         case "PNG":  # imagecodecs' array; text and profiles, which Pillow has a limit for
             own += 64e6
         case "WEBP":  # two canvasses, and what is given of them
@@ -220,9 +217,9 @@ def _cost(image: ImageFile.ImageFile, full: tuple[int, int], data: bytes) -> flo
             declared = size_of(data)
             if declared is None or declared.width * declared.height > pixels:
                 raise bad(Reason.DAMAGED)
-            own = 8.0 * pixels * max(declared.components, bands)
+            own = 6.0 * pixels * max(declared.components, len(image.getbands()))
         case "TIFF":
-            own += _tiff(image)
+            own = max(own, _tiff(image))
     return len(data) + one * pixels + own
 
 

@@ -58,8 +58,8 @@ class Reason(Enum):
         "(a quarter of MEDPROBE_IMAGE_MEMORY)"
     )
     CODESTREAM = (
-        "DICOM whose compressed pixels are {width:,} x {height:,}, and whose header says "
-        "{columns:,} x {rows:,}"
+        "DICOM that can't be decoded: its compressed pixels are {width:,} x {height:,}, "
+        "its header says {columns:,} x {rows:,}"
     )
     NOT_FINITE = "DICOM with pixels that are not finite"
     PHOTOMETRIC = "DICOM with a photometric interpretation that is not supported"
@@ -89,13 +89,16 @@ def kind_of(text: str) -> Reason | None:
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(text)), None)
 
 
-def unreadable(error: OSError) -> ImageError:
+def unreadable(error: OSError, *, remote: bool = False) -> ImageError:
     """Return the error of an image whose file can't be read."""
     explain(error)
     if isinstance(error, NotRegularError):
         return bad(Reason.NOT_REGULAR)
-    found = _ERRORS.get(error.errno or 0)
-    return bad(found) if found else bad(Reason.SYSTEM, number=error.errno or 0)
+    kinds = (FileNotFoundError, errno.ENOENT), (PermissionError, errno.EACCES)
+    number = error.errno or next((n for kind, n in kinds if isinstance(error, kind)), 0)
+    if number in _ERRORS:
+        return bad(_ERRORS[number])
+    return bad(Reason.URL) if remote else bad(Reason.SYSTEM, number=number)
 
 
 def explain(error: BaseException) -> None:
