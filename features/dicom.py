@@ -45,6 +45,7 @@ HEAD = 132  # bytes that tell a DICOM file
 DEFLATED, PLAIN = "1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0"  # transfer syntaxes
 COLOUR = {"YBR_FULL": 26, "YBR_FULL_422": 26, "PALETTE COLOR": 16}  # bytes of a pixel on its way
 RLE = "1.2.840.10008.1.2.5"
+META = 4096  # bytes in which a meta header usually ends
 STEP = 1 << 18  # bytes that are read and inflated at once
 
 # pydicom warns of every oddity of a header; what matters ends as an ImageError.
@@ -185,6 +186,11 @@ def _syntax(file: BinaryIO) -> str:
     """Return the transfer syntax that pydicom will find, "" for none; the file stands behind it."""
     from pydicom.filereader import read_dataset, read_preamble
 
+    quick = _plain_meta(file.read(META))
+    if quick is not None:
+        file.seek(quick[1])
+        return quick[0]
+    file.seek(0)
     read_preamble(file, force=True)
     start = file.tell()
 
@@ -199,6 +205,33 @@ def _syntax(file: BinaryIO) -> str:
     except NotImplementedError:  # no standard, but pydicom takes it so
         meta = read(True)
     return str(meta.get("TransferSyntaxUID", ""))
+
+
+def _plain_meta(head: bytes) -> tuple[str, int] | None:
+    """Return the transfer syntax of a file as files are, and where its meta header ends.
+
+    None for any oddity: pydicom has its own ways with those.
+    """
+    if head[128:132] != b"DICM":
+        return None
+    at, syntax = 132, b""
+    while head[at : at + 2] == b"\x02\0":
+        kind = head[at + 4 : at + 6]
+        if kind in (b"OB", b"UN"):
+            start, size = at + 12, int.from_bytes(head[at + 8 : at + 12], "little")
+        elif kind in (b"UL", b"UI", b"SH", b"AE"):
+            start, size = at + 8, int.from_bytes(head[at + 6 : at + 8], "little")
+        else:
+            return None
+        if head[at + 2 : at + 4] == b"\x10\0":
+            if kind != b"UI":
+                return None
+            syntax = head[start : start + size]
+        at = start + size
+    text = syntax.rstrip(b"\0 ")
+    if at + 2 > len(head) or not re.fullmatch(rb"[0-9.]*", text):
+        return None
+    return text.decode("ascii"), at
 
 
 def _settle_encoding(ds: Dataset) -> None:

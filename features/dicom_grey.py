@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = Any  # numpy arrays; their dtypes vary with the file
 Window: TypeAlias = tuple[float, float]  # centre and width, in units after rescaling
+Function: TypeAlias = Callable[[Array], Array]
 
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-BAND = 1 << 18  # pixels that are worked on at once: 2 MB of float64
+BAND = 1 << 16  # pixels that are worked on at once: half a megabyte of float64
 
 
 def grey(pixels: Array, ds: Dataset, frame: int, window: Window | None) -> tuple[Array, str]:
@@ -32,16 +33,19 @@ def grey(pixels: Array, ds: Dataset, frame: int, window: Window | None) -> tuple
     window takes the place of the header's VOI LUT and windows. Raises ImageError for values that
     are not finite.
     """
+    rescale, padding = _modality(ds, frame), _padding(pixels.dtype, ds)
     shown, remark = _voi(pixels, ds, frame, window)
     negative = _negative(ds)
     out = np.empty(pixels.shape, np.uint8)
     for rows in _bands(pixels):
-        values = _finite(_modality(pixels[rows], ds, frame))
-        display = shown(values)
+        display = shown(rescale(pixels[rows]))
         if negative:
-            display = 1 - display
-        display[_padding(pixels[rows], ds)] = 0
-        out[rows] = (display * 255 + 0.5).astype(np.uint8)
+            np.subtract(1, display, out=display)
+        if padding:
+            display[padding(pixels[rows])] = 0
+        display *= 255
+        display += 0.5
+        out[rows] = display
     return out, remark
 
 
@@ -49,12 +53,6 @@ def _bands(pixels: Array) -> Iterator[slice]:
     step = max(1, BAND // max(1, pixels.shape[1]))
     for top in range(0, pixels.shape[0], step):
         yield slice(top, top + step)
-
-
-def _finite(values: Array) -> Array:
-    if not np.isfinite(values).all():
-        raise bad(Reason.NOT_FINITE)
-    return values
 
 
 def _negative(ds: Dataset) -> bool:
@@ -70,9 +68,7 @@ def _negative(ds: Dataset) -> bool:
     return str(ds.PhotometricInterpretation) == "MONOCHROME1"
 
 
-def _voi(
-    pixels: Array, ds: Dataset, frame: int, window: Window | None
-) -> tuple[Callable[[Array], Array], str]:
+def _voi(pixels: Array, ds: Dataset, frame: int, window: Window | None) -> tuple[Function, str]:
     """Return what brings rescaled values to [0, 1], and a remark or ""."""
     if window is not None:
         return partial(_window, center=window[0], width=window[1], function="LINEAR_EXACT"), ""
@@ -105,26 +101,40 @@ def _holder(ds: Dataset, frame: int, macro: str, keyword: str) -> Dataset:
     return ds
 
 
-def _padding(pixels: Array, ds: Dataset) -> Array:
-    """Return which stored values only fill the frame (PS3.3, C.7.5.1.1.2)."""
+def _padding(kind: Any, ds: Dataset) -> Function | None:
+    """Return what says which stored values only fill the frame (PS3.3, C.7.5.1.1.2)."""
     low = ds.get("PixelPaddingValue")
-    if low is None or not np.issubdtype(pixels.dtype, np.integer):
-        return np.zeros(pixels.shape, dtype=bool)
+    if low is None or not np.issubdtype(kind, np.integer):
+        return None
     high = ds.get("PixelPaddingRangeLimit")
     # A negative value is sometimes written as unsigned; brought to the pixels' type it is the same.
-    ends = [np.int64(int(v)).astype(pixels.dtype) for v in (low, low if high is None else high)]
-    return (pixels >= min(ends)) & (pixels <= max(ends))
+    ends = [np.int64(int(v)).astype(kind) for v in (low, low if high is None else high)]
+    least, most = min(ends), max(ends)
+    return lambda stored: (stored >= least) & (stored <= most)
 
 
-def _modality(pixels: Array, ds: Dataset, frame: int) -> Array:
-    """Return stored values in their physical unit, float64."""
+def _modality(ds: Dataset, frame: int) -> Function:
+    """Return what brings stored values to their physical unit, as new floats.
+
+    ImageError for those that are not finite then.
+    """
     from pydicom.pixels.processing import apply_modality_lut
 
     if ds.get("ModalityLUTSequence"):
-        return apply_modality_lut(pixels, ds).astype(np.float64)
+        return lambda stored: apply_modality_lut(stored, ds).astype(np.float64)
     holder = _holder(ds, frame, "PixelValueTransformationSequence", "RescaleSlope")
     slope, intercept = holder.get("RescaleSlope"), holder.get("RescaleIntercept")
-    return pixels * float(1 if slope is None else slope) + float(intercept or 0)
+    slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
+    harmless = abs(slope) * 2.0**64 + abs(intercept) < 1e300
+
+    def rescale(stored: Array) -> Array:
+        values = stored * slope
+        values += intercept
+        if not (harmless and stored.dtype.kind in "iu") and not np.isfinite(values).all():
+            raise bad(Reason.NOT_FINITE)
+        return values
+
+    return rescale
 
 
 def _windows(ds: Dataset, frame: int) -> list[tuple[float, float, str] | None]:
@@ -160,7 +170,7 @@ def _several(value: Any) -> list[Any]:
 
 
 def _window(values: Array, center: float, width: float, function: str) -> Array:
-    """Return values in [0, 1] by a VOI window (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
+    """Return values, which it may change, in [0, 1] by a VOI window (PS3.3, C.11.2.1.2 and .3)."""
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if function == "LINEAR":
@@ -168,7 +178,9 @@ def _window(values: Array, center: float, width: float, function: str) -> Array:
     low = center - width / 2
     if width == 0:
         return (values > low).astype(np.float64)
-    return np.clip((values - low) / width, 0, 1)
+    values -= low
+    values /= width
+    return np.clip(values, 0, 1, out=values)
 
 
 def _voi_lut(values: Array, ds: Dataset) -> Array:
@@ -186,11 +198,14 @@ def _range(pixels: Array, ds: Dataset, frame: int) -> tuple[float, float]:
         stored = np.array([0, 2**ds.BitsStored - 1], dtype=np.float64)
         if ds.PixelRepresentation == 1:
             stored -= 2 ** (ds.BitsStored - 1)
-        ends = _modality(stored, ds, frame)
+        ends = _modality(ds, frame)(stored)
         return float(ends.min()), float(ends.max())
+    rescale, padding = _modality(ds, frame), _padding(pixels.dtype, ds)
     low, high = math.inf, -math.inf
     for rows in _bands(pixels):
-        values = _finite(_modality(pixels[rows], ds, frame))[~_padding(pixels[rows], ds)]
+        values = rescale(pixels[rows])
+        if padding:
+            values = values[~padding(pixels[rows])]
         if values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
     return (low, high) if low <= high else (0.0, 0.0)

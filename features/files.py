@@ -54,17 +54,7 @@ def open_regular(path: Path, mode: str = "rb", **how: Any) -> IO[Any]:
     mode and how are those of open. It never waits, neither to open nor for data that may come.
     Raises NotRegularError, and OSError as open does.
     """
-
-    def opener(name: str, flags: int) -> int:
-        descriptor = os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        if not stat.S_ISREG((found := os.fstat(descriptor)).st_mode):
-            os.close(descriptor)
-            raise _not_regular(path, found)
-        return descriptor
-
-    if not stat.S_ISREG((found := path.stat()).st_mode):  # opening a device may do things
-        raise _not_regular(path, found)
-    return open(path, mode, opener=opener, **how)
+    return open(path, mode, opener=lambda name, _: _open(path), **how)
 
 
 def read_regular(path: Path, most: int) -> tuple[bytes, os.stat_result]:
@@ -73,15 +63,30 @@ def read_regular(path: Path, most: int) -> tuple[bytes, os.stat_result]:
     Raises TooLargeError for more than `most` bytes, without reading them, and what open_regular
     raises. A file that grows meanwhile is read as far as it went at first.
     """
-    with open_regular(path, buffering=0) as file:
-        found = os.fstat(file.fileno())
+    descriptor = _open(path)
+    try:
+        found = os.fstat(descriptor)
         if found.st_size > most:
             raise TooLargeError(path, found.st_size)
         parts, left = [], found.st_size
-        while left and (part := file.read(left)):
+        while left and (part := os.read(descriptor, min(left, 1 << 30))):
             parts.append(part)
             left -= len(part)
+    finally:
+        os.close(descriptor)
     return parts[0] if len(parts) == 1 else b"".join(parts), found
+
+
+def _open(path: Path) -> int:
+    """Return the descriptor of a file opened for reading."""
+    found = path.stat()
+    if stat.S_ISREG(found.st_mode):  # opening a device may already do something
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise _not_regular(path, found)
 
 
 def _not_regular(path: Path, found: os.stat_result) -> OSError:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import resource
 from contextlib import suppress
-from pathlib import Path
 
 from features.errors import MedprobeError
 from features.reasons import Reason, bad, megabytes
@@ -49,18 +48,29 @@ def check(cost: float) -> None:
         raise bad(Reason.COST, found=megabytes(cost + RESERVE), most=megabytes(most))
 
 
-def limit_address_space() -> None:
-    """Let this process take as much as one image may beyond what it has; no more.
+class AddressSpace:
+    """How much this process may take; where the system says what it has (Linux)."""
 
-    Only where the system says what a process has (Linux). A limit that is there already and is
-    lower stays.
-    """
-    with suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
-        wanted = pages * resource.getpagesize() + memory()
-        soft, hard = _BEFORE
-        limits = [n for n in (wanted, soft, hard) if n != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    def __init__(self) -> None:
+        self._before = resource.getrlimit(resource.RLIMIT_AS)
+        self._page = resource.getpagesize()
+        self._most, self._set = memory(), 0
+        try:
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._statm = -1
 
+    def limit(self) -> None:
+        """Let the process take as much as one image may beyond what it has now, and no more.
 
-_BEFORE = resource.getrlimit(resource.RLIMIT_AS)
+        A lower limit that was there before stays.
+        """
+        if self._statm < 0:
+            return
+        used = int(os.pread(self._statm, 32, 0).split(b" ", 1)[0]) * self._page
+        soft, hard = self._before
+        limits = [n for n in (used + self._most, soft, hard) if n != resource.RLIM_INFINITY]
+        if min(limits) != self._set:
+            self._set = min(limits)
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_AS, (self._set, hard))
