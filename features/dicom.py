@@ -15,6 +15,8 @@ it is asked for, the patient id.
 from __future__ import annotations
 
 import io
+import logging
+import os
 import re
 import struct
 import warnings
@@ -48,8 +50,10 @@ RLE = "1.2.840.10008.1.2.5"
 META = 4096  # bytes in which a meta header usually ends
 STEP = 1 << 18  # bytes that are read and inflated at once
 
-# pydicom warns of every oddity of a header; what matters ends as an ImageError.
+# pydicom warns of every oddity of a header, and quotes it; what matters ends as an ImageError.
 warnings.filterwarnings("ignore", module=r"pydicom|features\.dicom")
+if os.environ.get("MEDPROBE_DEBUG") != "1":
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
 def is_dicom(data: bytes) -> bool:
