@@ -17,8 +17,26 @@ import click
 import features.commands
 import features.inspection
 import probe.commands
-from features.console import Failure
-from features.errors import MedprobeError
+from features.console import Damaged, Failure, echo
+from features.errors import MedprobeError, MissingImagesError
+
+STAYS = "Nothing was changed."
+STOPPED = {  # what is true of each command where Ctrl-C stops it
+    "backbones": STAYS,
+    "datasets": STAYS,
+    "doctor": STAYS,
+    "extract": "What is stored stays; the same command goes on from here.",
+    "inspect": STAYS,
+    "verify": STAYS,
+    "audit": STAYS,
+    "probe": "Results that were written stay; the same command begins anew, and replaces them.",
+    "finetune": "Features and epochs that are done stay; the same command goes on from them.",
+    "run": "Cells that are done stay; the same command goes on with the others.",
+    "predict": "No predictions were written; features that were computed stay.",
+    "compare": STAYS,
+    "analyze": "Files that were written stay; the same command begins anew.",
+    "report": "A former report stays as it was; the same command begins anew.",
+}
 
 
 class Commands(click.Group):
@@ -35,9 +53,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            click.echo(
-                "Stopped. What is stored stays; the same command goes on from here.", err=True
-            )
+            echo(f"Stopped. {STOPPED.get(ctx.invoked_subcommand or '', STAYS)}", err=True)
             ctx.exit(130)
         except Exception as error:
             if os.environ.get("MEDPROBE_DEBUG") == "1":
@@ -48,7 +64,8 @@ class Commands(click.Group):
                     f"{type(error).__name__}: {message} "
                     "(a fault of the program; MEDPROBE_DEBUG=1 shows where)"
                 )
-            raise Failure(message) from None
+            kind = Damaged if isinstance(error, MissingImagesError) else Failure
+            raise kind(message) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,7 +85,7 @@ def main() -> None:
     import warnings
 
     def say(message: Warning | str, *_: Any, **__: Any) -> None:
-        click.echo(f"Warning: {message}", err=True)
+        echo(f"Warning: {message}", err=True)
 
     warnings.showwarning = say
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import sklearn.metrics as theirs
 
-from probe import metrics, statistics
+from probe import intervals, metrics
 
 IMAGES, RESAMPLES = 25_000, 10_000
 
@@ -32,7 +32,7 @@ def main() -> None:
     for name, score in copies.items():
         start = time.perf_counter()
         metric = metrics.find(name, "multiclass")
-        statistics.bootstrap([metric], y, p, subject, n=RESAMPLES, rng=rng)
+        intervals.intervals([metric], y, p, subject, n=RESAMPLES, rng=rng)
         ours = time.perf_counter() - start
         start = time.perf_counter()
         for _ in range(5):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
+
+from features.console import echo
 
 if TYPE_CHECKING:
     from features.cluster import Cluster
@@ -29,6 +31,12 @@ def together(*options: Command) -> Command:
 
 
 source_options = together(  # how a data set is read
+    click.option(
+        "--name",
+        "dataset_name",
+        metavar="NAME",
+        help="Of the data set, for its folder; default its file's, its folder's or its own.",
+    ),
     click.option("--path-col", default="path", show_default=True, help="csv: the image's path."),
     click.option("--label-col", default="label", show_default=True, help="csv: the label."),
     click.option("--subject-col", default="subject", show_default=True, help="csv: the patient."),
@@ -37,10 +45,13 @@ source_options = together(  # how a data set is read
     ),
     click.option("--label-sep", metavar="CHAR", help="csv: splits a cell into several labels."),
     click.option(
+        "--keep-na", is_flag=True, help="csv: NA, None, NaN are labels or subjects, not missing."
+    ),
+    click.option(
         "--split-seed",
         default=0,
         show_default=True,
-        help="Draws a split where none is given.",
+        help="Draws a split where none is given, and --limit's images.",
     ),
     click.option(
         "--split",
@@ -157,6 +168,7 @@ def options_of(given: dict[str, Any]) -> Options:
         "subject_col",
         "split_col",
         "label_sep",
+        "keep_na",
         "subject_from_dicom",
         "split",
         "test_share",
@@ -165,9 +177,57 @@ def options_of(given: dict[str, Any]) -> Options:
     )
     return Options(
         **{name: given[name] for name in names},
+        name=given["dataset_name"],
         seed=given["split_seed"],
+        limit=given.get("limit"),
         test_fold=parse_fold(given["test_fold"]),
     )
+
+
+def weights_of(
+    names: Sequence[str], given: Sequence[str]
+) -> tuple[list[str], dict[str, str | None]]:
+    """Return the backbones of -m NAME or NAME=FILE, and the weights of each; None is published.
+
+    `given` is --weights: [NAME=]FILE, or random, of all that have none of their own.
+    """
+    found: dict[str, str | None] = {}
+    for name, _, weights in (text.partition("=") for text in names):
+        _take(found, name, weights or None)
+    some = list(found)
+    for text in given:
+        named = max((name for name in some if text.startswith(f"{name}=")), key=len, default="")
+        if named:
+            _take(found, named, text.removeprefix(f"{named}="))
+    for text in given:
+        if any(text.startswith(f"{name}=") for name in some):
+            continue
+        if text != "random" and len(some) > 1:
+            raise click.BadParameter(
+                f"{text!r} goes with one backbone: write BACKBONE={text}, BACKBONE one of "
+                f"{', '.join(some)}",
+                param_hint="--weights",
+            )
+        for name in some:
+            if len(some) == 1 or found[name] is None:
+                _take(found, name, text)
+    return some, found
+
+
+def _take(found: dict[str, str | None], name: str, weights: str | None) -> None:
+    if (before := found.get(name)) and weights and before != weights:
+        raise click.BadParameter(
+            f"{name} is given {before} and {weights}: want one, or another -o for each",
+            param_hint="--weights",
+        )
+    found[name] = weights or before
+
+
+def say_random(weights: Mapping[str, str | None]) -> None:
+    """Say on standard error which of several backbones have random weights."""
+    names = [name for name, given in weights.items() if given == "random"]
+    if names and len(weights) > 1:
+        echo(f"random weights, not the published ones: {', '.join(names)}", err=True)
 
 
 def extraction_of(given: dict[str, Any], **more: Any) -> Settings:

@@ -8,7 +8,7 @@ one split; near-duplicates are a suspicion, and are listed apart. Images in no s
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from os import cpu_count
@@ -61,6 +61,7 @@ class Audit:
     bytes: list[Group] = field(default_factory=list)  # identical images, wherever they are
     pixels: list[Group] = field(default_factory=list)  # likewise, of different bytes
     near: list[Group] = field(default_factory=list)  # pairs
+    bad: dict[str, str] = field(default_factory=dict)  # path -> why it can't be read
     n_near: int = 0  # how many pairs there are; `near` holds SHOWN at most
 
     @property
@@ -109,6 +110,7 @@ def audit(
     pixel_hashes: Sequence[str] | None = None,
     features: NDArray[np.floating[Any]] | None = None,
     usable: NDArray[np.bool_] | None = None,
+    bad: Mapping[int, str] | None = None,
     threshold: float = THRESHOLD,
 ) -> Audit:
     """Look for leaks and contradictions.
@@ -117,13 +119,16 @@ def audit(
     ----------
     hashes, pixel_hashes : (N,) of each image's bytes and decoded pixels; "" where not known.
     features : (N, D); rows that are not usable mean nothing.
-    usable : (N,), default all: bad images are in no group.
+    usable : (N,), default all: others are in no group.
+    bad : row -> reason of images that can't be read, which are in no group either.
     threshold : of the cosine of features, centred on their mean, for near-duplicates.
     """
     used = np.isin(manifest.split, SPLITS)
     if usable is not None:
         used &= usable
-    known = not np.array_equal(manifest.subject, manifest.id)
+    bad = bad or {}
+    used[list(bad)] = False
+    known = manifest.has_subjects
     subjects = _groups(manifest, "subject", manifest.subject, used) if known else []
     same = _groups(manifest, "bytes", hashes, used) if hashes is not None else []
     pixels = _groups(manifest, "pixels", pixel_hashes, used) if pixel_hashes is not None else []
@@ -148,6 +153,7 @@ def audit(
         pixels=[group for group in pixels if frozenset(group.images) not in seen],
         near=near,
         n_near=n_near,
+        bad={str(manifest.path[row]): reason for row, reason in bad.items()},
     )
 
 
@@ -157,8 +163,8 @@ def hash_images(
     window: tuple[float, float] | None = None,
     frame: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[str], list[str], NDArray[np.bool_]]:
-    """Return hashes of each image's bytes and of its decoded pixels, and which are usable (N,)."""
+) -> tuple[list[str], list[str], dict[int, str]]:
+    """Return hashes of each image's bytes and of its decoded pixels, and row -> why it is bad."""
     found: list[Loaded] = []
     waiting: deque[Future[Loaded]] = deque()
     recipe = Recipe((), window=window, frame=frame, hash_pixels=True)
@@ -170,11 +176,10 @@ def hash_images(
                 found.append(waiting.popleft().result())
                 if progress:
                     progress(len(found), len(manifest))
-    good = np.array([not image.reason for image in found], dtype=bool)
     return (
-        [image.hash if g else "" for image, g in zip(found, good, strict=True)],
-        [image.pixels if g else "" for image, g in zip(found, good, strict=True)],
-        good,
+        ["" if image.reason else image.hash for image in found],
+        ["" if image.reason else image.pixels for image in found],
+        {i: image.reason for i, image in enumerate(found) if image.reason},
     )
 
 

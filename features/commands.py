@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,19 @@ from features.arguments import (
     options_of,
     parse_batch_size,
     parse_normalize,
+    say_random,
     source_options,
+    weights_of,
 )
 from features.console import (
     FOLDER,
+    Damaged,
     as_json,
     as_table,
     bar,
     device_option,
     duration,
+    echo,
     images_per_second,
     json_option,
     stopping,
@@ -34,6 +39,8 @@ from features.console import (
 
 if TYPE_CHECKING:
     from features.backbones import Backbone
+    from features.estimate import Estimate
+    from features.extract import Report
     from features.manifest import Manifest
     from features.plan import Settings
 
@@ -106,12 +113,23 @@ def doctor(json_: bool) -> None:
 @click.command()
 @click.argument("dataset")
 @click.option(
-    "-m", "--backbone", "names", multiple=True, required=True, help="A backbone; may be repeated."
+    "-m",
+    "--backbone",
+    "names",
+    multiple=True,
+    required=True,
+    metavar="NAME[=FILE]",
+    help="A backbone, and its weights; may be repeated.",
 )
 @click.option(
     "-o", "out", type=FOLDER, default="features", show_default=True, help="Where stores go."
 )
-@click.option("--weights", metavar="FILE|random", help="Weights other than the published ones.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE|random",
+    help="Weights other than the published ones; may be repeated.",
+)
 @click.option(
     "--layers",
     default="last",
@@ -140,7 +158,9 @@ def doctor(json_: bool) -> None:
     "--workers", type=click.IntRange(min=1), help="Processes that decode; default as needed."
 )
 @device_option
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Only N images, of every class and split."
+)
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
@@ -175,24 +195,22 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     from features.extract import extract as run
     from features.spread import fill_by
 
+    backbones, weights = weights_of(names, given["weights"])
     manifest = open_dataset(dataset, options_of(given))
-    if given["limit"]:
-        manifest = manifest.head(given["limit"])
-    if given["weights"] and given["weights"] != "random" and len(names) > 1:
-        raise click.UsageError("--weights FILE goes with one backbone; give one -m")
     settings = extraction_of(given, batch_size=parse_batch_size(given["batch_size"]))
-    loaded = [
-        load_backbone(name, given["weights"], given["image_size"]) for name in dict.fromkeys(names)
-    ]
+    loaded = [load_backbone(name, weights[name], given["image_size"]) for name in backbones]
+    say_random(weights)
     if statistics := parse_normalize(given["normalize"], manifest):
         loaded = [backbone.normalised_by(*statistics) for backbone in loaded]
+    if given["engine"] == "local":
+        say_former(dataset, manifest, loaded, given["out"], settings)
     if given["dry_run"]:
         if given["engine"] != "local":
             raise click.UsageError("--dry-run measures this machine: leave --engine out")
         return say_estimate(manifest, loaded, given["out"], settings, json_=json_)
     with (
         engine_of(given) as cluster,
-        bar(f"{manifest.dataset} x {', '.join(names)}", "images") as show,
+        bar(f"{manifest.dataset} x {', '.join(backbones)}", "images") as show,
         stopping() as stop,
     ):
         reports = run(
@@ -205,33 +223,77 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
             engine=partial(fill_by, cluster.pool) if cluster else None,
         )
     if json_:
-        return as_json([asdict(r) for r in reports])
-    for r in reports:
-        done = f"{r.computed} images computed" if r.computed else "nothing to compute"
-        click.echo(f"{r.store}: {done}, {r.reused} already there, {len(r.bad)} bad")
-        if r.added:
-            click.echo(f"  added {', '.join(r.added)}", err=True)
-        for path, reason in list(r.bad.items())[:5]:
-            click.echo(f"  bad: {path}: {reason}", err=True)
-        if len(r.bad) > 5:
-            click.echo(f"  and {len(r.bad) - 5} more: medprobe inspect {r.store}", err=True)
-        for remark, count in r.remarks.items():
-            click.echo(f"  {count} images: {remark}", err=True)
+        as_json([asdict(r) for r in reports])
+        return refuse_empty(reports)
+    for report in reports:
+        say_report(report)
     if shown := applied(manifest.path.tolist(), settings.window, settings.frame):
         window = shown["window"] if isinstance(shown["window"], str) else given["window"]
-        click.echo(f"  DICOM: window {window}; of several frames: {shown['frame']}", err=True)
-    return None
+        echo(f"  DICOM: window {window}; of several frames: {shown['frame']}", err=True)
+    return refuse_empty(reports)
+
+
+def say_report(report: Report) -> None:
+    """Print what became of a store, and on standard error what is bad."""
+    bad = report.bad
+    done = f"{report.computed} images computed"
+    if report.reused and not report.computed:
+        done = "nothing to compute"
+    echo(f"{report.store}: {done}, {report.reused} already there, {len(bad)} bad")
+    if report.added:
+        echo(f"  added {', '.join(report.added)}", err=True)
+    for path, reason in list(bad.items())[:5]:
+        echo(f"  bad: {path}: {reason}", err=True)
+    if len(bad) > 5:
+        echo(f"  and {len(bad) - 5} more: medprobe inspect {report.store}", err=True)
+    for remark, count in report.remarks.items():
+        echo(f"  {count} images: {remark}", err=True)
+
+
+def refuse_empty(reports: Sequence[Report]) -> None:
+    """Raise Damaged where no image of a store could be read."""
+    for r in reports:
+        if r.images and len(r.bad) == r.images:
+            raise Damaged(
+                f"{r.store}: none of its {r.images} images could be read: "
+                f"{'; '.join(dict.fromkeys(r.bad.values()))[:200]}"
+            )
+
+
+def say_former(
+    dataset: str, manifest: Manifest, backbones: list[Backbone], out: Path, settings: Settings
+) -> None:
+    """Say where the features of a table are that was named by its folder, as was done formerly."""
+    from features.datasets.naming import former_name
+    from features.plan import former_store
+
+    name = former_name(dataset)
+    for backbone in backbones:
+        if name and (there := former_store(manifest, backbone, out, settings, name)):
+            echo(f"{there} has these features: --name {name} goes on with it", err=True)
 
 
 def say_estimate(
     manifest: Manifest, backbones: list[Backbone], out: Path, settings: Settings, *, json_: bool
 ) -> None:
-    """Print what --dry-run found."""
+    """Print what --dry-run found; exit 1 where no file is there."""
     from features.estimate import estimate
+    from features.presence import look, nothing_there
 
+    files = look(manifest)
     found, decoding = estimate(manifest, backbones, out=out, settings=settings)
     if json_:
-        return as_json({"stores": [asdict(e) for e in found], "decode_seconds": decoding})
+        stores = [asdict(e) for e in found]
+        as_json({"files": files.to_json(), "stores": stores, "decode_seconds": decoding})
+    else:
+        echo(f"{manifest.dataset}: {files.line()}")
+        say_stores(found, decoding, settings)
+    if files.missing == files.images:
+        raise Damaged(nothing_there(manifest.dataset, files))
+
+
+def say_stores(found: list[Estimate], decoding: float, settings: Settings) -> None:
+    """Print what filling the stores will take."""
     as_table(
         [
             ("store", "precision", "to do", "on disk", "passes"),
@@ -248,7 +310,7 @@ def say_estimate(
         ]
     )
     alone, together = sum(e.seconds for e in found), "beside" if settings.device != "cpu" else "and"
-    return click.echo(
+    echo(
         f"expected: {duration(alone)} of forward passes {together} {duration(decoding)} of decoding"
     )
 

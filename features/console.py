@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -29,10 +30,19 @@ FOLDER = Folder(path_type=Path)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "h5py", "pillow")
 
 
+# Control characters but line breaks and tabs, marks of the reading direction, half characters.
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
 class Failure(click.ClickException):
     """An error of Medprobe as click prints it."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
 
 
 class Damaged(Failure):
@@ -41,17 +51,31 @@ class Damaged(Failure):
     exit_code = 1
 
 
+def visible(text: str) -> str:
+    """Return text whose control characters are written out: names are not ours to run.
+
+    Terminals take some as commands (ESC), others turn the reading direction or break the line, and
+    bytes that are not UTF-8 have none at all.
+    """
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def echo(text: str | Path = "", *, err: bool = False) -> None:
+    """Print a line on standard output, or on standard error."""
+    click.echo(visible(str(text)), err=err)
+
+
 def as_json(value: Any) -> None:
-    """Print one JSON document."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print one JSON document, in ASCII."""
+    click.echo(json.dumps(value, indent=2, default=str))
 
 
 def as_table(rows: Sequence[Sequence[Any]]) -> None:
     """Print rows in columns."""
-    cells = [[str(c) for c in row] for row in rows]
+    cells = [[visible(str(c)).replace("\n", "\\n") for c in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        click.echo("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+        echo("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
 
 
 def versions() -> dict[str, str]:
@@ -81,11 +105,11 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
 
     console = Console(stderr=True)
     with Progress(
-        TextColumn(title),
+        TextColumn(visible(title), markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
-        TextColumn("{task.fields[remark]}"),
+        TextColumn("{task.fields[remark]}", markup=False),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
@@ -115,7 +139,7 @@ def stopping() -> Iterator[Callable[[], bool]]:
         if asked:
             signal.default_int_handler(number, frame)
         asked.append(number)
-        click.echo("Stopping after this batch; once more stops at once.", err=True)
+        echo("Stopping after this batch; once more stops at once.", err=True)
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

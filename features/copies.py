@@ -50,10 +50,11 @@ class Files:
         alike: NDArray[np.bool_] = (counts[which] > 1) & (self.size >= 0) & (self.hash == b"")
         return alike
 
-    def first(self) -> NDArray[np.int64]:
-        """Return for every row the first one whose file has the same bytes, (N,)."""
+    def first(self, taken: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return for every row the first whose file has the same bytes, of `taken` if any, (N,)."""
         first = np.arange(len(self.hash))
         rows = np.flatnonzero(self.hash != b"")
+        rows = rows[np.argsort(~taken[rows], kind="stable")]
         short = self.hash[rows].astype("S32")  # 16 bytes of the hash
         _, where, which = np.unique(short, return_index=True, return_inverse=True)
         first[rows] = rows[where][which]

@@ -2,6 +2,7 @@
 
 MedprobeError             the work can't go on; the message says what, found, wanted, next step
 ├── DatasetError          a source of images or labels that can't be read as asked
+│   └── MissingImagesError  none of its images is there: a fault found, exit code 1
 ├── ImageError            one image that can't be decoded (recorded as bad, never fatal by default)
 ├── BackboneError         an unknown backbone, or weights that don't fit it
 ├── StoreError            a store that is missing, damaged or incomplete
@@ -18,6 +19,10 @@ class MedprobeError(Exception):
 
 class DatasetError(MedprobeError):
     """A source of images or labels can't be read as asked."""
+
+
+class MissingImagesError(DatasetError):
+    """None of the images of a source is there."""
 
 
 class ImageError(MedprobeError):

@@ -54,7 +54,7 @@ def estimate(
         to_do = len(manifest)
         if not p.new and not p.missing:
             with FeatureStore.open(p.path) as store:
-                to_do = int((store.done == PENDING).sum())
+                to_do -= int((store.done != PENDING).sum())
         dtype, device = PRECISIONS[p.precision], settings.device
         seconds = 0.0
         if to_do:
@@ -71,7 +71,10 @@ def estimate(
                 images=len(manifest),
                 to_do=to_do,
                 features=sorted(p.shapes),
-                bytes_needed=sum(row_bytes(n, p.shapes[n]) for n in p.missing) * len(manifest),
+                bytes_needed=sum(
+                    row_bytes(n, p.shapes[n]) for n in (p.shapes if p.grows else p.missing)
+                )
+                * len(manifest),
                 seconds=seconds,
             )
         )

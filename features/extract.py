@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -22,12 +23,14 @@ from numpy.typing import NDArray
 
 from features.backbones import Backbone
 from features.errors import ImageError, StoreError
-from features.jobs import Chunk, Commits, Job, chunk_size
+from features.images import NOT_FOUND
+from features.jobs import Chunk, Commits, Job, chunk_size, taken_by_all
 from features.lock import writing
 from features.manifest import Manifest
 from features.parts import recover
 from features.plan import Plan, Settings, begin, plan, store_path
-from features.store import DONE
+from features.presence import missing_line, need_some
+from features.store import DONE, FeatureStore
 from features.workers import Loaded, Recipe, Workers
 
 AHEAD = 2  # chunks decoded ahead of the one that is computed
@@ -36,7 +39,7 @@ PATIENCE = 0.5  # seconds between looks at whether to stop, while an image is wa
 
 @dataclass(frozen=True)
 class Report:
-    """What became of one store: how many rows were computed now, were there before, are bad."""
+    """What became of one store's rows: computed now, there before, or bad (these are neither)."""
 
     store: Path
     backbone: str
@@ -62,30 +65,43 @@ def extract(
     progress: Progress | None = None,
     stop: Stop = lambda: False,
     engine: Engine | None = None,
+    relabel: bool = True,
 ) -> list[Report]:
     """Fill out/<dataset>/<backbone>.h5 for every backbone and return what was done.
 
     engine fills the stores: `fill` does it in this process, spread.py on other machines. stop is
     asked between batches; once it says so, what was computed is committed and KeyboardInterrupt
-    raised. Raises StaleStoreError where a store was made from something else (nothing is changed),
-    StoreLockedError where another process writes to one, StoreError where the disk is full, and
-    with on_error="fail" ImageError at the first bad image.
+    raised. relabel: whether a store that is there gets the manifest's labels and splits. Raises
+    MissingImagesError where a new store would have no image (which an engine, that may see other
+    disks, isn't asked), StaleStoreError where a store was made from something else (nothing is
+    changed), StoreLockedError where another process writes to one, StoreError where the disk is
+    full, and with on_error="fail" ImageError at the first bad image.
     """
     settings = settings or Settings()
     with ExitStack() as stack:
         begun: list[tuple[Plan, list[Job]]] = []
         for backbone in backbones:
-            stack.enter_context(writing(store_path(out, manifest.dataset, backbone.spec.name)))
+            path = store_path(out, manifest.dataset, backbone.spec.name)
+            if engine is None and not path.is_file():
+                need_some(manifest)
+            stack.enter_context(writing(path))
             planned = plan(manifest, backbone, out, settings)  # nobody changes it from here on
+            if engine is None and planned.new:
+                need_some(manifest)  # before another store is replaced
+            if planned.grows:  # what workers had in hand is of the store as it is now
+                with FeatureStore.open(planned.path, write=True) as store:
+                    recover(store, store.manifest(), settings)
             jobs = []
-            for store in begin(planned, manifest, settings):
+            for store in begin(planned, manifest, settings, relabel=relabel):
                 stack.enter_context(store)
                 recover(store, manifest, settings)
                 jobs.append(Job(store, planned.backbone, settings.device))
             begun.append((planned, jobs))
         every = [job for _, jobs in begun for job in jobs]
         (engine or fill)(manifest, every, settings, progress, stop)
-        return [_finish(manifest, planned, jobs) for planned, jobs in begun]
+        reports = [_finish(manifest, planned, jobs) for planned, jobs in begun]
+    _say_missing(manifest, reports)
+    return reports
 
 
 def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
@@ -95,17 +111,29 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
         main.store.absorb(job.store, planned.fingerprint)
         job.store.close()
         job.store.path.unlink()
-    computed = max(job.computed for job in jobs)
+    bad = {str(manifest.path[i]): reason for i, reason in main.store.bad().items()}
+    good = len(manifest) - len(bad)
+    computed = good - min(job.good for job in jobs)
     return Report(
         store=planned.path,
         backbone=planned.backbone.spec.name,
         images=len(manifest),
         computed=computed,
-        reused=len(manifest) - computed,
-        bad={str(manifest.path[i]): reason for i, reason in main.store.bad().items()},
+        reused=good - computed,
+        bad=bad,
         added=tuple(sorted(planned.missing)) if added else (),
         remarks=dict(Counter(main.store.remarks().values())),
     )
+
+
+def _say_missing(manifest: Manifest, reports: Sequence[Report]) -> None:
+    """Warn of files that are not there: how many, where they were looked for, and one of them."""
+    found = reports[0].bad if reports else {}  # all stores have the same images
+    gone = [path for path, reason in found.items() if reason == NOT_FOUND]
+    if gone:
+        first = manifest.file(manifest.path.tolist().index(gone[0]))
+        line = missing_line(len(gone), len(manifest), str(manifest.root), str(first))
+        warnings.warn(f"{manifest.dataset}: {line}; they are left out", stacklevel=3)
 
 
 def fill(
@@ -120,8 +148,8 @@ def fill(
 ) -> None:
     """Fill the jobs' stores: chunk by chunk, for every job batch by batch.
 
-    Rows that are `left` (N,) are not read, and are in no batch. workers_of(recipe, count) gives the
-    processes that decode.
+    Rows that are `left` (N,), and those that all stores had before they grew, are not read, and are
+    in no batch. workers_of(recipe, count) gives the processes that decode.
     """
     jobs = [job for job in jobs if job.computed]
     todo = np.any([job.todo for job in jobs], axis=0) if jobs else np.zeros(len(manifest), bool)
@@ -130,6 +158,8 @@ def fill(
         progress(finished, len(manifest), bad)
     if not jobs:
         return
+    taken = taken_by_all(jobs)
+    left = taken if left is None else left | taken
     for job in jobs:
         job.backbone.place(job.device, job.dtype)
     transforms = list(dict.fromkeys(job.backbone.transform for job in jobs))
@@ -175,7 +205,7 @@ def _chunks(
     workers: Workers,
     settings: Settings,
     most: int,
-    left: NDArray[np.bool_] | None,
+    left: NDArray[np.bool_],
     stop: Stop,
 ) -> Iterator[Chunk]:
     """Yield what has to be computed, in order, decoded ahead; no more once `stop` says so.
@@ -184,7 +214,7 @@ def _chunks(
     """
     step, needed = chunk_size(jobs), np.any([job.needs() for job in jobs], axis=0)
     starts = [s for s in range(0, len(manifest), step) if needed[s : s + step].any()]
-    known = _Known(manifest, jobs)
+    known = _Known(manifest, jobs, left)
     elsewhere: Future[Loaded] = Future()
     elsewhere.set_result(Loaded(reason="its bytes are in another row"))
     waiting: deque[tuple[NDArray[np.int64], list[torch.Tensor], list[Future[Loaded]]]] = deque()
@@ -206,7 +236,7 @@ def _chunks(
         blocks = [p.numpy() for p in pixels]
         loading = [
             elsewhere
-            if left is not None and left[i]
+            if left[i]
             else workers.load(manifest.file(int(i)), [memoryview(b[k]).cast("B") for b in blocks])
             for k, i in enumerate(rows)
         ]
@@ -243,9 +273,12 @@ def _view_seed(jobs: Sequence[Job]) -> int:
 
 
 class _Known:
-    """Which bytes were seen in which row, from the first row on: 16 bytes of the hash each."""
+    """Which bytes were seen in which row: 16 bytes of the hash each.
 
-    def __init__(self, manifest: Manifest, jobs: Sequence[Job]) -> None:
+    From the first row on, but for rows that are left and done: what has their bytes is their copy.
+    """
+
+    def __init__(self, manifest: Manifest, jobs: Sequence[Job], left: NDArray[np.bool_]) -> None:
         self._first: dict[bytes, int] = {}
         self._next = 0
         done = np.any([job.store.done == DONE for job in jobs], axis=0)
@@ -254,6 +287,8 @@ class _Known:
             for job in jobs:
                 rows = job.store.done == DONE
                 self._stored[rows] = job.store.columns["manifest/hash"].read()[rows]
+            for i in np.flatnonzero(left & (self._stored != b"")).tolist():
+                self._first.setdefault(bytes.fromhex(self._stored[i].decode())[:16], i)
 
     def copies(self, rows: NDArray[np.int64], images: Sequence[Loaded]) -> dict[int, int]:
         """Take in the next rows that were read; return those whose bytes an earlier row has."""

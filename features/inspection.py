@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.arguments import options_of, parse_window, source_options
-from features.console import FILE, Damaged, as_json, as_table, bar, json_option
+from features.console import FILE, Damaged, as_json, as_table, bar, echo, json_option
 
 if TYPE_CHECKING:
     from features.audit import Audit
@@ -40,9 +40,9 @@ def inspect(store: Path, json_: bool) -> None:
         ]
     )
     for path, reason in bad.items():
-        click.echo(f"bad: {path}: {reason}")
+        echo(f"bad: {path}: {reason}")
     for remark, count in remarks.items():
-        click.echo(f"{count} images: {remark}")
+        echo(f"{count} images: {remark}")
     return None
 
 
@@ -96,14 +96,14 @@ def verify(store: Path, json_: bool) -> None:
         as_json({"store": str(store), "rows": done, "pending": pending, "damaged": wrong})
     for feature, rows in wrong.items():
         if rows and not json_:
-            click.echo(f"{store}: {feature}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
+            echo(f"{store}: {feature}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
     if any(wrong.values()):
-        click.echo("Compute them anew with `medprobe extract ... --overwrite always`.", err=True)
+        echo("Compute them anew with `medprobe extract ... --overwrite always`.", err=True)
         click.get_current_context().exit(1)
     if not json_:
         left = f"; {pending} are still to be done" if pending else ""
         features = len(wrong) - 1  # the source is checked too
-        click.echo(f"{store}: {done} rows of {features} features are as they were written{left}")
+        echo(f"{store}: {done} rows of {features} features are as they were written{left}")
 
 
 @click.command()
@@ -133,6 +133,7 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
     from features.audit import audit as run
     from features.audit import hash_images
     from features.datasets import open_dataset
+    from features.presence import look, need_some
     from features.store import DONE, FeatureStore
 
     if dataset.endswith(".h5") or Path(dataset).is_file():
@@ -142,21 +143,27 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
                 hashes=store.hashes(),
                 features=store.read(feature or store.default_feature),
                 usable=store.done == DONE,
+                bad=store.bad(),
                 threshold=near,
             )
+        files = None
     else:
         manifest = open_dataset(dataset, options_of(given))
+        need_some(manifest)
+        files = look(manifest)
         with bar(manifest.dataset, "images") as show:
-            hashes, pixels, usable = hash_images(
+            hashes, pixels, bad = hash_images(
                 manifest,
                 window=parse_window(given["window"]),
                 frame=given["frame"],
                 progress=lambda done, of: show(done, of, ""),
             )
-        found = run(manifest, hashes=hashes, pixel_hashes=pixels, usable=usable)
+        found = run(manifest, hashes=hashes, pixel_hashes=pixels, bad=bad)
     if json_:
-        as_json(found.to_json())
+        as_json(found.to_json() | ({"files": files.to_json()} if files else {}))
     else:
+        if files:
+            echo(f"{found.dataset}: {files.line()}")
         show_audit(found)
     if found.leaks:
         click.get_current_context().exit(1)
@@ -165,8 +172,12 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
 def show_audit(found: Audit) -> None:
     """Print an audit as lines and a table."""
     splits = ", ".join(f"{k} {v}" for k, v in found.images.items())
-    click.echo(f"{found.dataset}: {splits}; split {found.split_from}")
-    click.echo(f"{found.line()}")
+    echo(f"{found.dataset}: {splits}; split {found.split_from}")
+    echo(f"{found.line()}")
+    for path, reason in list(found.bad.items())[:5]:
+        echo(f"bad, in no group: {path}: {reason}")
+    if len(found.bad) > 5:
+        echo(f"and {len(found.bad) - 5} more bad images: --json has all")
     rows = [("what", "splits", "labels", "images")]
     shown = [
         *(("subject in several splits", g) for g in found.subjects),
@@ -181,9 +192,9 @@ def show_audit(found: Audit) -> None:
     if len(rows) > 1:
         as_table(rows)
     if len(shown) > 50:
-        click.echo(f"and {len(shown) - 50} more: --json has all")
+        echo(f"and {len(shown) - 50} more: --json has all")
     if found.n_near:
-        click.echo("Near-duplicates are a suspicion, and do not count as a leak.")
+        echo("Near-duplicates are a suspicion, and do not count as a leak.")
 
 
 COMMANDS = (inspect, verify, audit)  # in order of use

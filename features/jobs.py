@@ -64,7 +64,9 @@ class Job:
         done = store.done
         self.todo = done == PENDING if wanted is None else (done == PENDING) & wanted
         self.computed = int(self.todo.sum())
-        self._fresh = _first_of_their_bytes(store, done)  # computed before, not copied
+        self.good = int((done == DONE).sum())  # before this run
+        # Which rows were computed before in batches as they are now, and not copied.
+        self._fresh = _first_of_their_bytes(store, done) & ~store.taken
 
     def look(self) -> None:
         """Take up what is pending in the store by now."""
@@ -155,7 +157,7 @@ class Job:
             out[fresh] = computed
         for k, i in enumerate(rows.tolist()):
             if i in copies:
-                inside = np.flatnonzero(rows == copies[i])
+                inside = np.flatnonzero((rows == copies[i]) & fresh)
                 earlier = self._earlier(name, copies[i]) if not len(inside) else out
                 out[k] = earlier[inside[0] if len(inside) else 0]
         return out
@@ -169,6 +171,11 @@ class Job:
                 f"the same as row {row}; give the same command again"
             )
         return self.store.read(name, where)
+
+
+def taken_by_all(jobs: Sequence[Job]) -> NDArray[np.bool_]:
+    """Return which rows all stores had before they grew, (N,): they are in no batch any more."""
+    return np.asarray(np.all([job.store.taken for job in jobs], axis=0))
 
 
 def chunk_size(jobs: Sequence[Job]) -> int:
@@ -244,9 +251,10 @@ def _mark(device: str) -> torch.cuda.Event | None:
 
 
 def _first_of_their_bytes(store: FeatureStore, done: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which rows are done and not copies of an earlier row, (N,)."""
+    """Return which rows are done and not copies of an earlier row, or of one taken over, (N,)."""
     first = np.zeros(len(done), dtype=bool)
     rows = np.flatnonzero(done == DONE)
+    rows = rows[np.argsort(~store.taken[rows], kind="stable")]
     if len(rows):
         _, where = np.unique(store.columns["manifest/hash"].read()[rows], return_index=True)
         first[rows[where]] = True

@@ -30,6 +30,7 @@ REASON_BYTES = 240
 BLOCK_BYTES = 64 << 20  # read at once where a whole column is gone through
 TEXT = ("id", "path", "subject", "split")
 COLUMNS = "manifest/columns/"  # further facts of the images, as text
+TAKEN = "manifest/taken"  # which images were done before others were added
 SOURCE = {"hash": "S64", "size": "<i8", "mtime_ns": "<i8"}
 ANEW = "compute it anew with `medprobe extract ... --overwrite always`"
 
@@ -73,12 +74,15 @@ def build(
     features: Mapping[str, tuple[int, ...]],
     attributes: Mapping[str, Any],
     *sources: Mapping[str, Column],
+    rows: NDArray[np.integer] | None = None,
+    taken: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write a store beside `path` and put it in place in one rename.
 
     Columns that one of `sources` has are copied from it (the last that has it), but for the
-    manifest's, which are those of `manifest`. The others are holes to be filled. Raises StoreError
-    where the disk has no room.
+    manifest's, which are those of `manifest`. The others are holes to be filled. Row i of a source
+    becomes row rows[i], by default i. `taken` (N,) is the column of that name, if any. Raises
+    StoreError where the disk has no room.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     n = len(manifest)
@@ -93,6 +97,8 @@ def build(
     known = {f"manifest/{name}": _encode(getattr(manifest, name)) for name in TEXT}
     known |= {"manifest/label": manifest.label.astype("<i4")}
     known |= {COLUMNS + name: _encode(values) for name, values in manifest.columns.items()}
+    if taken is not None:
+        known[TAKEN] = taken.astype("u1")
     draft = path.with_suffix(".draft")
     # The version of the format whose structure carries checksums of its own.
     with h5py.File(draft, "w", libver=("v110", "v110"), locking=False) as file:
@@ -127,7 +133,8 @@ def build(
             for source in sources:
                 if name in source:
                     for start, block in source[name].blocks(BLOCK_BYTES):
-                        columns[name].write(np.arange(start, start + len(block)), block)
+                        there = np.arange(start, start + len(block))
+                        columns[name].write(there if rows is None else rows[there], block)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -202,7 +209,8 @@ def manifest_checksum(columns: Mapping[str, Any]) -> int:
     """Return the CRC-32 of the manifest's text and labels, column after column."""
     found = 0
     first = [f"manifest/{name}" for name in (*TEXT, "label")]
-    for name in (*first, *sorted(name for name in columns if name.startswith(COLUMNS))):
+    last = [TAKEN] if TAKEN in columns else []
+    for name in (*first, *sorted(n for n in columns if n.startswith(COLUMNS)), *last):
         column = columns[name]
         values = column.read() if isinstance(column, Column) else column
         found = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data, found)

@@ -24,7 +24,7 @@ NO_LABEL = -1
 PRESENT, ABSENT, UNCERTAIN, NOT_STATED = 1, 0, -1, -2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """N images. `path` is relative to `root`, or a URL; images of a `subject` stay together."""
 
@@ -46,6 +46,21 @@ class Manifest:
     def task(self) -> str:
         """Return "multiclass" (one class per image) or "multilabel" (any number of findings)."""
         return "multilabel" if self.label.ndim == 2 else "multiclass"
+
+    @property
+    def has_subjects(self) -> bool:
+        """Say whether images are known to belong to subjects; else each is one of its own."""
+        return not np.array_equal(self.subject, self.id)
+
+    def __repr__(self) -> str:
+        """Return its name, and how many images there are of what."""
+        what = "findings" if self.task == "multilabel" else "classes"
+        parts = [f"{int((self.split == s).sum())} {s}" for s in (*SPLITS, NO_SPLIT)]
+        splits = ", ".join(part for part in parts if not part.startswith("0 "))
+        return (
+            f"Manifest({self.dataset!r}, {len(self)} images of {len(np.unique(self.subject))} "
+            f"subjects, {len(self.classes)} {what}; {splits}; split {self.split_from})"
+        )
 
     def __len__(self) -> int:
         """Return N."""

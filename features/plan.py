@@ -1,4 +1,7 @@
-"""What there is to do for a backbone: a new store, one to be finished, or features to be added.
+"""What there is to do for a backbone: a new store, one to be finished, features or images to add.
+
+A store of some of the images that are asked for grows: what is done of them stays, and is in no
+batch of what is added.
 
 Features that a complete store hasn't got yet are computed into a store of their own beside it
 (<backbone>.adding), with all its promises, and taken in at the end: until then the old store is as
@@ -9,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +65,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of one backbone. `missing` features are to be made; `new` is a new store."""
+    """What is asked of one backbone. `missing` features are to be made; `new` is a new store.
+
+    grows: the store is there, and has some of the images.
+    """
 
     path: Path
     backbone: Backbone
@@ -70,6 +77,7 @@ class Plan:
     missing: tuple[str, ...]
     new: bool
     fingerprint: dict[str, Any]  # of the store when all is done
+    grows: bool = False
 
     @property
     def adding(self) -> Path:
@@ -118,6 +126,7 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
     try:
         with FeatureStore.open(path) as store:
             stored, there = store.fingerprint, store.features
+            other = store.manifest() if stored["manifest"] != asked["manifest"] else manifest
     except StoreError:
         if settings.overwrite == "never":
             raise
@@ -125,16 +134,30 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
     united = asked | {"features": sorted(shapes | there)}
     if "views" not in asked and "views" in stored:
         united["views"] = stored["views"]
-    differ = differences(_for_comparison(stored, united), _for_comparison(united, stored))
+    grows, has_all = _is_part(other, manifest), _is_part(manifest, other)
+    now = stored | {"manifest": united["manifest"]} if grows else stored
+    differ = differences(_for_comparison(now, united), _for_comparison(united, now))
     if not differ:
         missing = tuple(name for name in shapes if name not in there)
-        return Plan(path, backbone, precision, shapes, missing, False, united)
+        return Plan(path, backbone, precision, shapes, missing, False, united, grows)
     if settings.overwrite == "never":
-        raise StaleStoreError(
-            f"{path} was made from something else: {'; '.join(differ)}. "
-            "Take --overwrite stale to make it anew, or -o for another place"
-        )
+        remedy = "Take --overwrite stale to make it anew, or -o for another place"
+        if all(line.startswith("manifest.") for line in differ) and has_all:
+            remedy = (
+                "It has all that is asked for, and more: leave --limit out, or take -o for another "
+                "place; --overwrite stale makes a smaller one of it"
+            )
+        raise StaleStoreError(f"{path} was made from something else: {'; '.join(differ)}. {remedy}")
     return planned
+
+
+def _is_part(some: Manifest, whole: Manifest) -> bool:
+    """Say whether a manifest has all images of another under the same paths, and more."""
+    if len(some) >= len(whole):
+        return False
+    path = dict(zip(whole.id.tolist(), whole.path.tolist(), strict=True))
+    both = zip(some.id.tolist(), some.path.tolist(), strict=True)
+    return all(path.get(name) == file for name, file in both)
 
 
 def _for_comparison(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,28 +165,44 @@ def _for_comparison(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[st
     return {k: v for k, v in one.items() if k != "features" and (k != "views" or k in other)}
 
 
-def begin(planned: Plan, manifest: Manifest, settings: Settings) -> list[FeatureStore]:
+def begin(
+    planned: Plan, manifest: Manifest, settings: Settings, *, relabel: bool = True
+) -> list[FeatureStore]:
     """Return the stores that are to be filled, open for writing: the main one, then one to add.
 
-    Brings labels up to date, and marks rows to be done again whose images have changed. Raises
-    StaleStoreError for those unless they may be overwritten.
+    Brings labels up to date if asked to relabel, and marks rows to be done again whose images have
+    changed. Raises StaleStoreError for those unless they may be overwritten.
     """
     if planned.new:
         _create(planned.path, planned, planned.missing, planned.fingerprint, manifest, settings)
     stores = [FeatureStore.open(planned.path, write=True)]
     try:
+        if planned.grows:
+            _grow(stores[0], planned, manifest, settings, _batch_size(planned, manifest, settings))
         if planned.new or not planned.missing:
             planned.adding.unlink(missing_ok=True)
         else:
             stores.append(_open_adding(planned, manifest, settings, stores[0].batch_size))
         for store in stores:
             check_sources(store, manifest, settings)
-            _update_labels(store, manifest)
+            if relabel:
+                _update_labels(store, manifest)
     except BaseException:
         for store in stores:
             store.close()
         raise
     return stores
+
+
+def _grow(
+    store: FeatureStore, planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
+) -> None:
+    """Have a store take in the other images of a manifest, if its own are as they were."""
+    place = {name: row for row, name in enumerate(manifest.id.tolist())}
+    rows = np.array([place[name] for name in store.manifest().id.tolist()])
+    check_sources(store, manifest.take(rows), settings)
+    images = {"manifest": planned.fingerprint["manifest"]}
+    store.grow(manifest, store.fingerprint | images, batch_size)
 
 
 def _open_adding(
@@ -173,6 +212,9 @@ def _open_adding(
     asked = planned.fingerprint | {"features": sorted(planned.missing)}
     if planned.adding.is_file():
         store = FeatureStore.open(planned.adding, write=True)
+        grown = store.fingerprint | {"manifest": asked["manifest"]}
+        if grown == asked and _is_part(store.manifest(), manifest):
+            _grow(store, planned, manifest, settings, batch_size)
         if store.fingerprint == asked:
             return store
         store.close()
@@ -189,7 +231,7 @@ def _create(
     settings: Settings,
     batch_size: int | None = None,
 ) -> None:
-    backbone, default = planned.backbone, planned.backbone.spec.default_feature
+    default = planned.backbone.spec.default_feature
     shutil.rmtree(parts_folder(path), ignore_errors=True)  # of a store that was here before
     FeatureStore.create(
         path,
@@ -197,10 +239,13 @@ def _create(
         {name: planned.shapes[name] for name in names},
         fingerprint=made_from,
         default_feature=default if default in names else names[0],
-        batch_size=batch_size
-        or settings.batch_size
-        or settings.ask(_tuned, backbone, planned.precision, settings.device, len(manifest)),
+        batch_size=batch_size or _batch_size(planned, manifest, settings),
     )
+
+
+def _batch_size(planned: Plan, manifest: Manifest, settings: Settings) -> int:
+    about = (planned.backbone, planned.precision, settings.device, len(manifest))
+    return settings.batch_size or int(settings.ask(_tuned, *about))
 
 
 def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:
@@ -257,3 +302,40 @@ def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
     )
     if not same:
         store.relabel(manifest)
+        if store.path.suffix == ".h5" and (told := other_classes(old, manifest)):
+            warnings.warn(
+                f"{store.path} was labelled for something else and is relabelled: {told}. "
+                "Give --name for a store of its own",
+                stacklevel=4,
+            )
+
+
+def other_classes(old: Manifest, new: Manifest) -> str:
+    """Say which task and classes take the place of others, in a line; nothing where they stay."""
+    if (old.task, old.classes) == (new.task, new.classes):
+        return ""
+
+    def said(one: Manifest) -> str:
+        shown = ", ".join(one.classes[:SHOWN]) or "none"
+        more = f" and {len(one.classes) - SHOWN} more" if one.classes[SHOWN:] else ""
+        return f"{one.task}, {shown}{more}"
+
+    return f"{said(old)} -> {said(new)}"
+
+
+def former_store(
+    manifest: Manifest, backbone: Backbone, out: Path, settings: Settings, name: str
+) -> Path | None:
+    """Return a store that has what is asked, under another name of the data set, if there is one.
+
+    None too where there is one under the manifest's own name.
+    """
+    path = store_path(out, name, backbone.spec.name)
+    if not path.is_file() or store_path(out, manifest.dataset, backbone.spec.name).is_file():
+        return None
+    try:
+        there = replace(manifest, dataset=name)
+        found = plan(there, backbone, out, replace(settings, overwrite="never"))
+    except StoreError:
+        return None
+    return None if found.new else path

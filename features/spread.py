@@ -22,7 +22,7 @@ from features.backbones import Backbone
 from features.copies import Files, fill_copies, hashes, measure
 from features.errors import ClusterError, MedprobeError, StoreError
 from features.extract import Progress, Stop, fill
-from features.jobs import Job
+from features.jobs import Job, taken_by_all
 from features.manifest import Manifest
 from features.parts import Part, clear, deal, gather
 from features.plan import Settings, here
@@ -172,8 +172,10 @@ def fill_by(
     with pool_of(Worker, [job.backbone for job in jobs], replace(settings, ask=here)) as pool:
         for _ in range(ROUNDS):
             files = _files(pool, manifest, jobs, stop)
-            first = files.first()
-            parts = deal(manifest, jobs, first != np.arange(len(first)), pool.room())
+            taken = taken_by_all(jobs)
+            first = files.first(taken)
+            left = taken | (first != np.arange(len(first)))
+            parts = deal(manifest, jobs, left, pool.room())
             _fill(pool, parts, len(manifest), jobs, progress, stop)
             if stop():
                 raise KeyboardInterrupt
@@ -184,9 +186,9 @@ def fill_by(
             if not any(job.todo.any() for job in jobs):
                 break
         else:
-            left = max(int(job.todo.sum()) for job in jobs)
+            more = max(int(job.todo.sum()) for job in jobs)
             raise StoreError(
-                f"{left} images kept changing while they were read: "
+                f"{more} images kept changing while they were read: "
                 "give the same command again when they no longer do"
             )
     if progress:

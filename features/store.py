@@ -33,6 +33,7 @@ from features.layout import (
     COLUMNS,
     REASON_BYTES,
     SOURCE,
+    TAKEN,
     TEXT,
     build,
     column_of,
@@ -66,6 +67,20 @@ class FeatureStore:
     def __reduce__(self) -> tuple[Any, ...]:
         """Have another process open the same file, for reading."""
         return FeatureStore, (self.path.absolute(),)
+
+    def __repr__(self) -> str:
+        """Return where it is, and what is in it."""
+        features = ", ".join(f"{name} {shape}" for name, shape in list(self.features.items())[:3])
+        more = len(self.features) - 3
+        features += f" and {more} more" if more > 0 else ""
+        state = "closed"
+        if self.descriptor >= 0:
+            marks = self.done
+            state = ", ".join(
+                f"{int((marks == mark).sum())} {word}"
+                for mark, word in ((DONE, "done"), (PENDING, "to be done"), (BAD, "bad"))
+            )
+        return f"FeatureStore({str(self.path)!r}, {self.about['dataset']}: {state}; {features})"
 
     def __enter__(self) -> Self:
         """Return the store itself."""
@@ -110,8 +125,9 @@ class FeatureStore:
         )
 
     @classmethod
-    def open(cls, path: Path, *, write: bool = False) -> FeatureStore:
+    def open(cls, path: Path | str, *, write: bool = False) -> FeatureStore:
         """Open a store; StoreError for a file that isn't there or isn't a store of this version."""
+        path = Path(path)
         if not path.is_file():
             raise StoreError(f"there is no store {path}: make it with `medprobe extract`")
         return cls(path, write=write)
@@ -152,6 +168,12 @@ class FeatureStore:
     def done(self) -> NDArray[np.uint8]:
         """(N,) PENDING, DONE or BAD."""
         return self.columns["done"].read()
+
+    @property
+    def taken(self) -> NDArray[np.bool_]:
+        """(N,) rows that were done before the store grew: no later batch has them in it."""
+        done = self.done == DONE
+        return np.zeros_like(done) if self._taken is None else done & self._taken
 
     def bad(self) -> dict[int, str]:
         """Return row -> reason of the bad images."""
@@ -324,7 +346,25 @@ class FeatureStore:
 
     def relabel(self, manifest: Manifest) -> None:
         """Replace labels, subjects and splits only, in a copy that takes the store's place."""
-        build(self.path, manifest, self.features, self.attributes, self.columns)
+        attributes, taken = self.attributes, self._taken
+        build(self.path, manifest, self.features, attributes, self.columns, taken=taken)
+        self.close()
+        self._open(write=True)
+
+    def grow(self, manifest: Manifest, fingerprint: Mapping[str, Any], batch_size: int) -> None:
+        """Make room for further images, in a copy that takes the store's place.
+
+        All images of the store must be in the manifest; what is done of them stays to the bit, and
+        is in no batch any more.
+        """
+        place = {name: row for row, name in enumerate(manifest.id.tolist())}
+        rows = np.array([place[name] for name in self.manifest().id.tolist()], dtype=np.int64)
+        taken = np.zeros(len(manifest), dtype=bool)
+        taken[rows] = self.done == DONE
+        made_from = {"fingerprint": json.dumps(fingerprint, sort_keys=True)}
+        attributes = self.attributes | made_from | {"batch_size": batch_size}
+        columns, features = self.columns, self.features
+        build(self.path, manifest, features, attributes, columns, rows=rows, taken=taken)
         self.close()
         self._open(write=True)
 
@@ -345,9 +385,14 @@ class FeatureStore:
             )
         attributes = self.attributes | {"fingerprint": json.dumps(fingerprint, sort_keys=True)}
         features = self.features | other.features
-        build(self.path, self.manifest(), features, attributes, other.columns, self.columns)
+        sources = (other.columns, self.columns)
+        build(self.path, self.manifest(), features, attributes, *sources, taken=self._taken)
         self.close()
         self._open(write=True)
+
+    @property
+    def _taken(self) -> NDArray[np.bool_] | None:
+        return self.columns[TAKEN].read() > 0 if TAKEN in self.columns else None
 
     def _write(self, name: str, rows: NDArray[np.integer], values: Any) -> None:
         self.columns[name].write(rows, np.asarray(values))

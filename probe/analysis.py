@@ -7,7 +7,6 @@ cka          pre-trained against fine-tuned layers, or the last layers of severa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -29,7 +28,6 @@ from probe.report.processes import several
 from probe.tables import Table
 
 NEAR = (0.95, 0.99)  # shares of the best score whose first epochs are told
-NOTHING = re.compile(r"(?!)")  # what an earlier analysis left is kept
 
 
 def layers(sources: Sequence[Path], out: Path) -> list[Path]:
@@ -173,8 +171,8 @@ def _heat(
 def _write(out: Path, charts: Sequence[Chart], tables: Sequence[Table]) -> list[Path]:
     """Write figures with their data, then tables, which replace a chart's data of one name."""
     with several() as run:
-        write_figures(out, charts, NOTHING, run)
-    write_tables(out, tables, NOTHING)
+        write_figures(out, charts, run)
+    write_tables(out, tables)
     kinds = {chart.name: ("svg", "png", "csv") for chart in charts}
     kinds |= {t.name: (*kinds.get(t.name, ()), "csv", "md", "tex") for t in tables}
     return [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from features.console import FILE
+from features.console import FILE, echo
 
 out_option = click.option(
     "-o", "out", type=FILE, default="analysis", show_default=True, help="Where files go."
@@ -86,4 +86,4 @@ def cka(stores: tuple[Path, ...], pool: str | None, batch_size: int, seed: int, 
 def _say(paths: list[Path]) -> None:
     """Print the files that were written."""
     for path in paths:
-        click.echo(path)
+        echo(path)

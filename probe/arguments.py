@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from features.arguments import together
-from features.console import FILE
+from features.console import FILE, echo
 
 if TYPE_CHECKING:
     from probe import finetune, sweep
@@ -23,7 +25,10 @@ POSITIVE = click.IntRange(min=1)
 SHARE = click.FloatRange(0, 1, min_open=True)
 
 scoring_options = together(  # what is scored, and how; of any head
-    click.option("--metric", help="What chooses and heads the report; default the data set's own."),
+    click.option(
+        "--metric",
+        help="What chooses and heads the report (docs/metrics.md); default the data set's own.",
+    ),
     click.option(
         "--uncertain",
         type=click.Choice(["zeros", "ones", "ignore"]),
@@ -40,10 +45,10 @@ scoring_options = together(  # what is scored, and how; of any head
     ),
     click.option(
         "--interval",
-        type=click.Choice(["percentile", "bca"]),
-        default="percentile",
+        type=click.Choice(["bayesian", "percentile", "bca"]),
+        default="bayesian",
         show_default=True,
-        help="Which bootstrap interval, of 95 %.",
+        help="Which bootstrap interval, of 95 %; the last two are too short of few subjects.",
     ),
     click.option(
         "--by", multiple=True, metavar="COLUMN", help="Also score every group, such as sex."
@@ -198,6 +203,43 @@ def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Setti
 def seeds_of(given: dict[str, Any]) -> range:
     """Return the seeds of runs."""
     return range(given["seed"], given["seed"] + (given["seeds"] or 1))
+
+
+def is_number(text: str) -> bool:
+    """Say whether a word is a number, perhaps with a comma at its end."""
+    try:
+        float(text.strip(","))
+    except ValueError:
+        return False
+    return True
+
+
+def refuse_spaces(words: Sequence[Path], given: dict[str, Any]) -> None:
+    """Raise UsageError where numbers stand for files: a list that was written with spaces."""
+    loose = [str(word) for word in words if is_number(str(word)) and not word.exists()]
+    if not loose:
+        return
+    lists = {"--C": "strengths", "--k": "neighbours", "--shots": "shots"}
+    named = [(option, given[name]) for option, name in lists.items() if given.get(name)]
+    option, first = named[0] if len(named) == 1 else ("--C", "0.1")
+    whole = ",".join(word.strip(",") for word in (first, *loose))
+    raise click.UsageError(
+        f"{' '.join(loose)}: no such store. A list has commas and no spaces: write {option} {whole}"
+    )
+
+
+def say_added(out: Path) -> None:
+    """Say on standard error that a folder holds results, which stay."""
+    path = out / "results.jsonl"
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        n = sum(1 for _ in file)
+    echo(
+        f"{out} holds {n} result{'s' * (n != 1)}: this adds to them, and replaces those of the "
+        "same. Take -o for a folder of its own",
+        err=True,
+    )
 
 
 def parse_strengths(text: str | None) -> tuple[float, ...] | None:

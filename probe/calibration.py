@@ -13,42 +13,34 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from probe.ranking import totals
+from probe.ranking import sums_by, totals
 
 Array: TypeAlias = Any
 BINS = 15
 
 
-def _claims(y: Array, p: Array) -> list[tuple[Array, Array]]:
-    """Return confidence (n,) and whether it was right (n,) with NaN for not known, per output."""
-    if y.ndim == 2:
-        return [(p[:, k], y[:, k]) for k in range(p.shape[1])]
-    return [(p.max(1), (p.argmax(1) == y).astype(float))]
+def confidence_of(y: Array, p: Array) -> tuple[Array, Array]:
+    """Return of classes how sure (N,), and whether it was right (N,), 1 or 0."""
+    called = p.argmax(1)
+    return p[np.arange(len(y)), called], (called == y).astype(float)
 
 
 def _bin(confidence: Array) -> Array:
     return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)
 
 
-def expected_error(y: Array, p: Array) -> Callable[[Array], Array]:
+def expected_error(right: Array, confidence: Array) -> Callable[[Array], Array]:
     """Return a function of weights (B, N): the mean over bins of |confidence - frequency|, (B,).
 
-    Of findings, the mean over them; one without a known image is left out.
+    right (N,) is 1, 0, or NaN for not known; NaN where nothing is known.
     """
-    outputs = []
-    for confidence, right in _claims(y, p):
-        known = ~np.isnan(right)
-        one_hot = np.eye(BINS)[_bin(confidence)] * known[:, None]  # (N, bins)
-        gap = np.where(known, confidence - right, 0)[:, None] * one_hot
-        outputs.append((totals(gap), totals(known.astype(float)[:, None])))
+    known = ~np.isnan(right)
+    off = np.where(known, confidence - right, 0)
+    gap, counted = sums_by(_bin(confidence), BINS, off), totals(known.astype(float)[:, None])
 
     def scorer(weights: Array) -> Array:
         with np.errstate(invalid="ignore"):
-            errors = np.stack(
-                [abs(gap(weights)).sum(1) / known(weights)[:, 0] for gap, known in outputs], axis=1
-            )
-            there = ~np.isnan(errors)
-            return np.where(there, errors, 0).sum(1) / there.sum(1)
+            return abs(gap(weights)).sum(1) / counted(weights)[:, 0]
 
     return scorer
 
@@ -56,18 +48,21 @@ def expected_error(y: Array, p: Array) -> Callable[[Array], Array]:
 def reliability(y: Array, p: Array) -> list[dict[str, float]]:
     """Return per bin that holds any: low, high, images, mean confidence and frequency of right.
 
-    Of findings, all of them together.
+    y (N,) class index and p (N, K); or (N, L) of 1, 0 and NaN each, all findings together.
     """
-    confidence, right = (np.concatenate(parts) for parts in zip(*_claims(y, p), strict=True))
+    confidence, right = (p.ravel(), y.ravel()) if y.ndim == 2 else confidence_of(y, p)
     confidence, right = confidence[~np.isnan(right)], right[~np.isnan(right)]
     place = _bin(confidence)
+    images, sure, hits = (
+        np.bincount(place, weights, BINS) for weights in (None, confidence, right)
+    )
     return [
         {
             "low": k / BINS,
             "high": (k + 1) / BINS,
-            "images": int((place == k).sum()),
-            "confidence": float(confidence[place == k].mean()),
-            "frequency": float(right[place == k].mean()),
+            "images": int(images[k]),
+            "confidence": float(sure[k] / images[k]),
+            "frequency": float(hits[k] / images[k]),
         }
-        for k in np.unique(place).tolist()
+        for k in np.flatnonzero(images).tolist()
     ]

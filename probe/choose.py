@@ -23,11 +23,11 @@ from probe.knn import vote
 from probe.least_squares import fit as solve
 from probe.path import Progress
 
-PROBABILITIES = 1 << 27  # numbers of held-out probabilities kept at once: 512 MB
+LOG_ODDS = 1 << 26  # numbers of held-out log-odds kept at once: 512 MB
 
 
 Fit = Callable[..., Heads]  # fit_heads, or one that has others hold the rows
-HeldOut = tuple[NDArray[Any], NDArray[np.float64]]  # y (n,) or (n, L), p (n, K)
+HeldOut = tuple[NDArray[Any], NDArray[np.float64]]  # y (n,) or (n, L), log-odds (n, K)
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Draw:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a draw led to. predict turns X (N, D) into probabilities; `head` is linear heads' own.
+    """What a draw led to. log_odds turns X (N, D) into (N, K); `head` is linear heads' own.
 
-    `folds` is what was chosen by, as results.jsonl has it. held_out gives labels and probabilities
-    of every row that a fold held out, by the head of the choice that hadn't it.
+    `folds` is what was chosen by, as results.jsonl has it. held_out gives labels and log-odds of
+    every row that a fold held out, by the head of the choice that hadn't it.
     """
 
-    predict: Callable[[torch.Tensor], torch.Tensor]
+    log_odds: Callable[[torch.Tensor], torch.Tensor]
     head: Head | None
     C: float | None
     folds: dict[str, Any]
@@ -109,12 +109,11 @@ def _chosen(
     scores = np.full((len(heads.C), len(held_out)), np.nan)
     width = len(classes)
     for f, held in enumerate(held_out):
-        step = max(1, PROBABILITIES // (int(held.sum()) * width))
+        step = max(1, LOG_ODDS // (int(held.sum()) * width))
         for j in range(0, len(scores), step):
             some = heads.select(slice(j, j + step), group + f + 1)
-            parts = [some.probabilities(X.to(heads.coef.device)) for X in _chunks(features, held)]
-            p = torch.cat(parts, 1).cpu().numpy()
-            scores[j : j + step, f] = [metrics.evaluate(metric, y[held], one)[0] for one in p]
+            parts = [some.log_odds(X.to(heads.coef.device)) for X in _chunks(features, held)]
+            scores[j : j + step, f] = _scores(metric, y[held], torch.cat(parts, 1))
     # Without folds, scikit-learn's default C = 1, or what was tried next to it.
     best = best_of(scores, metric) if len(held_out) else int(heads.C.log().abs().argmin())
     head = heads.head(classes, best, group)
@@ -124,11 +123,11 @@ def _chosen(
 
     def of_rows(f: int, held: NDArray[np.bool_]) -> torch.Tensor:
         one = heads.select(slice(best, best + 1), group + f + 1)
-        parts = [one.probabilities(X.to(heads.coef.device))[0] for X in _chunks(features, held)]
+        parts = [one.log_odds(X.to(heads.coef.device))[0] for X in _chunks(features, held)]
         return torch.cat(parts)
 
     return Chosen(
-        predict=lambda X: head.predict_proba(X.double()),
+        log_odds=head.log_odds,
         head=head,
         C=float(heads.C[best]),
         folds={
@@ -164,8 +163,8 @@ def neighbours(
         for f, held in enumerate(draw.folds.held_out):
             cast = votes[torch.from_numpy(~held)].to(device)
             X = torch.cat(list(_chunks(mine, held))).to(device)
-            p = vote(_chunks(mine, ~held), cast, X, k=k, temperature=temperature).cpu().numpy()
-            scores[:, f] = [metrics.evaluate(metric, labels[held], one)[0] for one in p]
+            z = vote(_chunks(mine, ~held), cast, X, k=k, temperature=temperature)
+            scores[:, f] = _scores(metric, labels[held], z)
         best = int(k[best_of(scores, metric)]) if len(draw.folds.held_out) else min(k)
 
         def of_rows(
@@ -179,7 +178,7 @@ def neighbours(
             cast = votes[torch.from_numpy(~held)].to(device)
             return vote(_chunks(mine, ~held), cast, X, k=[k], temperature=temperature)[0]
 
-        def predict(
+        def log_odds(
             X: torch.Tensor, mine: Features = mine, votes: torch.Tensor = votes, k: int = best
         ) -> torch.Tensor:
             X = X.to(device)
@@ -187,7 +186,7 @@ def neighbours(
 
         found.append(
             Chosen(
-                predict=predict,
+                log_odds=log_odds,
                 head=None,
                 C=None,
                 folds={
@@ -230,10 +229,10 @@ def least_squares(
 
         kept = [torch.from_numpy(~held) for held in draw.folds.held_out]
         of_folds = [fitted(rows) for rows in kept]
-        said = [h.predict_proba(X[~rows]) for h, rows in zip(of_folds, kept, strict=True)]
+        said = [h.log_odds(X[~rows]) for h, rows in zip(of_folds, kept, strict=True)]
         scores = [
-            metrics.evaluate(metric, labels[~rows].numpy(), p.numpy())[0]
-            for rows, p in zip(kept, said, strict=True)
+            _scores(metric, labels[~rows].numpy(), z[None])[0]
+            for rows, z in zip(kept, said, strict=True)
         ]
         head = fitted(torch.ones(len(X), dtype=torch.bool))
 
@@ -244,7 +243,7 @@ def least_squares(
 
         found.append(
             Chosen(
-                predict=lambda X, head=head: head.predict_proba(X.double()),  # type: ignore[misc]
+                log_odds=head.log_odds,
                 head=head,
                 C=None,
                 folds={
@@ -260,6 +259,11 @@ def least_squares(
     return found
 
 
+def _scores(metric: metrics.Metric, y: NDArray[Any], z: torch.Tensor) -> list[float]:
+    """Return the metric of each of J heads' log-odds (J, n, K)."""
+    return [float(metrics.evaluate_log_odds(metric, y, one)[0]) for one in z.cpu().numpy()]
+
+
 def _held_out(
     of_rows: Callable[[int, NDArray[np.bool_]], torch.Tensor],
     y: NDArray[Any],
@@ -267,10 +271,10 @@ def _held_out(
     width: int,
 ) -> HeldOut:
     """Return what each fold's head says of the rows that the fold held out, fold after fold."""
-    ps = [np.empty((0, width))]
-    ps += [of_rows(f, held).cpu().numpy() for f, held in enumerate(draw.folds.held_out)]
+    zs = [np.empty((0, width))]
+    zs += [of_rows(f, held).cpu().numpy() for f, held in enumerate(draw.folds.held_out)]
     ys = [y[:0], *(y[held] for held in draw.folds.held_out)]
-    return np.concatenate(ys), np.concatenate(ps)
+    return np.concatenate(ys), np.concatenate(zs)
 
 
 def _chunks(features: Features, mask: NDArray[np.bool_]) -> Any:

@@ -19,10 +19,12 @@ from features.console import (
     as_table,
     bar,
     device_option,
+    echo,
     images_per_second,
     json_option,
     provenance,
 )
+from features.files import write_whole
 from probe.analyze_command import analyze
 from probe.arguments import (
     DEIT,
@@ -31,6 +33,8 @@ from probe.arguments import (
     loop_options,
     probing_of,
     probing_options,
+    refuse_spaces,
+    say_added,
     scoring_options,
     seeds_of,
     training_of,
@@ -83,7 +87,9 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
     from features.errors import MedprobeError
 
     trained = given["head"] == "deit" or given["protocol"] == "study"
+    refuse_spaces(stores, given)
     refuse(trained)
+    say_added(out)
     known = columns_of(stores, given["by"])
     found: list[Result] = []
     failed = []
@@ -94,7 +100,7 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
             except MedprobeError as error:
                 if len(stores) == 1:
                     raise
-                click.echo(f"Error: {error}", err=True)
+                echo(f"Error: {error}", err=True)
                 failed.append(store)
                 continue
             found += results
@@ -127,7 +133,7 @@ def columns_of(stores: Sequence[Path], by: tuple[str, ...]) -> dict[Path, tuple[
     for path, columns in there.items():
         missing = [c for c in by if c not in columns and any(c in t for t in there.values())]
         for name in missing:
-            click.echo(f"{path} has no column {name}: it is not scored by it", err=True)
+            echo(f"{path} has no column {name}: it is not scored by it", err=True)
         known[path] = tuple(c for c in by if c not in missing)
     return known
 
@@ -139,7 +145,7 @@ def say_results(results: Sequence[Result], *, trained: bool) -> None:
             say_tuned(result)
         else:
             say_result(result, several=len(results) > 1)
-    click.echo(f"  {results[0].audit['line']}", err=True)
+    echo(f"  {results[0].audit['line']}", err=True)
 
 
 def refuse(trained: bool) -> None:
@@ -214,15 +220,16 @@ def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     yield probe_one
 
 
-def say_group(metric: str, group: dict[str, Any]) -> None:
+def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
     """Print the metric of one group."""
     low, high = group["ci_low"], group["ci_high"]
     score = "not defined"
     if group["value"] is not None:
         score = f"{group['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
-    click.echo(
-        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}, "
-        f"{group['subjects']} subjects" + (" (few)" if group["small"] else "")
+    echo(
+        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}"
+        + (f", {group['subjects']} subjects" if subjects else "")
+        + (" (few)" if group["small"] else "")
     )
 
 
@@ -233,24 +240,26 @@ def say_result(result: Result, *, several: bool) -> None:
     chosen = f"C = {result.C:.3g}" if result.C else ""
     for name, key in (("k", "chosen"), ("l2", "l2")):
         chosen = f"{name} = {result.folds[key]:g}" if key in result.folds else chosen
-    click.echo(
+    echo(
         f"{' '.join([f'{result.dataset} x {result.backbone}', *cell])}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
         f"on {result.n_test} test images, {chosen}"
     )
     if control := result.control:
-        click.echo(
+        echo(
             f"  with shuffled labels: {control['value']:.3f} "
             f"[{control['ci_low']:.3f}, {control['ci_high']:.3f}]"
         )
+    if result.few:
+        echo(f"  {result.few}", err=True)
     if result.ci_low == result.ci_high:
-        click.echo(f"  {result.notes[-1]}", err=True)
+        echo(f"  {result.notes[-1]}", err=True)
     for group in result.subgroups:
-        say_group(result.metric, group)
+        say_group(result.metric, group, subjects=result.subjects_known)
     if result.weights == "random":
-        click.echo("  the backbone's weights are random: the score says nothing about it", err=True)
+        echo("  the backbone's weights are random: the score says nothing about it", err=True)
     if not result.converged:
-        click.echo("  not every head converged: see the result's notes and folds", err=True)
+        echo("  not every head converged: see the result's notes and folds", err=True)
 
 
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
@@ -278,6 +287,7 @@ def predict(
 ) -> None:
     """Apply a saved HEAD to every image and write class probabilities as CSV.
 
+    An image that can't be read has a row too, with the reason in place of an answer.
     HEAD is a heads.json, or the run.json of a training run. A store must come
     from the backbone, with the weights, that it was fitted on; a data set is
     extracted first, prepared as for the head.
@@ -292,11 +302,11 @@ def predict(
     from probe.predict import predict_images
 
     if Path(source).is_file():
-        text = run(head, Path(source))
+        found = run(head, Path(source))
     else:
         manifest = open_dataset(source, replace(options_of(given), labelled=False))
         with bar(f"{manifest.dataset}: features", "images") as show:
-            text = predict_images(
+            found = predict_images(
                 head,
                 manifest,
                 features=stores,
@@ -305,10 +315,14 @@ def predict(
                 progress=images_per_second(show),
             )
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(found.table.encode("utf-8", "surrogateescape"), nl=False)
     else:
-        out.write_text(text, encoding="utf-8", newline="")
-        click.echo(f"{out}: {text.count(chr(10)) - 1} images", err=True)
+        write_whole(out, found.table.encode("utf-8", "surrogateescape"))
+        echo(f"{out}: {found.images} images", err=True)
+    if len(found.without) == found.images:
+        raise Damaged(found.line())
+    if found.without:
+        echo(f"Warning: {found.line()}", err=True)
 
 
 @click.command()
@@ -318,7 +332,7 @@ def predict(
     type=click.IntRange(min=100),
     default=2000,
     show_default=True,
-    help="Of the paired bootstrap and the permutation test.",
+    help="Of the paired bootstrap and the permutation test, which takes more where p is small.",
 )
 @click.option("--seed", default=0, show_default=True, help="For them.")
 @json_option
@@ -326,7 +340,8 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     """Say whether the models of RESULTS differ: in pairs on each data set, by ranks over all.
 
     The p of a pair is of a permutation test by subject, or of DeLong's for the AUROC of two classes
-    and independent images, and Holm's for the number of pairs of a data set.
+    and independent images, and Holm's for the number of pairs of a data set. The best model of a
+    data set is also held against the rest with an allowance for having searched for it.
 
     \b
     medprobe compare results
@@ -336,6 +351,8 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     found = compare_results(results, n=resamples, seed=seed)
     if json_:
         return as_json(found.to_json())
+    for note in found.notes:
+        echo(note, err=True)
     rows: list[tuple[str, ...]] = [("dataset", "model", "metric", "value", "interval", "seeds")]
     for score in found.scores:
         spread = "" if score.deviation is None else f" (sd {score.deviation:.3f})"
@@ -354,15 +371,20 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
         p = (f"{d.p:.4f}", f"{pair.p_holm:.4f}")
         rows.append((pair.dataset, pair.a, pair.b, f"{d.value:+.3f}", interval, *p, d.test))
     if len(rows) > 1:
-        click.echo()
+        echo()
         as_table(rows)
+        floors = [pair.difference.resolution for pair in found.pairs if pair.difference]
+        if max(floors, default=0.0) > 0:
+            echo(f"p by permutation can be as small as {max(floors):.2g}")
+    for best in found.best:
+        echo(f"\n{best.sentence}")
     if found.ranks and len(found.datasets) > 1:
-        click.echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
+        echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
         as_table([(m, f"{r:.2f}") for m, r in zip(found.models, found.ranks.mean, strict=True)])
         if found.ranks.p is None:
-            click.echo(f"no test: {found.ranks.why_not}")
+            echo(f"no test: {found.ranks.why_not}")
         else:
-            click.echo(
+            echo(
                 f"Friedman's p = {found.ranks.p:.4f}; ranks {found.ranks.critical:.2f} apart "
                 "differ (Nemenyi, 5 %)"
             )
@@ -383,12 +405,14 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     help="Small copies of images, of DICOM too; or neither pixels nor paths nor ids of images and "
     "subjects. By default copies of all but DICOM.",
 )
+@click.option("--fetch", is_flag=True, help="Small copies of images at URLs too.")
 @click.option("--analysis", type=FILE, help="A folder of `medprobe analyze`: its cka*.csv.")
 def report(
     results: tuple[Path, ...],
     out: Path,
     compare: tuple[Path, Path] | None,
     images: bool | None,
+    fetch: bool,
     analysis: Path | None,
 ) -> None:
     """Write one HTML page, figures and tables of RESULTS (folders, or results.jsonl files).
@@ -401,8 +425,10 @@ def report(
 
     if not results and not compare:
         raise click.UsageError("nothing to report: name a results folder, or --compare A B")
-    options = Options(compare or None, analysis, private=images is False, dicom=images is True)
-    click.echo(write_report(results, out, options))
+    options = Options(
+        compare or None, analysis, private=images is False, dicom=images is True, fetch=fetch
+    )
+    echo(write_report(results, out, options))
 
 
 COMMANDS = (probe, finetune, run, predict, compare, analyze, report)  # in order of use

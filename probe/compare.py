@@ -6,8 +6,8 @@ score on a data set is the mean over seeds; a paired test takes the predictions 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from features.errors import ProbeError
 from probe import metrics
 from probe.identity import data_names, model_names
+from probe.paired import ALPHA, Difference, compare, delong_test
 from probe.ranks import Ranks, holm, ranks, wilcoxon_holm
 from probe.results import Predictions, Result, load, read_predictions
-from probe.statistics import Difference, compare, delong_test
+from probe.selection import Chosen, choose
 
 AGREE = 1e-6  # predictions whose score differs more from their row's are another result's
 
@@ -53,6 +54,34 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best model of a data set, held against those with the same test images.
+
+    `chosen` has its corrected score, and p of it being better than each of `models` (itself first).
+    """
+
+    dataset: str
+    metric: str
+    models: list[str]
+    chosen: Chosen
+
+    @property
+    def sentence(self) -> str:
+        """Say it, allowing for the search."""
+        c = self.chosen
+        worse = [name for name, p in zip(self.models, c.p, strict=True) if p < ALPHA]
+        others = len(self.models) - 1
+        said = f"{', '.join(worse)}" if 0 < len(worse) <= 3 else f"{len(worse)} of {others} others"
+        found = f"it is better than {said}" if worse else "it is not distinguishable from any other"
+        return (
+            f"{self.dataset}: the best of {len(self.models)} is {self.models[0]}, "
+            f"{self.metric} {c.value:.3f}; having been chosen on these images, it is estimated at "
+            f"{c.estimate:.3f} [{c.ci_low:.3f}, {c.ci_high:.3f}]; {found} "
+            f"(5 %, allowing for the search)"
+        )
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All that `medprobe compare` says. `ranks` is in the order of `models`."""
 
@@ -62,6 +91,8 @@ class Comparison:
     datasets: list[str]  # those on which every model has a result
     ranks: Ranks | None
     wilcoxon: list[list[float]] | None  # Holm's adjusted p of every pair, over data sets
+    notes: list[str] = field(default_factory=list)  # what a reader must know
+    best: list[Best] = field(default_factory=list)  # of each data set with two models or more
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -73,7 +104,8 @@ def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) ->
 
     Raises ProbeError where there are no two models, or results of one data set by two metrics.
     """
-    found = [(source, result) for source in sources for result in load(source)]
+    known = {result.identity.digest: (s, result) for s in sources for result in load(s)}
+    found = list(known.values())
     identities = [result.identity for _, result in found]
     names = model_names(identities)
     if len(set(names)) < 2:
@@ -92,10 +124,22 @@ def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) ->
                 f"{dataset} has results by {', '.join(sorted(used))}: give one folder per metric"
             )
     scores = {key: _score(*key, [result for _, result in runs]) for key, runs in cells.items()}
-    pairs = []
+    notes = _several_ways([identity.data for identity in identities])
+    pairs, best = [], []
     for dataset in datasets:
-        there = [model for model in models if (dataset, model) in cells]
-        pairs += _pairs(dataset, {m: cells[dataset, m][0] for m in there}, n=n, seed=seed)
+        there = {model: cells[dataset, model] for model in models if (dataset, model) in cells}
+        said, missing = _said(there)
+        notes += [f"{dataset}: {model} is in no test: {why}" for model, why in missing.items()]
+        first = next(iter(there.values()))[0][1]
+        metric = metrics.find(first.metric, first.task)
+        firsts = {model: seeds[0] for model, seeds in said.items()}
+        pairs += _pairs(dataset, metric, firsts, missing, n=n, seed=seed)
+        score = {model: _better_is_more(scores[dataset, model], cells) for model in there}
+        order = sorted(said, key=lambda model: -score[model])
+        answers = [said[m] for m in order]
+        kept, chosen = chosen_among(metric, answers, n=n, seed=seed) if order else ([], None)
+        if chosen:
+            best.append(Best(dataset, metric.name, [order[k] for k in kept], chosen))
     whole = [d for d in datasets if all((d, m) in cells for m in models)]
     table = np.array([[_better_is_more(scores[d, m], cells) for m in models] for d in whole])
     p = wilcoxon_holm(table) if len(whole) else None
@@ -106,7 +150,19 @@ def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) ->
         datasets=whole,
         ranks=ranks(table) if len(whole) else None,
         wilcoxon=None if p is None else p.tolist(),
+        best=best,
+        notes=notes,
     )
+
+
+def _several_ways(data: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Say which data sets have several splits or labels among the results."""
+    names = [name for name, _, _ in set(data)]
+    return [
+        f"{name} is split or labelled in {names.count(name)} ways: "
+        "models are compared within each, not across"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
 
 
 def _score(dataset: str, model: str, results: Sequence[Result]) -> Score:
@@ -129,25 +185,41 @@ def _better_is_more(score: Score, cells: dict[tuple[str, str], list[tuple[Path, 
     return score.value if metrics.find(score.metric, task).higher else -score.value
 
 
-def _pairs(dataset: str, runs: dict[str, tuple[Path, Result]], *, n: int, seed: int) -> list[Pair]:
-    said: dict[str, Predictions] = {}
-    missing: dict[str, str] = {}
-    for model, (source, result) in runs.items():
+def _said(
+    runs: Mapping[str, Sequence[tuple[Path, Result]]],
+) -> tuple[dict[str, list[Predictions]], dict[str, str]]:
+    """Return each model's predictions by seed, and of those that can't be used why."""
+    said, missing = {}, {}
+    for model, found in runs.items():
         try:
-            folder = source if source.is_dir() else source.parent
-            said[model] = in_order(predictions_of(folder, result))
+            folders = [s if s.is_dir() else s.parent for s, _ in found]
+            pairs = zip(folders, found, strict=True)
+            said[model] = [in_order(predictions_of(folder, r)) for folder, (_, r) in pairs]
         except ProbeError as error:
             missing[model] = str(error)
+    return said, missing
+
+
+def _pairs(
+    dataset: str,
+    metric: metrics.Metric,
+    said: Mapping[str, Predictions],
+    missing: Mapping[str, str],
+    *,
+    n: int,
+    seed: int,
+) -> list[Pair]:
+    """Test every pair of models; of those without predictions, `missing` says why."""
     out = []
-    for a, b in combinations(runs, 2):
-        result = runs[a][1]
-        pair = Pair(dataset, result.metric, a, b, None, None)
-        gone = [missing[model] for model in (a, b) if model in missing]
-        if why_not := "; ".join(gone) or unpaired(said[a], said[b]):
-            out.append(replace(pair, why_not=why_not))
-            continue
-        metric = metrics.find(result.metric, result.task)
-        out.append(replace(pair, difference=paired_test(metric, said[a], said[b], n=n, seed=seed)))
+    for a, b in combinations([*said, *missing], 2):
+        gone = "; ".join(missing[model] for model in (a, b) if model in missing)
+        why_not = gone or unpaired(said[a], said[b])
+        out.append(Pair(dataset, metric.name, a, b, None, None, why_not))
+    count = sum(not pair.why_not for pair in out)
+    for k, pair in enumerate(out):
+        if not pair.why_not:
+            found = paired_test(metric, said[pair.a], said[pair.b], n=n, seed=seed, pairs=count)
+            out[k] = replace(pair, difference=found)
     raw = [pair.difference.p for pair in out if pair.difference]
     adjusted = iter(holm(raw).tolist())
     return [replace(pair, p_holm=next(adjusted)) if pair.difference else pair for pair in out]
@@ -161,7 +233,7 @@ def predictions_of(folder: Path, result: Result) -> Predictions:
     path = folder / result.predictions
     said = read_predictions(path)
     metric = metrics.METRICS.get((result.task, result.metric))
-    value = float(metrics.evaluate(metric, said.labels, said.probabilities)[0]) if metric else None
+    value = float(metrics.evaluate(metric, said.labels, said.scores(metric))[0]) if metric else None
     differ = [
         f"{name} {found:.6g}, in the row {wanted:.6g}"
         for name, found, wanted, close in (
@@ -178,6 +250,24 @@ def predictions_of(folder: Path, result: Result) -> Predictions:
     return said
 
 
+def chosen_among(
+    metric: metrics.Metric, answers: Sequence[Sequence[Predictions]], *, n: int, seed: int
+) -> tuple[list[int], Chosen | None]:
+    """Return which models have the test images of the first, the best, and how it compares.
+
+    A model is the predictions of its seeds; where seeds differ in their images, of the first of
+    them. Chosen is None where there is no second model.
+    """
+    first = answers[0][0]
+    kept = [k for k, seeds in enumerate(answers) if not unpaired(first, seeds[0])]
+    if len(kept) < 2:
+        return kept, None
+    models = [[s.scores(metric) for s in answers[k] if not unpaired(first, s)] for k in kept]
+    rng = np.random.default_rng(seed)
+    y, subjects = np.asarray(first.labels), np.asarray(first.subjects)
+    return kept, choose(metric, y, models, subjects, n=n, rng=rng, best=0)
+
+
 def unpaired(a: Predictions, b: Predictions) -> str:
     """Say why predictions, each in the order of their ids, make no pairs; "" where they do."""
     same = a.ids == b.ids and np.array_equal(a.labels, b.labels, equal_nan=True)
@@ -185,15 +275,23 @@ def unpaired(a: Predictions, b: Predictions) -> str:
 
 
 def paired_test(
-    metric: metrics.Metric, a: Predictions, b: Predictions, *, n: int, seed: int
+    metric: metrics.Metric, a: Predictions, b: Predictions, *, n: int, seed: int, pairs: int = 1
 ) -> Difference:
-    """Return DeLong's test for the AUROC of two classes and independent images, else resampling."""
+    """Return DeLong's test for the AUROC of two classes and independent images, else resampling.
+
+    Resampling also where DeLong's can't be made: few images of a class, or no variance. `pairs` is
+    for how many p will be adjusted.
+    """
     y, subjects = np.asarray(a.labels), np.asarray(a.subjects)
     independent = len(set(a.subjects)) == len(subjects)
     if metric.name == "auroc" and y.ndim == 1 and len(a.classes) == 2 and independent:
-        return delong_test(y == 1, a.probabilities[:, 1], b.probabilities[:, 1])
+        found = delong_test(y == 1, a.log_odds[:, 1], b.log_odds[:, 1])
+        if found:
+            return found
     rng = np.random.default_rng(seed)
-    return compare(metric, y, a.probabilities, b.probabilities, subjects, n=n, rng=rng)
+    return compare(
+        metric, y, a.scores(metric), b.scores(metric), subjects, n=n, rng=rng, pairs=pairs
+    )
 
 
 def in_order(predictions: Predictions) -> Predictions:
@@ -205,4 +303,5 @@ def in_order(predictions: Predictions) -> Predictions:
         labels=predictions.labels[order],
         probabilities=predictions.probabilities[order],
         classes=predictions.classes,
+        log_odds=predictions.log_odds[order],
     )

@@ -1,15 +1,15 @@
 """What a head said of the test images, scored: per image or per subject, by group, at a threshold.
 
 Shapes: N images (or units: subjects, studies), K classes, L findings. y is (N,) class index or (N,
-L) of 1, 0, NaN; p (N, K) or (N, L). A threshold is chosen on what folds or the val split held out,
-never on the test split.
+L) of 1, 0, NaN; z (N, K) or (N, L) log-odds (log_odds.py). A threshold is chosen on what folds or
+the val split held out, never on the test split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 
 from features.errors import ProbeError
 from features.manifest import Manifest
+from probe import log_odds
 from probe.calibration import reliability
-from probe.metrics import Metric, one_vs_rest, per_output
+from probe.intervals import METHODS, SAID, fewest, intervals, sides_of
+from probe.metrics import Metric, one_vs_rest, per_output, scores_for
 from probe.ranking import totals
-from probe.statistics import intervals
 
 SMALL = 50  # subjects; a group with fewer is flagged
+# Of fewer subjects, or fewer of a class (or side of a finding), no interval is sure to hold its
+# 95 %: benchmarks/bench_statistics.py
+FEW, RARE = 20, 5
 GROUPS = 10  # a numeric column with more values is cut into quartiles
 
 
@@ -33,7 +37,7 @@ class Scoring:
 
     seed: int = 0  # of folds and of the bootstrap
     bootstrap: int = 1000  # resamples of the subjects
-    interval: str = "percentile"  # or "bca"
+    interval: str = METHODS[0]
     aggregate: str | None = None  # "mean" or "max" of the images of a unit
     unit: str = "subject"  # or a column of the manifest
     by: tuple[str, ...] = ()  # columns whose groups are scored apart
@@ -47,20 +51,31 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions to score: ids, subjects (N,), y, p, and the manifest's columns (N,)."""
+    """Predictions to score: ids, subjects (N,), y, log-odds z, and the manifest's columns (N,)."""
 
     ids: NDArray[Any]
     subjects: NDArray[Any]
     y: NDArray[Any]
-    p: NDArray[np.float64]
+    z: NDArray[np.float64]
     columns: Mapping[str, NDArray[Any]]
+    has_subjects: bool = True  # else images are taken as independent
+
+    @property
+    def independent(self) -> str:
+        """Return what is taken as independent: "subject", or "image" where none are known."""
+        return "subject" if self.has_subjects else "image"
+
+    @cached_property
+    def p(self) -> NDArray[np.float64]:
+        """Return the probabilities."""
+        return log_odds.probabilities(self.z)
 
 
 def answers(
     manifest: Manifest,
     rows: NDArray[np.integer],
     y: NDArray[Any],
-    p: NDArray[np.float64],
+    z: NDArray[np.float64],
     y_train: NDArray[Any],
     settings: Scoring,
 ) -> Answers:
@@ -73,7 +88,8 @@ def answers(
         both = (y_train == 1).any(0) & (y_train == 0).any(0)
         y = np.where(both, y, np.nan)
     columns = {name: column(manifest, name, rows) for name in settings.by}
-    found = Answers(manifest.id[rows], manifest.subject[rows], y, p, columns)
+    ids, subjects = manifest.id[rows], manifest.subject[rows]
+    found = Answers(ids, subjects, y, z, columns, manifest.has_subjects)
     if settings.aggregate is None:
         return found
     return aggregate(found, column(manifest, settings.unit, rows), settings.aggregate)
@@ -96,10 +112,12 @@ def extras(
     }
     rule = settings.threshold
     return {
-        "interval": f"{settings.interval} bootstrap by subject, {settings.bootstrap} resamples, "
-        "95 %",
+        "interval": f"{SAID[settings.interval].format(answers.independent)}, "
+        f"{settings.bootstrap} resamples, 95 %",
+        "subjects_known": answers.has_subjects,
+        "few": few(answers.y, answers.subjects, classes, answers.independent),
         "scored_by": settings.scored_by,
-        "outputs": per_output(answers.y, answers.p, classes),
+        "outputs": per_output(answers.y, answers.z, classes),
         "reliability": reliability(answers.y, answers.p),
         "subgroups": subgroups(answers, settings.by, metric, **again),
         "thresholds": {
@@ -132,16 +150,12 @@ def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
     names, first, member = np.unique(units, return_index=True, return_inverse=True)
     if (answers.subjects != answers.subjects[first][member]).any():
         raise ProbeError("a unit to aggregate has images of several subjects: see --unit")
-    p = np.zeros((len(names), answers.p.shape[1]))
-    if how == "max":
-        np.maximum.at(p, member, answers.p)
-    else:
-        np.add.at(p, member, answers.p)
-        p /= np.bincount(member)[:, None]
     y = answers.y[first]
+    if how == "max":
+        z = log_odds.largest(answers.z, member, len(names), classes=y.ndim == 1)
+    else:
+        z = log_odds.mean(answers.z, member, len(names))
     if y.ndim == 1:
-        if how == "max":
-            p /= p.sum(1, keepdims=True)
         differ = np.flatnonzero(answers.y != y[member])
         if len(differ):
             raise ProbeError(
@@ -161,7 +175,7 @@ def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
         )
         for name, v in answers.columns.items()
     }
-    return Answers(names, answers.subjects[first], y, p, mixed)
+    return Answers(names, answers.subjects[first], y, z, mixed, answers.has_subjects)
 
 
 def subgroups(
@@ -176,7 +190,7 @@ def subgroups(
     """Return the metric with its interval in every group of every named column.
 
     Each has column, group, n, subjects, value, ci_low, ci_high (None where not defined), and
-    small: True with fewer than SMALL subjects.
+    small: True with fewer than SMALL subjects, or too few of a class (see few).
     """
     out = []
     for name in names:
@@ -187,7 +201,7 @@ def subgroups(
             found = intervals(
                 [metric],
                 answers.y[rows],
-                answers.p[rows],
+                scores_for(metric, answers.z[rows]),
                 subjects,
                 n=n,
                 rng=np.random.default_rng(seed),
@@ -195,7 +209,8 @@ def subgroups(
             )[metric.name]
             count = len(np.unique(subjects))
             about = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}
-            out.append(about | {"subjects": count, **found, "small": count < SMALL})
+            small = count < SMALL or fewest(answers.y[rows], subjects) < RARE
+            out.append(about | {"subjects": count, **found, "small": small})
     return out
 
 
@@ -217,7 +232,26 @@ def _grouped(values: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def caveat(low: float, high: float, subjects: int) -> str:
+def few(
+    y: NDArray[Any], subjects: NDArray[Any], classes: Sequence[str], unit: str = "subject"
+) -> str:
+    """Say of what a test set has too few for its interval to be trusted; "" where of nothing.
+
+    That is fewer than FEW subjects, or fewer than RARE of a class that is there, or of a side of
+    a finding that has both.
+    """
+    said = []
+    if (count := len(np.unique(subjects))) < FEW:
+        said.append(f"{count} {unit}{'s' * (count != 1)} in all")
+    for k, side, count in sides_of(y, subjects):
+        word = "of" if y.ndim == 1 else "with" if side else "without"
+        said += [f"{count} {word} {classes[k]}"] if count < RARE else []
+    if not said:
+        return ""
+    return f"few test {unit}s ({', '.join(said)}): no interval is sure to hold its 95 %"
+
+
+def caveat(low: float, high: float, subjects: int, unit: str = "subject") -> str:
     """Return what to say of an interval without width; "" for others.
 
     Every resample of answers that are all right is all right, and the bootstrap can't tell how
@@ -226,7 +260,7 @@ def caveat(low: float, high: float, subjects: int) -> str:
     if low != high:
         return ""
     return (
-        f"every resample scores {low:.3f}, so the interval has no width; with {subjects} subjects "
+        f"every resample scores {low:.3f}, so the interval has no width; with {subjects} {unit}s "
         f"an error rate of {min(1, 3 / subjects):.1%} can't be excluded"
     )
 
@@ -242,7 +276,7 @@ def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> flo
     if t.all() or not t.any():
         return None
     order = np.argsort(-s, kind="stable")
-    last = np.flatnonzero(np.r_[np.diff(s[order]) != 0, True])
+    last = np.flatnonzero(np.r_[s[order][1:] != s[order][:-1], True])  # infinite ones tie too
     hits, called = np.cumsum(t[order])[last], last + 1.0
     if rule == "f1":
         gain = 2 * hits / (called + t.sum())
@@ -263,31 +297,36 @@ def at_thresholds(
 ) -> dict[str, dict[str, Any]]:
     """Return per finding (or of two classes, the second) threshold, sensitivity and specificity.
 
-    The threshold is chosen on held_out, (y, p) of images that are not in the test split; the rest
-    is measured on the answers, with intervals. Of more than two classes there are none.
+    The threshold is chosen on held_out, (y, z) of images that are not in the test split; the rest
+    is measured on the answers, with intervals. It is a probability; `log_odds` is what calls were
+    made by, None where infinite. Of more than two classes there are none.
     """
-    if answers.y.ndim == 1 and answers.p.shape[1] != 2:
+    if answers.y.ndim == 1 and answers.z.shape[1] != 2:
         return {}
     names = classes if answers.y.ndim == 2 else classes[1:]
     out: dict[str, dict[str, Any]] = {}
-    chosen = zip(one_vs_rest(*held_out), one_vs_rest(answers.y, answers.p), strict=True)
+    chosen = zip(one_vs_rest(*held_out), one_vs_rest(answers.y, answers.z), strict=True)
     for name, (before, (truth, score)) in zip(names, chosen, strict=True):
         threshold = choose_threshold(*before, rule)
         if threshold is None:
             continue
         known = ~np.isnan(truth)
-        right = truth[known], (score[known] >= threshold).astype(float)
-        rates = [
-            Metric("sensitivity", "sensitivity", partial(_rate, side=1), "at a threshold"),
-            Metric("specificity", "specificity", partial(_rate, side=0), "at a threshold"),
-        ]
-        rng = np.random.default_rng(seed)
-        measured = (
-            intervals(rates, *right, answers.subjects[known], n=n, rng=rng, method=method)
-            if known.any()
-            else {}
-        )
-        out[name] = {"threshold": threshold, **measured}
+        called = (score >= threshold).astype(float)
+        out[name] = {
+            "threshold": float(log_odds.probabilities(np.array(threshold))),
+            "log_odds": threshold if np.isfinite(threshold) else None,
+        }
+        for side, rate in ((1, "sensitivity"), (0, "specificity")):
+            there = truth == side
+            if not known.any():
+                continue
+            if not there.any():
+                out[name][rate] = dict.fromkeys(("value", "ci_low", "ci_high"))
+                continue
+            metric = Metric(rate, rate, partial(_rate, side=side), "at a threshold")
+            rng = np.random.default_rng(seed)
+            said = truth[there], called[there], answers.subjects[there]
+            out[name] |= intervals([metric], *said, n=n, rng=rng, method=method)
     return out
 
 

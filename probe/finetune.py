@@ -38,9 +38,9 @@ from probe import checkpoints, evaluation, metrics, protocols, results, splits
 from probe.data import load
 from probe.feeds import Feed, Images, Stored, recipe_of
 from probe.heads import fit_heads
-from probe.identity import Identity
+from probe.identity import Identity, data_of
 from probe.scalars import scalars
-from probe.tested import audited, data_of, metric_of, predictions_of, remarks, tested
+from probe.tested import audited, metric_of, predictions_of, remarks, tested
 from probe.token_head import TokenHead, token_head
 from probe.training import FREE, Say, Task, Training, best_of, predict, processes, train
 from probe.tuned import Tuned, feature_of, recompute, unfreeze
@@ -280,8 +280,8 @@ def _start_from_probe(head: nn.Module, rows: _Rows, feature: str, settings: Sett
         device=settings.training.device,
     )
     seen = torch.from_numpy(rows.store.read(feature, task.val).astype(np.float32))
-    p = heads.probabilities(seen.to(heads.coef.device)).cpu().numpy()
-    scores = [metrics.evaluate(task.metric, task.y[task.val], one)[0] for one in p]
+    z = heads.log_odds(seen.to(heads.coef.device)).cpu().numpy()
+    scores = [metrics.evaluate_log_odds(task.metric, task.y[task.val], one)[0] for one in z]
     one = heads.head(rows.manifest.classes, metrics.best_of(task.metric, np.array(scores)))
     coef, intercept = one.coef, one.intercept
     if one.kind == "binary":  # one logit, of the second class: the first one's is zero
@@ -316,7 +316,7 @@ def _train_and_test(
 
         history = train(model, feed, task, training, run.checkpoints, tell, run.identity)
     device = next(model.parameters()).device
-    p_val, p_test = (
+    z_val, z_test = (
         predict(model, feed, part, training.batch_size, task, device)
         for part in (task.val, rows.test)
     )
@@ -341,14 +341,14 @@ def _train_and_test(
     manifest = rows.manifest
     scoring = replace(settings, seed=training.seed)
     said = evaluation.answers(
-        manifest, rows.test, task.y[rows.test], p_test, task.y[task.train], scoring
+        manifest, rows.test, task.y[rows.test], z_test, task.y[task.train], scoring
     )
     found = tested(
         rows.store,
         manifest,
         said,
         task.metric,
-        held_out=(task.y[task.val], p_val),
+        held_out=(task.y[task.val], z_val),
         chosen_on=rows.chosen_on,
         settings=scoring,
         data=run.data,

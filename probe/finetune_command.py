@@ -20,11 +20,19 @@ from features.console import (
     as_json,
     bar,
     device_option,
+    echo,
     images_per_second,
     json_option,
     provenance,
 )
-from probe.arguments import deit_options, loop_options, scoring_options, seeds_of, training_of
+from probe.arguments import (
+    deit_options,
+    loop_options,
+    say_added,
+    scoring_options,
+    seeds_of,
+    training_of,
+)
 
 if TYPE_CHECKING:
     from probe.results import Result
@@ -96,12 +104,14 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
             with bar(f"{manifest.dataset} x {name}: frozen features", "images") as show:
                 for error in prepare([cell], images_per_second(show)).values():
                     raise error
+    if process.is_main_process:
+        say_added(out)
     found = run_cell(cell, provenance(), epochs=say)
     if not process.is_main_process:
         return
     for result in found if not json_ else ():
         say_tuned(result)
-        click.echo(f"  {result.audit['line']}", err=True)
+        echo(f"  {result.audit['line']}", err=True)
     if json_:
         as_json([asdict(result) for result in found])
 
@@ -110,7 +120,7 @@ def say(record: dict[str, Any]) -> None:
     """Print an epoch on standard error."""
     loss = "start" if record["train_loss"] is None else f"loss {record['train_loss']:.4f}"
     value = "not defined" if record["value"] is None else f"{record['value']:.4f}"
-    click.echo(
+    echo(
         f"  epoch {record['epoch']}: {loss}, validation {value}, {record['seconds']:.1f} s",
         err=True,
     )
@@ -118,10 +128,12 @@ def say(record: dict[str, Any]) -> None:
 
 def say_tuned(result: Result) -> None:
     """Print a result in one line, and on standard error what must be known of it."""
-    click.echo(
+    echo(
         f"{result.dataset} x {result.backbone}, {result.scenario}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
         f"on {result.n_test} test images, epoch {result.folds['epoch']}"
     )
+    if result.few:
+        click.echo(f"  {result.few}", err=True)
     if result.weights == "random":
-        click.echo("  the backbone's weights were random at the start", err=True)
+        echo("  the backbone's weights were random at the start", err=True)

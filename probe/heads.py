@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from features.devices import multiplies_bfloat16
 from features.errors import ProbeError
+from probe import log_odds
 from probe.certificate import certify
 from probe.objective import Objective
 from probe.path import Path as Strengths
@@ -37,7 +39,7 @@ LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 are faste
 PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D outputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Head:
     """One fitted classifier.
 
@@ -50,9 +52,21 @@ class Head:
     kind: str  # "softmax", "sigmoid" (one per class), or "binary" (one, of the second class)
     C: float
 
+    def __repr__(self) -> str:
+        """Return its kind and sizes."""
+        return (
+            f"Head({self.kind} of {len(self.classes)} classes, {self.coef.shape[1]} features, "
+            f"C = {self.C:g})"
+        )
+
+    def log_odds(self, X: Tensor) -> Tensor:
+        """Return log-odds (N, K) of classes, or of L labels (N, L), float64; see log_odds.py."""
+        coef = self.coef.double()
+        return log_odds.of_logits(X.to(coef) @ coef.T + self.intercept.double(), self.kind)
+
     def predict_proba(self, X: Tensor) -> Tensor:
-        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), each in [0, 1]."""
-        return _probabilities(X.to(self.coef) @ self.coef.T + self.intercept, self.kind)
+        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), float64."""
+        return self.log_odds(X).sigmoid()
 
     def save(self, path: Path, **about: Any) -> None:
         """Write path.safetensors and path.json; `about` joins the JSON."""
@@ -93,7 +107,7 @@ class Head:
         return head, about
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Heads:
     """J x G fitted heads of L label columns with K outputs (softmax: L = 1, sigmoids: K = 1).
 
@@ -112,14 +126,24 @@ class Heads:
     passes: Tensor
     bound: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Return its kind and sizes."""
+        J, G, L, K, D = self.coef.shape
+        done, all_ = int(self.converged.sum()), self.converged.numel()
+        return (
+            f"Heads({self.kind}, {J} strengths x {G} groups x {L} labels, {K} outputs of {D} "
+            f"features; {done} of {all_} converged, the largest gap {float(self.gap.max()):.1e})"
+        )
+
+    def log_odds(self, X: Tensor, group: int = 0) -> Tensor:
+        """Return a group's log-odds for X (N, D), float64: (J, N, K), or of L labels (J, N, L)."""
+        coef = self.coef[:, group].flatten(1, 2).double()  # (J, L*K, D)
+        logits = X.to(coef) @ coef.mT + self.intercept[:, group].flatten(1, 2)[:, None].double()
+        return log_odds.of_logits(logits, self.kind)
+
     def probabilities(self, X: Tensor, group: int = 0) -> Tensor:
         """Return a group's probabilities for X (N, D): (J, N, K), or of L labels (J, N, L)."""
-        coef = self.coef[:, group].flatten(1, 2)  # (J, L*K, D)
-        logits = (
-            torch.einsum("nd,jkd->jnk", X.to(coef), coef)
-            + self.intercept[:, group].flatten(1, 2)[:, None]
-        )
-        return _probabilities(logits, self.kind)
+        return self.log_odds(X, group).sigmoid()
 
     def select(self, j: slice, group: int) -> Heads:
         """Keep some strengths of one group."""
@@ -131,13 +155,6 @@ class Heads:
         """Return one classifier."""
         coef, intercept = self.coef[j, group].flatten(0, 1), self.intercept[j, group].flatten()
         return Head(coef, intercept, tuple(classes), self.kind, float(self.C[j]))
-
-
-def _probabilities(logits: Tensor, kind: str) -> Tensor:
-    if kind == "softmax":
-        return logits.softmax(-1)
-    p = logits.sigmoid()
-    return torch.cat([1 - p, p], -1) if kind == "binary" else p
 
 
 class Engine(Protocol):
@@ -165,6 +182,7 @@ def fit_heads(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     engine: Engine | None = None,
+    kind: str | None = None,
 ) -> Heads:
     """Fit a head for every strength C (J,) and every weighting of the rows (G, N).
 
@@ -180,6 +198,10 @@ def fit_heads(
     certified : also bound each head's gap, in about four passes in float64.
     progress : called with heads done, heads in all, and the passes of the batch at work.
     engine : holds the rows, where that isn't this process (cluster.py); `certified` is not for it.
+    kind : of Heads; default by y, and "softmax" has two classes fitted by softmax as well.
+
+    A class without a row in a group has its optimum at infinity. There it gets no coefficients and
+    an intercept of -40, and the others are fitted as if they were all.
 
     Raises ProbeError where no head can be fitted.
     """
@@ -187,10 +209,15 @@ def fit_heads(
     if certified and engine:
         raise ProbeError("a certified gap is computed in one process: leave the engine out")
     K = 1 if y.ndim == 2 else n_classes or int(y.max()) + 1
-    kind = "sigmoid" if y.ndim == 2 else "binary" if K == 2 else "softmax"
+    kind = kind or ("sigmoid" if y.ndim == 2 else "binary" if K == 2 else "softmax")
     if y.ndim == 1 and K < 2:
         raise ProbeError("one class is left in the training rows; a head needs at least two")
     softmax = kind == "softmax"
+    if softmax and not (there := _present(y, weights, K)).all():
+        how: dict[str, Any] = {"certified": certified, "device": device, "engine": engine}
+        return _by_classes(
+            partial(fit_heads, X, C=C, tol=tol, progress=progress, **how), y, weights, there
+        )
     source: Source = Whole(X) if isinstance(X, Tensor) else X
     rows = (engine.rows if engine else Rows.of)(
         source, y if softmax else None, torch.device(device)
@@ -277,3 +304,40 @@ def fit_heads(
     return Heads(
         coef=coef.to(kept), intercept=intercept.to(kept), C=order, kind=kind, bound=bound, **shaped
     )
+
+
+def _present(y: Tensor, weights: Tensor | None, K: int) -> Tensor:
+    """Return which classes of y (N,) have a row in each group of weights (G, N), (G, K)."""
+    used = torch.ones(1, len(y)) > 0 if weights is None else weights.cpu() > 0
+    return torch.stack([used[:, y.cpu() == k].any(1) for k in range(K)], 1)
+
+
+def _by_classes(
+    fit: Callable[..., Heads], y: Tensor, weights: Tensor | None, there: Tensor
+) -> Heads:
+    """Fit groups with the same classes together, `there` (G, K), over these classes only."""
+    weights = torch.ones(1, len(y)) if weights is None else weights
+    whole: dict[str, Any] = {}
+    for mine in torch.unique(there, dim=0):
+        groups, classes = (there == mine).all(1).nonzero()[:, 0], mine.nonzero()[:, 0]
+        if not len(classes):
+            raise ProbeError("a fold has no training row left: use fewer folds")
+        place = torch.zeros(len(mine), dtype=torch.long)
+        place[classes] = torch.arange(len(classes))
+        alone = len(classes) == 1  # a label that is never there: no coefficients, no loss
+        some = fit(
+            place.to(y)[y],
+            weights=weights[groups.to(weights.device)],
+            n_classes=max(2, len(classes)),
+            kind="binary" if alone else "softmax",
+        )
+        for name, value in vars(some).items():
+            if name in ("C", "kind") or value is None:
+                continue
+            if name in ("coef", "intercept"):  # (J, G, L, K, ...)
+                value = torch.zeros_like(value) if alone else value
+                gone = torch.full_like(value[:, :, :, :1], 0 if name == "coef" else -SURE)
+                value = torch.cat([value, gone], 3)[:, :, :, torch.where(mine, place, -1)]
+            empty = value.new_empty(value.shape[0], len(there), *value.shape[2:])
+            whole.setdefault(name, empty)[:, groups.to(value.device)] = value
+    return replace(some, **whole)

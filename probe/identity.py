@@ -12,10 +12,15 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from features.files import filename
-from features.manifest import digest
+from features.manifest import Manifest, digest
+
+if TYPE_CHECKING:
+    from features.store import FeatureStore
+
+UNCERTAIN = ("zeros", "ones", "ignore")  # what -1 may count as
 
 # What names a model, in order; the first is always said, the others where they tell models apart.
 PARTS = (
@@ -75,6 +80,45 @@ class Identity:
         words += [f"seed{self.seed}", *([] if self.scored_by == "image" else [self.scored_by])]
         name = filename("_".join(words).replace(" ", "-")) + f"-{self.digest[:10]}"
         return Path(filename(self.dataset), filename(self.backbone), name)
+
+
+def data_of(
+    store: FeatureStore, manifest: Manifest, uncertain: str, *, views: bool = False
+) -> dict[str, Any]:
+    """Return the parts of an Identity that a store has: data set, split, labels, features.
+
+    uncertain: what -1 and an empty cell count as, labels being others where it is. views: whether
+    stored views are trained on.
+    """
+    made = store.fingerprint
+    left_out = {"features"} if views else {"features", "views"}
+    return {
+        "dataset": manifest.dataset,
+        "split_digest": manifest.split_digest(),
+        "labels_digest": _labels_digest(manifest, uncertain),
+        "backbone": made["backbone"]["name"],
+        "weights": made["backbone"]["weights"],
+        "extraction": {k: v for k, v in made.items() if k not in left_out},
+    }
+
+
+def is_of(store: FeatureStore, manifest: Manifest, identity: Identity) -> bool:
+    """Say whether a store still has what a result was made from: images, features, labels, split.
+
+    Features that were added to it since then don't count.
+    """
+    made = store.fingerprint
+    return (
+        bool(identity.extraction)
+        and all(made.get(k) == v for k, v in identity.extraction.items())
+        and manifest.split_digest() == identity.split_digest
+        and identity.labels_digest in {_labels_digest(manifest, how) for how in UNCERTAIN}
+    )
+
+
+def _labels_digest(manifest: Manifest, uncertain: str) -> str:
+    labels = manifest.labels_digest()
+    return digest([labels, uncertain]) if manifest.task == "multilabel" else labels
 
 
 def differences(one: Identity, other: Identity) -> list[str]:

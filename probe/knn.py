@@ -18,15 +18,15 @@ BLOCK = 1 << 23  # similarities at once: 32 MB
 def vote(
     train: Iterable[Tensor], y: Tensor, X: Tensor, *, k: Sequence[int], temperature: float
 ) -> Tensor:
-    """Return probabilities of X (N, D) for each k, (J, N, K).
+    """Return log-odds of X (N, D) for each k, (J, N, K), float64: of the votes for and against.
 
     Parameters
     ----------
     train : chunks of the training rows, (M, D) in all.
     y : what each training row votes for: (M, K), one-hot for classes; or for findings 1, 0 and NaN
-        for no vote. Rows of one-hot votes sum to 1, findings are each in [0, 1].
+        for no vote.
 
-    A finding on which none of the k neighbours votes is 0.5.
+    They are infinite where all votes agree, and 0 of a finding on which none of the k votes.
     """
     most = min(max(k), len(y))
     best = X.new_full((len(X), most), -torch.inf)
@@ -44,9 +44,13 @@ def vote(
             place[rows] = torch.cat([place[rows], where + start], 1).gather(1, order)
             best[rows] = value
         start += len(T)
-    weight = ((best - best[:, :1]) / temperature).exp()[..., None]  # (N, most, 1)
-    known = ~y.isnan()
-    votes = (weight * y.nan_to_num(0).to(X)[place]).cumsum(1)  # (N, most, K)
-    cast = (weight * known.to(X)[place]).cumsum(1)
-    share = torch.where(cast > 0, votes / cast, 0.5)
-    return torch.stack([share[:, min(one, most) - 1] for one in k])
+    y, counts = y.double(), [min(one, most) - 1 for one in k]
+    out = y.new_empty(len(k), len(X), y.shape[1])
+    step = max(1, BLOCK // (most * y.shape[1]))
+    for rows in (slice(i, i + step) for i in range(0, len(X), step)):
+        weight = ((best[rows] - best[rows, :1]).double() / temperature).exp()[..., None]
+        votes = y[place[rows]]  # (n, most, K)
+        both = [(weight * side.nan_to_num(0)).cumsum(1)[:, counts] for side in (votes, 1 - votes)]
+        z = both[0].log() - both[1].log()
+        out[:, rows] = torch.where(both[0] + both[1] > 0, z, 0).transpose(0, 1)
+    return out

@@ -5,13 +5,16 @@ NaN (not scored); p is (N, K) or (N, L); weights (B, N). Every score is scikit-l
 sample_weight. A class or finding that has no positive, or no negative, image can't be ranked: it is
 left out of the mean, and the score is NaN where none is left. It is never scored 0.5.
 
+p is probabilities; a metric whose `ranking` is true takes anything that grows with them, and best
+log-odds (log_odds.py has the convention).
+
 What doesn't depend on the weights (sorting, counting ties) is done once: a metric makes, from y and
-p, a function of weights.
+p, a function of weights. Time and memory are linear in N and in K.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,24 +22,35 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from features.errors import ProbeError
-from probe import ranking
-from probe.calibration import expected_error
+from probe import agreement, log_odds, ranking
+from probe.calibration import confidence_of, expected_error
+from probe.metric_names import list_from, resolve
 
 Array: TypeAlias = Any  # numpy arrays; their dtypes vary with the task
 Scorer: TypeAlias = Callable[[Array], Array]  # weights (B, N) -> scores (B,)
 BLOCK = 1 << 22  # numbers of a block of weightings x images: 32 MB
+KEPT = (
+    1 << 25
+)  # images x outputs whose order is kept between blocks: 128 MB; of more it is made anew
+COLUMNS = 16  # outputs whose scores are laid side by side at once
+ROWS = 1 << 20  # numbers of a block of images x classes: 8 MB
 SPECIFICITY = 0.9  # at which sensitivity is read off
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: `make` (y, p) -> scorer, whether more is better, and what it is called."""
+    """A score: `make` (y, p) -> scorer, whether more is better, and what it is called.
+
+    ranking: only the order of each class's scores over the images counts, so that `make` takes
+    whatever grows with p, ranks or log-odds.
+    """
 
     name: str
     title: str
     make: Callable[[Array, Array], Scorer]
     task: str  # "multiclass", "multilabel"
-    higher: bool = True
+    higher: bool = True  # False of a loss, which is about probabilities
+    ranking: bool = False
 
 
 def evaluate(metric: Metric, y: Array, p: Array, weights: Array | None = None) -> Array:
@@ -44,197 +58,172 @@ def evaluate(metric: Metric, y: Array, p: Array, weights: Array | None = None) -
     scorer = metric.make(y, p)
     if weights is None:
         return scorer(np.ones((1, len(y))))
-    step = max(1, BLOCK // max(1, len(y)))
-    return np.concatenate([scorer(weights[i : i + step]) for i in range(0, len(weights), step)])
+    step = max(1, BLOCK // max(1, *p.shape))
+    blocks = (weights[i : i + step] for i in range(0, len(weights), step))
+    # The weights of an image lie side by side, as the scorers run through them.
+    return np.concatenate([scorer(np.asfortranarray(block)) for block in blocks])
 
 
-# --- from the confusion matrix ------------------------------------------------------------------
+def evaluate_log_odds(metric: Metric, y: Array, z: Array, weights: Array | None = None) -> Array:
+    """Return the metric of log-odds z (N, K) as `evaluate` does of probabilities."""
+    return evaluate(metric, y, scores_for(metric, z), weights)
 
 
-def _confusion(y: Array, p: Array) -> Scorer:
-    """Return a function of weights: the weight of images of class i called j, (B, K, K)."""
-    K = p.shape[1]
-    cells, place = np.unique(y * K + p.argmax(1), return_inverse=True)
-    used = ranking.totals(np.eye(len(cells))[place])
-
-    def table(weights: Array) -> Array:
-        out = np.zeros((len(weights), K * K))
-        out[:, cells] = used(weights)
-        return out.reshape(-1, K, K)
-
-    return table
+def scores_for(metric: Metric, z: Array) -> Array:
+    """Return what the metric takes of log-odds: themselves where it ranks, else probabilities."""
+    return z if metric.ranking else log_odds.probabilities(z)
 
 
-def _of_confusion(score: Callable[[Array], Array], y: Array, p: Array) -> Scorer:
-    table = _confusion(y, p)
+# --- one output at a time -----------------------------------------------------------------------
+
+
+def one_vs_rest(y: Array, p: Array) -> Iterator[tuple[Array, Array]]:
+    """Give truth (N,) of 1, 0, NaN and score (N,) of every output that is ranked, in turn.
+
+    That is every finding, or every class against the rest; of two classes, the second.
+    """
+    which = range(1, 2) if y.ndim == 1 and p.shape[1] == 2 else range(p.shape[1])
+    for some in (which[i : i + COLUMNS] for i in range(0, len(which), COLUMNS)):
+        scores = np.ascontiguousarray(p[:, some.start : some.stop].T)
+        for k, score in zip(some, scores, strict=True):
+            yield (y[:, k] if y.ndim == 2 else (y == k).astype(float)), score
+
+
+def _mean_of(make: Callable[[Array, Array], Scorer], y: Array, p: Array) -> Scorer:
+    """Return the mean of a score (truth, p) -> scorer over outputs; what has none is left out."""
+    return _mean(lambda: (make(truth, score) for truth, score in one_vs_rest(y, p)), p)
+
+
+def _mean(scorers: Callable[[], Iterator[Scorer]], p: Array) -> Scorer:
+    """Return the mean of scores (B,) or (B, C) of every output, kept or made anew by `scorers`."""
+    kept = list(scorers()) if p.size <= KEPT else None
 
     def scorer(weights: Array) -> Array:
+        total, there = np.zeros(len(weights)), np.zeros(len(weights))
+        for one in kept or scorers():
+            found = one(weights).reshape(len(weights), -1)
+            total += np.nansum(found, axis=1)
+            there += (~np.isnan(found)).sum(1)
         with np.errstate(invalid="ignore"):
-            return score(table(weights))
+            return total / there
 
     return scorer
 
 
-def _hits(table: Array) -> Array:
-    return np.diagonal(table, axis1=1, axis2=2)
+def _auroc_ovo(y: Array, p: Array) -> Scorer:
+    """Hand & Till 2001: the mean over pairs of classes, each pair ranked both ways."""
+    K = p.shape[1]
+    sums = ranking.sums_by(y, K)
 
+    def scorers() -> Iterator[Scorer]:
+        for some in (range(i, min(i + COLUMNS, K)) for i in range(0, K, COLUMNS)):
+            scores = np.ascontiguousarray(p[:, some.start : some.stop].T)
+            for k, score in zip(some, scores, strict=True):
+                yield ranking.auroc_against(y, k, score, sums)
 
-def _accuracy(table: Array) -> Array:
-    return _hits(table).sum(1) / table.sum((1, 2))
-
-
-def _balanced_accuracy(table: Array) -> Array:
-    return mean_defined(_hits(table) / table.sum(2))
-
-
-def _quadratic_kappa(table: Array) -> Array:
-    K = table.shape[1]
-    cost = np.subtract.outer(np.arange(K), np.arange(K)) ** 2
-    by_chance = (
-        np.einsum("bi,bj->bij", table.sum(2), table.sum(1)) / table.sum((1, 2))[:, None, None]
-    )
-    return 1 - (cost * table).sum((1, 2)) / (cost * by_chance).sum((1, 2))
-
-
-def _f1(table: Array) -> Array:
-    said = table.sum(1) + table.sum(2)
-    return mean_defined(2 * _hits(table) / said)  # a class neither there nor called is left out
+    return _mean(scorers, p)
 
 
 # --- means of a loss ----------------------------------------------------------------------------
 
 
 def _mean_loss(loss: Array) -> Scorer:
-    """Return the weighted mean of a loss (N,), or of (N, L) per finding, then over findings."""
-    loss = loss[:, None] if loss.ndim == 1 else loss
+    """Return the weighted mean of a loss (N,), of what is not NaN."""
     known = ~np.isnan(loss)
-    filled, counted = ranking.totals(np.where(known, loss, 0)), ranking.totals(known.astype(float))
+    filled = ranking.totals(np.where(known, loss, 0)[:, None])
+    counted = ranking.totals(known.astype(float)[:, None])
 
     def scorer(weights: Array) -> Array:
         with np.errstate(invalid="ignore"):
-            return mean_defined(filled(weights) / counted(weights))
+            return (filled(weights) / counted(weights))[:, 0]
 
     return scorer
 
 
 def _log_loss(y: Array, p: Array) -> Scorer:
     tiny = np.finfo(p.dtype).eps
-    if y.ndim == 1:
-        return _mean_loss(-np.log(np.clip(p[np.arange(len(y)), y], tiny, None)))
+    return _mean_loss(-np.log(np.clip(p[np.arange(len(y)), y], tiny, None)))
+
+
+def _log_loss_finding(truth: Array, p: Array) -> Scorer:
+    tiny = np.finfo(p.dtype).eps
     q = np.clip(p, tiny, 1 - tiny)
-    return _mean_loss(np.where(np.isnan(y), np.nan, -np.where(y == 1, np.log(q), np.log1p(-q))))
+    loss = -np.where(truth == 1, np.log(q), np.log1p(-q))
+    return _mean_loss(np.where(np.isnan(truth), np.nan, loss))
 
 
 def _brier(y: Array, p: Array) -> Scorer:
-    """Brier 1950: of two classes or a finding (p - y)^2, of more the sum of that over classes."""
-    if y.ndim == 2:
-        return _mean_loss((p - y) ** 2)
+    """Brier 1950: of two classes (p - y)^2, of more the sum of that over classes."""
     if p.shape[1] == 2:
         return _mean_loss((p[:, 1] - y) ** 2)
-    return _mean_loss(((p - np.eye(p.shape[1])[y]) ** 2).sum(1))
+    loss = np.empty(len(y))
+    step = max(1, ROWS // p.shape[1])
+    for rows in (slice(i, i + step) for i in range(0, len(y), step)):
+        off = p[rows].astype(float)
+        off[np.arange(len(off)), y[rows]] -= 1
+        loss[rows] = np.einsum("nk,nk->n", off, off)
+    return _mean_loss(loss)
 
 
-def _f1_findings(y: Array, p: Array) -> Scorer:
-    """F1 of every finding at a probability of .5, then the mean; one never there is left out."""
-    there, said = y == 1, (p >= 0.5) & ~np.isnan(y)
-    hits, positives, called = (
-        ranking.totals(part.astype(float)) for part in (there & said, there, said)
-    )
+def _brier_finding(truth: Array, p: Array) -> Scorer:
+    return _mean_loss((p - truth) ** 2)
+
+
+def _f1_finding(truth: Array, p: Array) -> Scorer:
+    """F1 of a finding at a probability of .5; NaN where it is never there."""
+    there, said = truth == 1, (p >= 0.5) & ~np.isnan(truth)
+    sums = ranking.totals(np.stack([there & said, there, said], axis=1).astype(float))
 
     def scorer(weights: Array) -> Array:
-        positive = positives(weights)
+        hits, positive, called = sums(weights).T
         with np.errstate(invalid="ignore"):
-            f1 = 2 * hits(weights) / (positive + called(weights))
-        return mean_defined(np.where(positive > 0, f1, np.nan))
+            return np.where(positive > 0, 2 * hits / (positive + called), np.nan)
 
     return scorer
 
 
-# --- rankings -----------------------------------------------------------------------------------
+def _calibration_error(y: Array, p: Array) -> Scorer:
+    confidence, right = confidence_of(y, p)
+    return expected_error(right, confidence)
 
 
-def one_vs_rest(y: Array, p: Array) -> list[tuple[Array, Array]]:
-    """Return truth (N,) of 1, 0, NaN and score (N,) of every output that is ranked.
-
-    That is every finding, or every class against the rest; of two classes, the second.
-    """
-    if y.ndim == 2:
-        return [(y[:, k], p[:, k]) for k in range(p.shape[1])]
-    which = [1] if p.shape[1] == 2 else range(p.shape[1])
-    return [((y == k).astype(float), p[:, k]) for k in which]
+# --- the table ----------------------------------------------------------------------------------
 
 
-def _ranked(rank: Callable[[Array, Array], Scorer], y: Array, p: Array) -> Scorer:
-    """Return the mean of a ranking score over outputs; what can't be ranked is left out."""
-    scorers = [rank(truth, score) for truth, score in one_vs_rest(y, p)]
-    return lambda weights: mean_defined(np.stack([scorer(weights) for scorer in scorers], axis=1))
-
-
-def _auroc_ovo(y: Array, p: Array) -> Scorer:
-    """Hand & Till 2001: the mean over pairs of classes, each pair ranked both ways."""
-    K = p.shape[1]
-    pairs = []
-    for a in range(K):
-        for b in range(a + 1, K):
-            in_pair = (y == a) | (y == b)
-            for k in (a, b):
-                pairs.append(ranking.auroc(np.where(in_pair, y == k, np.nan), p[:, k]))
-    return lambda weights: mean_defined(np.stack([scorer(weights) for scorer in pairs], axis=1))
-
-
-def mean_defined(columns: Array) -> Array:
-    """Return the mean over axis 1 of what is not NaN; NaN where nothing is left."""
-    there = ~np.isnan(columns)
-    with np.errstate(invalid="ignore"):
-        return np.where(there, columns, 0).sum(1) / there.sum(1)
-
-
-_sensitivity = partial(ranking.sensitivity_at, specificity=SPECIFICITY)
-_at = f"sensitivity at {SPECIFICITY:.0%} specificity"
-
-METRICS = {
-    (metric.task, metric.name): metric
-    for metric in (
-        Metric("accuracy", "accuracy", partial(_of_confusion, _accuracy), "multiclass"),
-        Metric(
-            "balanced_accuracy",
-            "balanced accuracy",
-            partial(_of_confusion, _balanced_accuracy),
-            "multiclass",
-        ),
-        Metric(
-            "quadratic_kappa",
-            "quadratic kappa",
-            partial(_of_confusion, _quadratic_kappa),
-            "multiclass",
-        ),
-        Metric("f1", "macro F1", partial(_of_confusion, _f1), "multiclass"),
-        Metric("auroc", "AUROC", partial(_ranked, ranking.auroc), "multiclass"),
-        Metric("auroc_ovo", "one-vs-one AUROC", _auroc_ovo, "multiclass"),
-        Metric(
-            "average_precision",
-            "average precision",
-            partial(_ranked, ranking.average_precision),
-            "multiclass",
-        ),
-        Metric("sensitivity_at_90", _at, partial(_ranked, _sensitivity), "multiclass"),
-        Metric("log_loss", "log-loss", _log_loss, "multiclass", higher=False),
-        Metric("brier", "Brier score", _brier, "multiclass", higher=False),
-        Metric("ece", "calibration error", expected_error, "multiclass", higher=False),
-        Metric("auroc", "mean AUROC", partial(_ranked, ranking.auroc), "multilabel"),
-        Metric(
-            "average_precision",
-            "mean average precision",
-            partial(_ranked, ranking.average_precision),
-            "multilabel",
-        ),
-        Metric("sensitivity_at_90", f"mean {_at}", partial(_ranked, _sensitivity), "multilabel"),
-        Metric("f1", "mean F1", _f1_findings, "multilabel"),
-        Metric("log_loss", "mean log-loss", _log_loss, "multilabel", higher=False),
-        Metric("brier", "mean Brier score", _brier, "multilabel", higher=False),
-        Metric("ece", "mean calibration error", expected_error, "multilabel", higher=False),
+def _metrics() -> Iterator[Metric]:
+    at = f"sensitivity at {SPECIFICITY:.0%} specificity"
+    of_classes = partial(Metric, task="multiclass")
+    yield of_classes("accuracy", "accuracy", agreement.accuracy)
+    yield of_classes("balanced_accuracy", "balanced accuracy", agreement.balanced_accuracy)
+    yield of_classes("kappa", "Cohen's kappa", agreement.kappa)
+    yield of_classes("quadratic_kappa", "quadratic kappa", agreement.quadratic_kappa)
+    yield of_classes("mcc", "Matthews correlation", agreement.matthews)
+    yield of_classes("f1", "F1", agreement.f1)
+    yield of_classes("f1_macro", "macro F1", agreement.f1_macro)
+    yield of_classes("auroc_ovo", "one-vs-one AUROC", _auroc_ovo, ranking=True)
+    yield of_classes("log_loss", "log-loss", _log_loss, higher=False)
+    yield of_classes("brier", "Brier score", _brier, higher=False)
+    yield of_classes("ece", "calibration error", _calibration_error, higher=False)
+    ranked: dict[str, tuple[str, Callable[[Array, Array], Scorer]]] = {
+        "auroc": ("AUROC", ranking.auroc),
+        "average_precision": ("average precision", ranking.average_precision),
+        "sensitivity_at_90": (at, partial(ranking.sensitivity_at, specificity=SPECIFICITY)),
+    }
+    for name, (title, make) in ranked.items():
+        mean = partial(_mean_of, make)
+        yield of_classes(name, title, mean, ranking=True)
+        yield Metric(name, f"mean {title}", mean, "multilabel", ranking=True)
+    of_findings = partial(Metric, task="multilabel")
+    yield of_findings("f1", "mean F1", partial(_mean_of, _f1_finding))
+    yield of_findings(
+        "log_loss", "mean log-loss", partial(_mean_of, _log_loss_finding), higher=False
     )
-}
+    yield of_findings("brier", "mean Brier score", partial(_mean_of, _brier_finding), higher=False)
+    error = partial(_mean_of, expected_error)
+    yield of_findings("ece", "mean calibration error", error, higher=False)
+
+
+METRICS = {(metric.task, metric.name): metric for metric in _metrics()}
 DEFAULT = {"multiclass": "accuracy", "multilabel": "auroc"}
 
 
@@ -244,11 +233,12 @@ def of_task(task: str) -> list[Metric]:
 
 
 def find(name: str, task: str) -> Metric:
-    """Return a metric by name. Raises ProbeError where the task hasn't got it."""
-    if (task, name) not in METRICS:
-        names = ", ".join(metric.name for metric in of_task(task))
-        raise ProbeError(f"no metric {name!r} for a {task} task: want one of {names}")
-    return METRICS[task, name]
+    """Return a metric by its name or an alias. Raises ProbeError where the task hasn't got it."""
+    names = [metric.name for metric in of_task(task)]
+    found = resolve(name, names)
+    if found is None:
+        raise ProbeError(f"no metric {name!r} for a {task} task: {list_from(name, names)}")
+    return METRICS[task, found]
 
 
 def best_of(metric: Metric, scores: Array) -> int:
@@ -259,16 +249,20 @@ def best_of(metric: Metric, scores: Array) -> int:
 
 def unranked(y: Array, classes: Sequence[str]) -> list[str]:
     """Name the classes or findings that have no positive, or no negative, image."""
-    columns = y.T if y.ndim == 2 else [(y == k).astype(float) for k in range(len(classes))]
-    return [
-        name
-        for name, c in zip(classes, columns, strict=True)
-        if not ((c == 1).any() and (c == 0).any())
-    ]
+    if y.ndim == 2:
+        positive, negative = (y == 1).sum(0), (y == 0).sum(0)
+    else:
+        positive = np.bincount(y, minlength=len(classes))
+        negative = len(y) - positive
+    both = (positive > 0) & (negative > 0)
+    return [name for name, there in zip(classes, both, strict=True) if not there]
 
 
 def per_output(y: Array, p: Array, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Return AUROC, average precision and the number of positives of every class or finding."""
+    """Return AUROC, average precision and the number of positives of every class or finding.
+
+    p: log-odds, or what else grows with probabilities.
+    """
     names = classes if y.ndim == 2 or len(classes) > 2 else classes[1:]
     ones = np.ones((1, len(y)))
     out = {}

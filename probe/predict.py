@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,43 @@ from features.extract import Progress, extract
 from features.fingerprint import decoding
 from features.manifest import Manifest
 from features.plan import Settings as Extraction
-from features.store import DONE, FeatureStore
-from probe import checkpoints, finetune, heads
+from features.store import DONE, PENDING, FeatureStore
+from probe import checkpoints, finetune, heads, log_odds
 from probe.finetune import Settings, build_head
 from probe.heads import Head
+from probe.results import columns
+from probe.spreadsheet import inert
 from probe.training import Training
 
+NOT_YET = "not computed yet: `medprobe extract` goes on with it"
 ROWS = 256  # whose features are read at once
 
 
-def predict(head_path: Path, store_path: Path) -> str:
-    """Return a CSV table: id, predicted (of a multiclass head), and a probability per class.
+@dataclass(frozen=True)
+class Predicted:
+    """A CSV table of N images, and row -> reason of those that have no answer."""
 
-    Raises ProbeError where the store was made by another backbone or other weights than the head.
+    table: str
+    images: int
+    without: dict[int, str]
+
+    def line(self) -> str:
+        """Say how many have no answer, and why."""
+        counts = Counter(self.without.values()).most_common(3)
+        why = ", ".join(f"{reason} ({n})" for reason, n in counts)
+        more = "" if len(set(self.without.values())) <= 3 else ", ..."
+        return (
+            f"{len(self.without)} of {self.images} images have no answer: {why}{more}; "
+            "their rows give the reason"
+        )
+
+
+def predict(head_path: Path, store_path: Path) -> Predicted:
+    """Return a table: id, predicted (of a multiclass head), p and log-odds per class, `reason`.
+
+    Every image of the store has a row, in its order. `reason` says why one has no answer: it can't
+    be read, or its features were not computed yet. Raises ProbeError where the store was made by
+    another backbone or other weights than the head.
     """
     about = read(head_path)
     with FeatureStore.open(store_path) as store:
@@ -51,11 +77,15 @@ def predict(head_path: Path, store_path: Path) -> str:
                 f"{store_path} holds no {about['feature']}, which the head reads: "
                 f"found {', '.join(store.features)}"
             )
-        rows = np.flatnonzero(store.done == DONE)
+        done = store.done
+        rows = np.flatnonzero(done == DONE)
         said = _trained if about["format"] == finetune.FORMAT else _solved
-        p = said(head_path, about, store, rows)
-        ids, single = store.manifest().id[rows], about["task"] == "multiclass"
-        return _table(ids, p, about["classes"], single=single)
+        z = said(head_path, about, store, rows) if len(rows) else np.empty((0, 0))
+        without = store.bad() | dict.fromkeys(np.flatnonzero(done == PENDING).tolist(), NOT_YET)
+        answers = dict(zip(rows.tolist(), z, strict=True))
+        ids, single = store.manifest().id, about["task"] == "multiclass"
+        table = _table(ids, answers, without, about["classes"], single=single)
+        return Predicted(table, len(ids), without)
 
 
 def predict_images(
@@ -66,9 +96,10 @@ def predict_images(
     weights: str | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> str:
+) -> Predicted:
     """Extract a manifest's images into a store of the folder `features`; return as predict does.
 
+    A store that is there keeps its labels.
     weights: of the backbone, where they are neither the published nor tuned ones. Raises
     ProbeError where they are wanted and not given.
     """
@@ -103,6 +134,7 @@ def predict_images(
             device=device,
         ),
         progress=progress,
+        relabel=False,
     )
     return predict(head_path, report.store)
 
@@ -123,18 +155,18 @@ def read(path: Path) -> dict[str, Any]:
 def _solved(
     path: Path, about: Mapping[str, Any], store: FeatureStore, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return a linear head's probabilities, (n, K)."""
+    """Return a linear head's log-odds, (n, K)."""
     head, _ = Head.load(path)
-    parts = [head.predict_proba(x.double()) for x in _features(store, about["feature"], rows)]
-    p: NDArray[np.float64] = torch.cat(parts).numpy()
-    return p
+    parts = [head.log_odds(x) for x in _features(store, about["feature"], rows)]
+    z: NDArray[np.float64] = torch.cat(parts).numpy()
+    return z
 
 
 @torch.no_grad()
 def _trained(
     path: Path, about: Mapping[str, Any], store: FeatureStore, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return a trained head's probabilities, (n, K)."""
+    """Return a trained head's log-odds, (n, K)."""
     given = dict(about["settings"])
     settings = Settings(**given | {"by": (), "training": Training(**given["training"])})
     shape, K = store.features[about["feature"]], len(about["classes"])
@@ -143,10 +175,9 @@ def _trained(
     mine = {k.removeprefix("head."): v for k, v in state.items() if not k.startswith("trunk.")}
     head.load_state_dict(mine if any(k.startswith("trunk.") for k in state) else state)
     logits = [head(x).double() for x in _features(store, about["feature"], rows)]
-    found = torch.cat(logits)
-    p = found.softmax(1) if about["task"] == "multiclass" else found.sigmoid()
-    said: NDArray[np.float64] = p.numpy()
-    return said
+    kind = "softmax" if about["task"] == "multiclass" else "sigmoid"
+    z: NDArray[np.float64] = log_odds.of_logits(torch.cat(logits), kind).numpy()
+    return z
 
 
 def _features(store: FeatureStore, name: str, rows: NDArray[np.int64]) -> Iterator[Tensor]:
@@ -154,11 +185,25 @@ def _features(store: FeatureStore, name: str, rows: NDArray[np.int64]) -> Iterat
         yield torch.from_numpy(store.read(name, rows[i : i + ROWS]).astype(np.float32))
 
 
-def _table(ids: NDArray[Any], p: NDArray[np.float64], classes: list[str], *, single: bool) -> str:
+def _table(
+    ids: NDArray[Any],
+    answers: Mapping[int, NDArray[np.float64]],
+    without: Mapping[int, str],
+    classes: list[str],
+    *,
+    single: bool,
+) -> str:
+    """Return the table of N ids; answers are log-odds (K,) by row, without reasons by row."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["id", *(["predicted"] if single else []), *(f"p:{c}" for c in classes)])
-    for id_, row in zip(ids.tolist(), p, strict=True):
-        said = [classes[int(row.argmax())]] if single else []
-        writer.writerow([id_, *said, *(f"{v:.9g}" for v in row)])
+    header = [*(["predicted"] if single else []), *columns(classes)]
+    writer.writerow(["id", *header, "reason"])
+    for row, id_ in enumerate(ids.tolist()):
+        if row in without:
+            writer.writerow([inert(id_), *[""] * len(header), inert(without[row])])
+            continue
+        z = answers[row]
+        p = log_odds.probabilities(z)
+        said = [inert(classes[int(p.argmax())])] if single else []
+        writer.writerow([inert(id_), *said, *map(repr, p.tolist()), *map(repr, z.tolist()), ""])
     return table.getvalue()

@@ -1,20 +1,24 @@
 """Scores of a ranking under many weightings at once: AUROC, average precision, sensitivity.
 
-Shapes: N images, B weightings. truth is (N,) of 1, 0 and NaN (not scored), score (N,), weights
-(B, N). Each function sorts once and returns a function of weights.
+Shapes: N images, B weightings. truth is (N,) of 1, 0 and NaN (not scored), score (N,) of anything
+that grows with the probability, infinities too; weights (B, N). Each function looks once at the
+scores and returns a function of weights.
 
-Images are gathered into steps of equal score, highest first. Steps of negatives only that follow
-each other act as one, so a rare finding has few steps; adding up a step's weights is then one
-sparse product for all weightings.
+Images are gathered into steps, highest score first: a step is all images of one score that a
+positive has, or all negatives between two of these. So a rare finding has few steps, negatives need
+no sorting among themselves, and adding up a step's weights is one sparse product for all
+weightings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 Array: TypeAlias = Any
 Scorer: TypeAlias = Callable[[Array], Array]
@@ -30,6 +34,28 @@ def auroc(truth: Array, score: Array) -> Scorer:
         with np.errstate(invalid="ignore"):
             area = np.einsum("tb,tb->b", above, negative)
             return area / (positive.sum(0) * negative.sum(0))
+
+    return scorer
+
+
+def auroc_against(y: Array, k: int, score: Array, sums: Scorer) -> Scorer:
+    """AUROC of class k against every class alone, (B, K), by the scores (N,) of class k.
+
+    y is (N,) class index, sums the function of weights that adds them up by class, (B, K). NaN
+    against a class without weight, or itself.
+    """
+    steps = steps_of((y == k).astype(float), score, merge_positive=True)
+
+    def scorer(weights: Array) -> Array:
+        positive, _ = steps(weights)
+        above = positive.cumsum(0) - positive / 2  # (T, B) positives over each step
+        area = sums(above[steps.step].T * weights)  # per class, its images' share of pairs
+        total = sums(weights)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            area /= total[:, k, None] * total
+        area[:, k] = np.nan
+        area[total[:, k] == 0] = np.nan
+        return area
 
     return scorer
 
@@ -77,28 +103,76 @@ def totals(columns: Array) -> Scorer:
     return lambda weights: (matrix @ weights.T).T
 
 
-def steps_of(
-    truth: Array, score: Array, *, merge_positive: bool = False
-) -> Callable[[Array], tuple[Array, Array]]:
-    """Return a function of weights (B, N): positive and negative weight per step, two (T, B).
+def sums_by(place: Array, places: int, values: Array | None = None) -> Scorer:
+    """Return a function of weights (B, N): the sums of weights (times values) by place, (B, C).
 
-    `merge_positive` also joins steps of positives only, for what depends on them just by their sum.
+    place (N,) is 0 to places - 1 = C - 1.
     """
-    rows = np.flatnonzero(~np.isnan(truth))
-    rows = rows[np.argsort(-score[rows], kind="stable")]
-    positive, ordered = truth[rows] == 1, score[rows]
-    if not len(rows):
-        empty = np.zeros((0, 1))
-        return lambda weights: (empty.repeat(len(weights), 1), empty.repeat(len(weights), 1))
-    tie = np.cumsum(np.r_[0, np.diff(ordered) != 0])
-    share = np.bincount(tie, positive) / np.bincount(tie)  # of positives, per distinct score
-    joins = (share[1:] == 0) & (share[:-1] == 0)
-    if merge_positive:
-        joins |= (share[1:] == 1) & (share[:-1] == 1)
-    step = np.cumsum(np.r_[0, ~joins])[tie]
-    shape = (int(step[-1]) + 1, len(truth))
-    matrices = [
-        csr_matrix((np.ones(part.sum()), (step[part], rows[part])), shape=shape)
-        for part in (positive, ~positive)
-    ]
-    return lambda weights: (matrices[0] @ weights.T, matrices[1] @ weights.T)
+    matrix = _dealt(place, places, len(place), None, values)
+    return lambda weights: (matrix @ weights.T).T
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A function of weights (B, N): positive and negative weight per step, two (T, B).
+
+    Rows 0 to T - 1 of the matrix are positives by step, T to 2 T - 1 negatives.
+    """
+
+    matrix: csc_matrix
+    count: int
+
+    def __call__(self, weights: Array) -> tuple[Array, Array]:
+        """Return positive and negative weight per step."""
+        found = self.matrix @ weights.T
+        return found[: self.count], found[self.count :]
+
+    @property
+    def step(self) -> Array:
+        """Return the step of every image that has a truth, (n,)."""
+        row = self.matrix.indices
+        return np.where(row < self.count, row, row - self.count)
+
+
+def steps_of(truth: Array, score: Array, *, merge_positive: bool = False) -> Steps:
+    """Return the steps of a ranking, highest score first.
+
+    `merge_positive` joins steps of positives only, for what depends on them just by their sum.
+    """
+    known = ~np.isnan(truth)
+    whole = bool(known.all())
+    positive, score = (truth == 1, score) if whole else (truth[known] == 1, score[known])
+    at: Array = np.unique(score[positive])  # ascending, (P,)
+    # Of 2 P + 1 places 2 j + 1 is at score j, 2 j between it and the one before.
+    place: Array = np.searchsorted(at, score)
+    tied = np.append(at, np.nan)[place] == score
+    place = 2 * place + tied
+    hits = np.bincount(place[positive], minlength=2 * len(at) + 1)
+    others = np.bincount(place, minlength=len(hits)) - hits
+    used = np.flatnonzero(hits + others)
+    alone = others[used] == 0
+    new = ~(alone[1:] & alone[:-1]) if merge_positive else np.ones(max(0, len(used) - 1), bool)
+    order = np.zeros(len(hits), dtype=np.int32)
+    order[used[1:]] = np.cumsum(new)
+    count = int(order.max()) + 1 if len(used) else 0
+    row = (count - 1 - order)[place] + count * ~positive
+    return Steps(_dealt(row, 2 * count, len(truth), None if whole else known), count)
+
+
+def _dealt(
+    row: Array, rows: int, n: int, known: Array | None, values: Array | None = None
+) -> csc_matrix:
+    """Return a matrix (rows, n) with one entry in every known column, 1 or a value, at its row."""
+    pointer = _counted(n) if known is None else np.append(0, np.cumsum(known)).astype(np.int32)
+    data = _ones(n)[: len(row)] if values is None else values
+    return csc_matrix((data, row.astype(np.int32), pointer), shape=(rows, n))
+
+
+@lru_cache(maxsize=2)  # all outputs of a task have the same
+def _ones(n: int) -> Array:
+    return np.ones(n)
+
+
+@lru_cache(maxsize=2)
+def _counted(n: int) -> Array:
+    return np.arange(n + 1, dtype=np.int32)

@@ -6,8 +6,10 @@ models; a table of scores is (n, k), more being better.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial, prod
 from typing import Any
 
 import numpy as np
@@ -39,11 +41,25 @@ def ranks(table: NDArray[np.float64]) -> Ranks:
     if n < ENOUGH_SETS or k < ENOUGH_MODELS:
         why = f"{k} models on {n} data sets: want {ENOUGH_MODELS} on {ENOUGH_SETS} for a test"
         return Ranks(mean.tolist(), None, None, why)
+    q = studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
+    return Ranks(mean.tolist(), friedman(table), float(q * np.sqrt(k * (k + 1) / (6 * n))))
+
+
+def friedman(table: NDArray[np.float64]) -> float:
+    """Return p of Friedman's test in Iman and Davenport's form.
+
+    It is 1 where no model differs from another on any data set. Where all data sets rank alike F
+    is infinite, and p is exact: one of (k! / ties!) ^ (n - 1) orders.
+    """
+    n, k = table.shape
+    if (table == table[:, :1]).all():
+        return 1.0
     chi2 = float(friedmanchisquare(*table.T).statistic)
     rest = n * (k - 1) - chi2
-    p = float(f.sf((n - 1) * chi2 / rest, k - 1, (k - 1) * (n - 1))) if rest > 0 else 0.0
-    q = studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
-    return Ranks(mean.tolist(), p, float(q * np.sqrt(k * (k + 1) / (6 * n))))
+    if rest < 1e-9 * n * k:
+        orders = factorial(k) // prod(factorial(c) for c in Counter(table[0].tolist()).values())
+        return float(orders ** (1.0 - n))
+    return float(f.sf((n - 1) * chi2 / rest, k - 1, (k - 1) * (n - 1)))
 
 
 def wilcoxon_holm(table: NDArray[np.float64]) -> NDArray[np.float64] | None:

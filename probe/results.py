@@ -4,14 +4,16 @@ A results folder holds
 
     results.jsonl                      one line per result, appended, never rewritten
     <dataset>/<backbone>/<run>/        a folder of each result alone: identity.py names it
-        predictions.csv                id, subject, label, predicted, one probability per class
+        predictions.csv                id, subject, label, predicted, per class p and log-odds
         heads.safetensors, heads.json  the fitted head
 
 A line is written after its files, and files that it replaces are removed after that: whatever stops
 a run, every line's files are whole, and its own. Paths in a row are relative to the folder, so the
 folder can be moved. In predictions.csv of a
 multi-label task, `label` and `predicted` become one column per finding: `label:<finding>`
-(1, 0 or empty), and `p:<finding>`.
+(1, 0 or empty), and `p:<finding>`. Texts that a spreadsheet would run are made
+harmless (spreadsheet.py). `log_odds:<class>` follow, from which probabilities next to 1
+can be told apart; files of earlier versions have none.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,9 @@ from features.errors import ProbeError
 from features.files import append_line, read_lines, replacing, sync
 from features.lock import writing
 from probe.identity import Identity
+from probe.log_odds import of_probabilities
+from probe.metrics import Metric
+from probe.spreadsheet import inert, original
 
 PATIENCE = 60.0  # seconds until others have written their line
 ABANDONED = 3600.0  # seconds after which files of a run that was killed are removed
@@ -80,6 +86,7 @@ class Result:
     created: str  # UTC, ISO 8601
     notes: list[str] = field(default_factory=list)
     interval: str = "percentile bootstrap by subject"  # what ci_low and ci_high are
+    few: str = ""  # of what the test has too few for any interval to hold its 95 %
     scored_by: str = "image"  # or "subject (mean)", "study (max)", ...
     outputs: dict[str, dict[str, float | None]] = field(default_factory=dict)  # per class, finding
     reliability: list[dict[str, float]] = field(default_factory=list)  # bins of probability
@@ -90,6 +97,7 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # of training, one per epoch
     tuned: dict[str, Any] = field(default_factory=dict)  # {"unfreeze", "drop_last", "init", ...}
     control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}
+    subjects_known: bool = True  # else each image counts as a subject, independent of the others
     labels_digest: str = ""  # of every image's label, and what uncertain ones count as
     settings: dict[str, Any] = field(default_factory=dict)  # what else the head depends on
     extraction: dict[str, Any] = field(default_factory=dict)  # how its features were made
@@ -189,11 +197,12 @@ def _append(folder: Path, result: Result) -> None:
     append_line(folder / "results.jsonl", json.dumps(asdict(result), allow_nan=False))
 
 
-def load(source: Path) -> list[Result]:
+def load(source: Path | str) -> list[Result]:
     """Read the results of a folder or a .jsonl file; of two of one identity the later one stands.
 
     Half a line at the end, of a run that was stopped, is left out with a warning.
     """
+    source = Path(source)
     path = source / "results.jsonl" if source.is_dir() else source
     if not path.is_file():
         raise ProbeError(f"no results at {path}: run `medprobe probe STORE -o {source}` first")
@@ -209,12 +218,35 @@ def load(source: Path) -> list[Result]:
     return list(found.values())
 
 
+def frame(source: Path | str) -> Any:
+    """Return the results of a folder or a .jsonl file as a pandas DataFrame, one row each.
+
+    Columns are those of Result. In place of `metrics` each of its numbers has one, such as
+    `metrics.auroc.value` and `metrics.auroc.ci_low`. Raises ProbeError where pandas is missing.
+    """
+    found = load(source)
+    try:
+        pandas = import_module("pandas")
+    except ModuleNotFoundError:
+        raise ProbeError(
+            "a DataFrame needs pandas: pip install 'medprobe[tables]', or take results.load"
+        ) from None
+    rows = []
+    for result in found:
+        row = asdict(result)
+        for metric, numbers in row.pop("metrics").items():
+            row |= {f"metrics.{metric}.{name}": value for name, value in numbers.items()}
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a head said of each test image.
 
     labels: (N,) class index for a multiclass task, (N, L) of 1, 0 and NaN for a multilabel one.
     probabilities: (N, K), rows summing to 1, or (N, L), each in [0, 1].
+    log_odds: what the probabilities were made of (log_odds.py); None is made of them.
     """
 
     ids: Sequence[str]
@@ -222,23 +254,42 @@ class Predictions:
     labels: NDArray[Any]
     probabilities: NDArray[np.floating[Any]]
     classes: Sequence[str]
+    log_odds: NDArray[np.float64] = None  # type: ignore[assignment]  # never None once made
+
+    def __post_init__(self) -> None:
+        """Fill in the log-odds."""
+        if self.log_odds is None:
+            object.__setattr__(self, "log_odds", of_probabilities(self.probabilities))
+
+    def scores(self, metric: Metric) -> NDArray[Any]:
+        """Return what the metric takes, (N, K)."""
+        return self.log_odds if metric.ranking else self.probabilities
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    """Return the names of the columns of what was said of each class."""
+    return [f"p:{c}" for c in classes] + [f"log_odds:{c}" for c in classes]
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions.csv, whole or not at all; numbers keep all digits of float32."""
+    """Write predictions.csv, whole or not at all; numbers are read back as the same float64."""
     many = predictions.labels.ndim == 2
     header = ["id", "subject"]
     header += [f"label:{c}" for c in predictions.classes] if many else ["label", "predicted"]
-    header += [f"p:{c}" for c in predictions.classes]
+    header += columns(predictions.classes)
 
     def rows() -> Iterable[list[str]]:
         for i, (id_, subject) in enumerate(zip(predictions.ids, predictions.subjects, strict=True)):
-            p, y = predictions.probabilities[i], predictions.labels[i]
+            p, z, y = (
+                part[i]
+                for part in (predictions.probabilities, predictions.log_odds, predictions.labels)
+            )
             if many:
                 said = ["" if np.isnan(v) else str(int(v)) for v in y]
             else:
                 said = [predictions.classes[y], predictions.classes[int(p.argmax())]]
-            yield [id_, subject, *said, *(f"{v:.9g}" for v in p)]
+            words = map(inert, (id_, subject, *said))
+            yield [*words, *map(repr, p.tolist()), *map(repr, z.tolist())]
 
     path.parent.mkdir(parents=True, exist_ok=True)
     how = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names may be bytes
@@ -255,19 +306,23 @@ def read_predictions(path: Path) -> Predictions:
         if not rows:
             raise ValueError("no rows")
         first = header.index(next(name for name in header if name.startswith("p:")))
-        classes = [name.removeprefix("p:") for name in header[first:]]
+        classes = [name.removeprefix("p:") for name in header[first:] if name.startswith("p:")]
+        K = len(classes)
+        numbers = np.array([[float(v) for v in row[first : first + 2 * K]] for row in rows])
+        whole = header[first : first + 2 * K] == columns(classes)
         labels: NDArray[Any]
         if header[2] == "label":
             place = {name: k for k, name in enumerate(classes)}
-            labels = np.array([place[row[2]] for row in rows], dtype=np.int64)
+            labels = np.array([place[original(row[2])] for row in rows], dtype=np.int64)
         else:
             labels = np.array([[float(v) if v else np.nan for v in row[2:first]] for row in rows])
         return Predictions(
-            ids=[row[0] for row in rows],
-            subjects=[row[1] for row in rows],
+            ids=[original(row[0]) for row in rows],
+            subjects=[original(row[1]) for row in rows],
             labels=labels,
-            probabilities=np.array([[float(v) for v in row[first:]] for row in rows]),
+            probabilities=numbers[:, :K],
             classes=classes,
+            log_odds=numbers[:, K:] if whole else of_probabilities(numbers[:, :K]),
         )
     except (OSError, ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
         reason = (

@@ -16,7 +16,9 @@ from features.arguments import (
     image_options,
     options_of,
     parse_normalize,
+    say_random,
     source_options,
+    weights_of,
 )
 from features.console import (
     FILE,
@@ -26,15 +28,18 @@ from features.console import (
     bar,
     device_option,
     duration,
+    echo,
     images_per_second,
     json_option,
     provenance,
 )
 from probe.arguments import (
     deit_options,
+    is_number,
     loop_options,
     probing_of,
     probing_options,
+    say_added,
     scoring_options,
     seeds_of,
     training_of,
@@ -63,6 +68,10 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
 
     if path is None:
         return
+    if is_number(str(path)) and not path.is_file():
+        raise click.UsageError(
+            f"{path} is no TOML file: a list has commas and no spaces, such as --C 0.1,{path},10"
+        )
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -73,7 +82,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     for dataset in datasets:
         own = dict(dataset) if isinstance(dataset, dict) else {"source": dataset}
         sources.append(str(own.pop("source", "")))
-        ctx.meta[f"{__name__}.{sources[-1]}"] = _options(ctx, path, own)
+        ctx.meta.setdefault(f"{__name__}.{sources[-1]}", []).append(_options(ctx, path, own))
     ctx.default_map = _options(ctx, path, found)
 
 
@@ -109,7 +118,14 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
 @click.argument(
     "config", required=False, type=FILE, is_eager=True, callback=read_config, expose_value=False
 )
-@click.option("-m", "--backbone", "backbones", multiple=True, help="A backbone; may be repeated.")
+@click.option(
+    "-m",
+    "--backbone",
+    "backbones",
+    multiple=True,
+    metavar="NAME[=FILE]",
+    help="A backbone, and its weights; may be repeated.",
+)
 @click.option("-d", "--dataset", "datasets", multiple=True, help="A data set; may be repeated.")
 @click.option(
     "--scenario",
@@ -121,7 +137,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
 @click.option(
     "--weights",
     multiple=True,
-    metavar="[BACKBONE=]FILE|random",
+    metavar="[NAME=]FILE|random",
     help="Weights other than the published ones; may be repeated.",
 )
 @click.option("-o", "out", type=FILE, default="results", show_default=True)
@@ -152,7 +168,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
     help="Unfrozen scenarios: blocks to do without.",
 )
 @click.option("--init", type=click.Choice(["probe", "random"]), default="probe", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images of each.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only N images of each.")
 @click.option("--dry-run", is_flag=True, help="List the cells and which are done.")
 @scoring_options
 @probing_options
@@ -177,6 +193,7 @@ def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
             raise click.UsageError(f"no {name}: give some by -{name[0].replace('b', 'm')}")
     if dry_run:
         return say_plan(cells_of(given | {"out": out}), json_)
+    say_added(out)
     outcomes: list[Outcome] = []
     with engine_of(given) as cluster, bar("features", "images") as show:
         given["device"] = cluster.device if cluster else given["device"]
@@ -198,12 +215,27 @@ def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
 
 
 def say_plan(cells: Sequence[Cell], json_: bool) -> None:
-    """Print which cells there are, and which of them are done."""
-    from probe.grid import divide
+    """Print which cells there are, which of them are done, and how many files are there.
 
+    Exit 1 where a data set has none. With --json, what is said of files goes to standard error.
+    """
+    from features.presence import look, nothing_there
+    from probe.grid import by_data_set, divide
+
+    without = []
+    for [first, *_] in by_data_set(cells):
+        files = look(first.manifest)
+        echo(f"{first.manifest.dataset}: {files.line()}", err=json_)
+        if files.missing == files.images:
+            without.append(nothing_there(first.manifest.dataset, files))
     done = {id(cell) for cell in divide(cells)[0]}
     rows = [(cell.name, "done" if id(cell) in done else "to do") for cell in cells]
-    return as_json([*map(list, rows)]) if json_ else as_table(rows)
+    if json_:
+        as_json([*map(list, rows)])
+    else:
+        as_table(rows)
+    if without:
+        raise Damaged(without[0])
 
 
 def outcomes_of(
@@ -229,14 +261,23 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
     if given["protocol"] == "study":
         study = STUDY | ({"mixed": "fp16"} if resolve_device(given["device"]) == "cuda" else {})
         given = given | {k: v for k, v in study.items() if _is_default(k)}
-    weights = _weights(given["weights"], given["backbones"])
+    backbones, weights = weights_of(given["backbones"], given["weights"])
+    say_random(weights)
+    named: dict[str, Any] = {}
     cells = []
-    for dataset in given["datasets"]:
-        mine = given | _of_dataset(dataset, given)
-        manifest = open_dataset(dataset, options_of(mine))
-        manifest = manifest.head(given["limit"] or len(manifest))
+    for place, dataset in enumerate(given["datasets"]):
+        before = given["datasets"][:place].count(dataset)
+        mine = given | _of_dataset(dataset, before, given)
+        read = (dataset, options_of(mine))
+        manifest = open_dataset(*read)
+        other = named.setdefault(manifest.dataset, read)
+        if other != read:
+            raise click.UsageError(
+                f"{other[0]} and {dataset} are both called {manifest.dataset}: "
+                "give one a `name` of its own, in a table of CONFIG"
+            )
         rows = digest_of(manifest)
-        for backbone in given["backbones"]:
+        for backbone in backbones:
             for scenario in given["scenarios"] or SCENARIOS:
                 cells += [
                     Cell(
@@ -248,7 +289,7 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
                         extraction=extraction_of(mine),
                         features=given["stores"],
                         out=given["out"],
-                        weights=weights.get(backbone),
+                        weights=weights[backbone],
                         image_size=given["image_size"],
                         normalize=parse_normalize(mine["normalize"], manifest),
                     )
@@ -257,20 +298,22 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
     return cells
 
 
-def _of_dataset(dataset: str, given: dict[str, Any]) -> dict[str, Any]:
+def _of_dataset(dataset: str, before: int, given: dict[str, Any]) -> dict[str, Any]:
     """Return what holds for one data set: by the file, or by the study's protocol.
 
+    The file may have several tables with one source; `before` of them were asked for.
     The study's is the data set's own mean and std, and the study's split of it, where there are.
     """
     from features.datasets import SOURCES
 
-    told: dict[str, Any] = click.get_current_context().meta.get(f"{__name__}.{dataset}", {})
+    tables = click.get_current_context().meta.get(f"{__name__}.{dataset}", [])
+    told: dict[str, Any] = tables[before] if before < len(tables) else {}
     source = SOURCES.get(dataset.partition(":")[0])
     if given["protocol"] != "study" or source is None:
         return told
     own = {"normalize": "dataset", "split": "study"} if "study" in source.splits else {}
     if not own:
-        click.echo(
+        echo(
             f"{dataset} has no statistics or split of the study: the backbone's own normalisation "
             "and the data set's split are taken",
             err=True,
@@ -312,24 +355,6 @@ def _is_default(name: str) -> bool:
     return source is ParameterSource.DEFAULT
 
 
-def _weights(given: Sequence[str], backbones: Sequence[str]) -> dict[str, str]:
-    """Return the weights of each backbone that has any given."""
-    found: dict[str, str] = {}
-    for text in given:
-        named = max((b for b in backbones if text.startswith(f"{b}=")), key=len, default="")
-        if named:
-            found[named] = text.removeprefix(f"{named}=")
-        elif text == "random" or len(backbones) == 1:
-            found = {backbone: text for backbone in backbones} | found
-        else:
-            raise click.BadParameter(
-                f"{text!r} goes with one backbone: write BACKBONE={text}, BACKBONE one of "
-                f"{', '.join(backbones)}",
-                param_hint="--weights",
-            )
-    return found
-
-
 def say_outcome(outcome: Outcome, outcomes: Sequence[Outcome], cells: Sequence[Cell]) -> None:
     """Print a line for a cell, and how long the rest may take."""
     from probe.grid import seconds_left
@@ -337,7 +362,7 @@ def say_outcome(outcome: Outcome, outcomes: Sequence[Outcome], cells: Sequence[C
     n = len(outcomes)
     line = f"[{n}/{len(cells)}] {outcome.cell.name}: "
     if outcome.status == "skipped":
-        return click.echo(f"{line}done before")
+        return echo(f"{line}done before")
     if outcome.status == "failed":
         line += f"FAILED: {outcome.reason}"
     else:
@@ -349,7 +374,7 @@ def say_outcome(outcome: Outcome, outcomes: Sequence[Outcome], cells: Sequence[C
     gone = {id(o.cell) for o in outcomes}
     left = seconds_left([cell for cell in cells if id(cell) not in gone], outcomes)
     rest = f"; about {duration(left)} left" if left and n < len(cells) else ""
-    return click.echo(f"{line} ({duration(outcome.seconds)}{rest})")
+    return echo(f"{line} ({duration(outcome.seconds)}{rest})")
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:

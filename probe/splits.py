@@ -26,14 +26,18 @@ def folds(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -
     if val.any():
         return Folds("the val split", val[None])
     part = deal(manifest.subject[rows], manifest.label[rows], [1 / k] * k, seed=seed)
-    by = "image" if np.array_equal(manifest.subject, manifest.id) else "subject"
+    by = "subject" if manifest.has_subjects else "image"
     return Folds(f"{k} stratified folds by {by}, seed {seed}", part == np.arange(k)[:, None])
 
 
-def few(y: NDArray[np.integer], shots: int, *, seed: int) -> NDArray[np.int64]:
+def few(
+    y: NDArray[np.integer], subject: NDArray[np.str_], shots: int, *, seed: int
+) -> NDArray[np.int64]:
     """Return an ascending index of `shots` rows of every class of y (n,), drawn by a seed.
 
-    Raises ProbeError for a class that has fewer rows.
+    Each class's subjects (n,) stand in an order drawn by the seed, and give one image each, in
+    turns: a second image of one is taken only when all have given one. The draw of fewer shots by
+    the same seed is within the draw of more. Raises ProbeError for a class that has fewer rows.
     """
     counts = np.bincount(y)
     present = np.flatnonzero(counts)
@@ -43,16 +47,30 @@ def few(y: NDArray[np.integer], shots: int, *, seed: int) -> NDArray[np.int64]:
             f"{shots} shots of class number {least}, which has {counts[least]} training images: "
             "want --shots of at most that many"
         )
-    rng = np.random.default_rng([seed, shots])
-    rows = [rng.choice(np.flatnonzero(y == k), shots, replace=False) for k in present]
-    return np.sort(np.concatenate(rows))
+    rng = np.random.default_rng([seed])
+    names, member = np.unique(subject, return_inverse=True)
+    place, luck = rng.permutation(len(names))[member], rng.permutation(len(y))
+    found = []
+    for k in present:
+        rows = np.flatnonzero(y == k)
+        rows = rows[np.lexsort((luck[rows], place[rows]))]  # subject by subject
+        _, first, many = np.unique(place[rows], return_index=True, return_counts=True)
+        turn = np.arange(len(rows)) - np.repeat(first, many)
+        found.append(rows[np.argsort(turn, kind="stable")[:shots]])
+    return np.sort(np.concatenate(found))
 
 
 def within(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -> Folds:
-    """Return folds over a few rows, at most k; none where a class has a single row."""
-    label = manifest.label[rows]
-    k = min(k, int(np.bincount(label)[np.unique(label)].min()), len(set(manifest.subject[rows])))
-    if k < 2:
-        return Folds("nothing: one image per class", np.zeros((0, len(rows)), dtype=bool))
-    part = deal(manifest.subject[rows], label, [1 / k] * k, seed=seed)
-    return Folds(f"{k} stratified folds of the few, seed {seed}", part == np.arange(k)[:, None])
+    """Return folds over a few rows, at most k, none of which holds out a class's only subjects.
+
+    There are none at all where a class has a single subject.
+    """
+    label, subject = manifest.label[rows], manifest.subject[rows]
+    k = min(k, *(len(np.unique(subject[label == c])) for c in np.unique(label)))
+    part = deal(subject, label, [1 / k] * k, seed=seed)
+    held_out = part == np.arange(k)[:, None]
+    trained = np.array([np.isin(label, label[~held]).all() for held in held_out])
+    held_out = held_out[trained]
+    if not len(held_out):
+        return Folds("nothing: a class has one subject", held_out)
+    return Folds(f"{len(held_out)} stratified folds of the few, seed {seed}", held_out)

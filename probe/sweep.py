@@ -25,8 +25,9 @@ from probe import choose, evaluation, metrics, protocols, results, splits
 from probe.choose import Chosen, Draw, Fit
 from probe.data import Data, Features, load
 from probe.heads import Head, fit_heads
+from probe.identity import data_of
 from probe.path import Progress
-from probe.tested import audited, data_of, metric_of, predictions_of, remarks, scored, tested
+from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def _draws(manifest: Manifest, data: Data, settings: Settings, shots: int | None
         raise ProbeError("--shots counts images per class; this data set has several labels each")
     draws = []
     for seed in range(settings.seed, settings.seed + (settings.seeds or 1)):
-        rows = splits.few(data.y[train], shots, seed=seed)
+        subject = manifest.subject[data.rows[train]]
+        rows = splits.few(data.y[train], subject, shots, seed=seed)
         folds = splits.within(manifest, data.rows[train[rows]], k=k, seed=seed)
         draws.append(Draw(rows, folds, seed, shots))
     return draws
@@ -243,9 +245,9 @@ class _Cell:
         y_train = data.y[data.train][draw.rows]
 
         def answers(head: Chosen) -> evaluation.Answers:
-            p = _said(head, data.features.take(test))
+            z = _said(head, data.features.take(test))
             rows = data.rows[test]
-            return evaluation.answers(manifest, rows, data.y[test], p, y_train, settings)
+            return evaluation.answers(manifest, rows, data.y[test], z, y_train, settings)
 
         said = answers(chosen)
         found = tested(
@@ -305,8 +307,8 @@ class _Cell:
 
 
 def _said(chosen: Chosen, features: Features) -> NDArray[Any]:
-    """Return a head's probabilities of some rows, (n, K)."""
-    return torch.cat([chosen.predict(X) for X in features.chunks()]).cpu().numpy()
+    """Return a head's log-odds of some rows, (n, K)."""
+    return torch.cat([chosen.log_odds(X) for X in features.chunks()]).cpu().numpy()
 
 
 def _check_folds(k: int, manifest: Manifest, data: Data) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 from probe.drawing import printable
 from probe.results import Result
+from probe.spreadsheet import inert
 
 CAPITALS = {"auc": "AUC", "auroc": "AUROC", "roc": "ROC", "ap": "AP", "f1": "F1", "mcc": "MCC"}
 SAID = {  # metrics that are not said as they are written
@@ -24,9 +25,10 @@ SAID = {  # metrics that are not said as they are written
     "brier": "Brier score",
     "ece": "calibration error",
     "f1": "F1",
+    "f1_macro": "macro F1",
+    "kappa": "Cohen's kappa",
     "sensitivity_at_90": "sensitivity at 90 % specificity",
 }
-FORMULA = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 (what a spreadsheet takes for a formula's start)
 # results.csv holds every field but these; every other metric follows with three columns.
 NOT_IN_CSV = {
     *("metrics", "folds", "task", "classes", "predictions", "heads"),
@@ -86,12 +88,12 @@ class Table:
         file = io.StringIO()
         writer = csv.writer(file)
         header = [f"{name}{end}" for j, name in enumerate(self.columns) for end in ends(j)]
-        writer.writerow([_inert(name) for name in header])
+        writer.writerow([inert(name) for name in header])
         for row in self.rows:
             cells: list[Any] = []
             for j, cell in enumerate(row):
                 parts = (cell,) if j not in scored else _parts(cell)
-                cells += [_inert(part) for part in parts[: len(ends(j))]]
+                cells += [inert(part) for part in parts[: len(ends(j))]]
             writer.writerow(cells)
         return file.getvalue()
 
@@ -205,19 +207,16 @@ def csv_table(results: Sequence[Result]) -> str:
     header = columns + [f"{name}{end}" for name in names for end in ("", "_ci_low", "_ci_high")]
     file = io.StringIO()
     writer = csv.writer(file)
-    writer.writerow(_inert(name) for name in header)
+    writer.writerow(inert(name) for name in header)
     for result in results:
-        row = {
-            **asdict(result),
-            "notes": "; ".join(result.notes),
-            "versions": json.dumps(result.versions),
-        }
+        row = asdict(result) | {"notes": "; ".join(result.notes)}
+        row = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items()}
         rest = [
             result.metrics.get(name, {}).get(key)
             for name in names
             for key in ("value", "ci_low", "ci_high")
         ]
-        writer.writerow([*(_inert(row[name]) for name in columns), *rest])
+        writer.writerow([*(inert(row[name]) for name in columns), *rest])
     return file.getvalue()
 
 
@@ -226,8 +225,3 @@ def in_markdown(text: object) -> str:
     plain = printable(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     plain = re.sub(r"([\\`*\[\]|~$])", r"\\\1", plain)
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", plain)
-
-
-def _inert(value: Any) -> Any:
-    """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

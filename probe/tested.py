@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from features.audit import audit
 from features.errors import ProbeError
-from features.manifest import Manifest, digest
+from features.manifest import Manifest
 from features.store import DONE, FeatureStore
 from probe import evaluation, metrics
 from probe.evaluation import Answers, Scoring
+from probe.intervals import intervals
 from probe.metrics import Metric
 from probe.results import Predictions
-from probe.statistics import intervals
 
 
 def metric_of(manifest: Manifest, asked: str | None) -> Metric:
@@ -84,26 +84,6 @@ def tested(
     }
 
 
-def data_of(
-    store: FeatureStore, manifest: Manifest, uncertain: str, *, views: bool = False
-) -> dict[str, Any]:
-    """Return the parts of an Identity that a store has: data set, split, labels, features.
-
-    uncertain: what -1 and an empty cell count as, labels being others where it is. views: whether
-    stored views are trained on.
-    """
-    made, labels = store.fingerprint, manifest.labels_digest()
-    left_out = {"features"} if views else {"features", "views"}
-    return {
-        "dataset": manifest.dataset,
-        "split_digest": manifest.split_digest(),
-        "labels_digest": digest([labels, uncertain]) if manifest.task == "multilabel" else labels,
-        "backbone": made["backbone"]["name"],
-        "weights": made["backbone"]["weights"],
-        "extraction": {k: v for k, v in made.items() if k not in left_out},
-    }
-
-
 def remarks(
     manifest: Manifest,
     y_train: NDArray[Any],
@@ -127,23 +107,29 @@ def remarks(
         notes.append(f"one side only in training{not_scored}: {', '.join(untaught)}")
     if uncertain:
         notes.append(f"uncertain labels: {uncertain}")
-    caveat = evaluation.caveat(found["ci_low"], found["ci_high"], found["n_subjects_test"])
-    return [*notes, caveat] if caveat else notes
+    if not said.has_subjects:
+        notes.append("no subjects are known: images are taken as independent")
+    ends = found["ci_low"], found["ci_high"]
+    caveat = evaluation.caveat(*ends, found["n_subjects_test"], said.independent)
+    return [*notes, *(said for said in (found["few"], caveat) if said)]
 
 
 def scored(
     wanted: Sequence[Metric], said: Answers, settings: Scoring
 ) -> dict[str, dict[str, float | None]]:
     """Return value and interval of every metric, on the same resamples whatever is asked."""
-    return intervals(
-        wanted,
-        said.y,
-        said.p,
-        said.subjects,
-        n=settings.bootstrap,
-        rng=np.random.default_rng(settings.seed),
-        method=settings.interval,
-    )
+    found: dict[str, dict[str, float | None]] = {}
+    for ranking in {metric.ranking for metric in wanted}:
+        found |= intervals(
+            [metric for metric in wanted if metric.ranking == ranking],
+            said.y,
+            said.z if ranking else said.p,
+            said.subjects,
+            n=settings.bootstrap,
+            rng=np.random.default_rng(settings.seed),
+            method=settings.interval,
+        )
+    return {metric.name: found[metric.name] for metric in wanted}
 
 
 def predictions_of(said: Answers, classes: Sequence[str]) -> Predictions:
@@ -154,6 +140,7 @@ def predictions_of(said: Answers, classes: Sequence[str]) -> Predictions:
         labels=said.y,
         probabilities=said.p,
         classes=classes,
+        log_odds=said.z,
     )
 
 

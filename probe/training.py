@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.errors import ProbeError
-from probe import checkpoints, metrics
+from probe import checkpoints, log_odds, metrics
 from probe.feeds import Feed, Rows
 from probe.identity import Identity, differences
-from probe.metrics import Metric, evaluate
+from probe.metrics import Metric, evaluate_log_odds
 from probe.tuned import parameter_groups
 
 # May change when a run goes on; the seed is an Identity's own.
@@ -112,8 +112,8 @@ def train(
         torch.manual_seed(settings.seed * 1_000_003 + epoch)
         if epoch:
             loss, lr = run_epoch(model, optimizer, feed, task, settings, epoch, accelerator, weigh)
-        p = predict(model, feed, task.val, settings.batch_size, task, accelerator.device)
-        value = float(evaluate(task.metric, task.y[task.val], p)[0])
+        z = predict(model, feed, task.val, settings.batch_size, task, accelerator.device)
+        value = float(evaluate_log_odds(task.metric, task.y[task.val], z)[0])
         record = {"epoch": epoch, "train_loss": loss, "lr": lr}
         record["value"] = None if math.isnan(value) else value
         history.append(record | {"seconds": round(time.perf_counter() - started, 3)})
@@ -267,11 +267,17 @@ def predict(
     task: Task,
     device: torch.device | str,
 ) -> NDArray[np.float64]:
-    """Return probabilities of rows, (n, K): softmax of classes, or a sigmoid per label."""
+    """Return log-odds of rows, (n, K): of a softmax of classes, or a sigmoid per label."""
     model.eval()
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     logits = torch.cat([model(x.to(device)).double().cpu() for x in feed.batches(parts, None)])
-    return (logits.softmax(1) if task.y.ndim == 1 else logits.sigmoid()).numpy()
+    z: NDArray[np.float64] = log_odds.of_logits(logits, kind_of(task.y)).numpy()
+    return z
+
+
+def kind_of(y: NDArray[Any]) -> str:
+    """Return what a trained head's logits are: of a softmax of classes, or a sigmoid per label."""
+    return "softmax" if y.ndim == 1 else "sigmoid"
 
 
 def best_of(history: list[dict[str, Any]], metric: Metric) -> int:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from features.manifest import Manifest
 from features.store import FeatureStore
+from probe.identity import data_of
 from probe.metrics import METRICS, evaluate
 from probe.results import Predictions, Result, append, write_predictions
 
@@ -201,8 +202,10 @@ def stored(folder, *, names=None, seed=0, N=48, suffix=".png", pixels=None, **ch
         manifest.id[test].tolist(), manifest.subject[test].tolist(), y[test], p, classes
     )
     with FeatureStore.open(path) as store:
-        digest = store.fingerprint_digest
-    facts = {"dataset": "ward", "store": str(path), "store_fingerprint": digest}
+        known = data_of(store, manifest, "zeros")
+        names = ("split_digest", "labels_digest", "extraction")
+        facts = {"store_fingerprint": store.fingerprint_digest} | {n: known[n] for n in names}
+    facts |= {"dataset": "ward", "store": str(path)}
     facts |= {"feature": "final/mean", "command": f"medprobe probe {path}", "metric": "accuracy"}
     add(folder, classes=classes, predictions=said, **(facts | changes))
     return manifest

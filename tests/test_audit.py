@@ -32,8 +32,8 @@ def test_identical_bytes_and_pixels_and_their_contrary_labels_are_found(tmp_path
     pixels[0].save(tmp_path / "test" / "b" / "again.png")  # same bytes, other label, other split
     pixels[3].save(tmp_path / "train" / "b" / "other.bmp")  # same pixels, same label and split
     manifest = open_dataset(f"folder:{tmp_path}")
-    hashes, pixel_hashes, usable = hash_images(manifest)
-    found = audit(manifest, hashes=hashes, pixel_hashes=pixel_hashes, usable=usable)
+    hashes, pixel_hashes, bad = hash_images(manifest)
+    found = audit(manifest, hashes=hashes, pixel_hashes=pixel_hashes, bad=bad)
     assert [sorted(g.images) for g in found.bytes] == [["test/b/again.png", "train/a/0.png"]]
     assert [sorted(g.images) for g in found.pixels] == [["train/b/3.png", "train/b/other.bmp"]]
     assert found.leaks == found.conflicts == found.bytes

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +116,10 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
     assert row["command"].startswith("medprobe probe ")
     assert row["versions"]["torch"]
     said = call("predict", out / row["heads"], store)
-    assert said.output.startswith("id,predicted,p:class 0,p:class 1,p:class 2\n")
-    assert said.output.count("\n") == 120
+    assert said.stdout.startswith("id,predicted,p:class 0,p:class 1,p:class 2,reason\n")
+    assert said.stdout.count("\n") == 121
+    assert said.stdout.splitlines()[5] == "00004.png,,,,,file is empty"
+    assert "Warning: 1 of 120 images have no answer: file is empty (1)" in said.stderr
     page = call("report", out, "-o", tmp_path / "report")
     assert page.output.strip() == str(tmp_path / "report" / "index.html")
     assert "made" in Path(page.output.strip()).read_text()
@@ -130,6 +133,13 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
         (["extract", "sample"], "Missing option '-m'"),
         (["probe", "none.h5"], "there is no store none.h5: make it with `medprobe extract`"),
         (["probe", "{store}", "--C", "1,-2"], "'1,-2': want positive numbers"),
+        (["probe", "{store}", "--C", "0.1", "1", "10"], "no spaces: write --C 0.1,1,10"),
+        (["probe", "--C", "0.1,", "1,", "10", "{store}"], "no spaces: write --C 0.1,1,10"),
+        (["probe", "{store}", "--shots", "1", "2", "4"], "no spaces: write --shots 1,2,4"),
+        (["probe", "{store}", "--C", "0.1 1 10"], "want positive numbers with commas"),
+        (["run", "-m", "b", "-d", "d", "--C", "0.1", "1"], "no spaces, such as --C 0.1,1,10"),
+        (["extract", "sample", "-m", "a", "-m", "b", "--weights", "f"], "write BACKBONE=f, BACK"),
+        (["extract", "sample", "-m", "a=f", "--weights", "a=g"], "a is given f and g: want one"),
         (["probe", "{store}", "--metric", "auc"], "no metric 'auc' for a multiclass task"),
         (["inspect", "README.md"], "README.md can't be opened as HDF5"),
         (["report", "nowhere"], "no results at nowhere"),
@@ -172,3 +182,133 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, image_folder):
     assert "Traceback" not in said
     assert call(*words, "-o", tmp_path / "out").exit_code == 0
     assert call("verify", store).exit_code == 0
+
+
+def test_each_command_says_what_is_true_of_it_where_it_is_stopped(monkeypatch):
+    import click
+
+    from cli import STOPPED
+
+    assert STOPPED.keys() == cli.commands.keys()
+
+    def stop():
+        raise KeyboardInterrupt
+
+    for name, line in STOPPED.items():
+        monkeypatch.setitem(cli.commands, name, click.Command(name, callback=stop))
+        result = call(name)
+        assert (result.exit_code, result.output) == (130, f"Stopped. {line}\n")
+
+
+def test_results_of_stores_before_the_one_that_was_stopped_stay(store, tmp_path, monkeypatch):
+    from probe import results, sweep
+
+    probe_all = sweep.probe_all
+
+    def stopped(path, **given):
+        if path.name == "c.h5":
+            raise KeyboardInterrupt
+        return probe_all(path, **given)
+
+    monkeypatch.setattr(sweep, "probe_all", stopped)
+    second = make_store(tmp_path / "made" / "c.h5", X, make_manifest(Y))
+    result = call("probe", store, second, "-o", tmp_path / "out", "--C", "1")
+    assert result.exit_code == 130
+    assert "Results that were written stay" in result.output
+    assert [r.backbone for r in results.load(tmp_path / "out")] == ["made"]
+
+
+def test_a_folder_that_holds_results_is_said_to_be_added_to(store, tmp_path):
+    words = ["probe", store, "-o", tmp_path / "out", "--folds", "3"]
+    assert "holds" not in call(*words, "--C", "1").output
+    again = call(*words, "--C", "0.1,1", "--json")
+    assert f"{tmp_path / 'out'} holds 1 result: this adds to them" in again.stderr
+    assert json.loads(again.stdout)
+    assert "holds 2 results" in call(*words, "--C", "0.1,1").stderr
+
+
+def test_lists_with_spaces_are_refused_before_any_work(store, tmp_path):
+    result = call("probe", store, "-o", tmp_path / "out", "--C", "0.1", "1", "10")
+    assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_a_name_and_random_ones_of_all_are_said(tmp_path, image_folder):
+    import torch
+
+    words = ["extract", f"folder:{image_folder}", "--limit", 6, "-o", tmp_path]
+    both = ["-m", "timm:test_vit", "-m", "timm:resnet10t"]
+    result = call(*words, *both, "--weights", "random", "--image-size", 64, "--batch-size", 4)
+    assert result.exit_code == 0, result.output
+    said = "random weights, not the published ones: timm:test_vit, timm:resnet10t\n"
+    assert said in result.stderr
+    import timm
+
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
+    found = {}
+    for how in (
+        ["-m", f"timm:test_vit={tmp_path / 'w.pth'}"],
+        ["-m", "timm:test_vit", "--weights", f"timm:test_vit={tmp_path / 'w.pth'}"],
+        ["-m", "timm:test_vit", "--weights", tmp_path / "w.pth"],
+    ):
+        out = tmp_path / str(len(found))
+        result = call(*words[:-1], out, *how)
+        assert result.exit_code == 0, result.output
+        about = json.loads(call("inspect", next(out.rglob("*.h5")), "--json").stdout)
+        found[out] = about["fingerprint"]["backbone"]
+    assert {made["weights"] for made in found.values()} == {"file"}
+    assert len({made["weights_digest"] for made in found.values()}) == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_works_as_documented(shell):
+    line = f"_MEDPROBE_COMPLETE={shell}_source medprobe"
+    assert line in (ROOT / "docs" / "cli.md").read_text()
+    code = "import sys; sys.argv = ['medprobe']; import cli; cli.main()"
+
+    def asked(what, **words):
+        environment = os.environ | words | {"_MEDPROBE_COMPLETE": f"{shell}_{what}"}
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment
+        ).stdout
+
+    assert "_MEDPROBE_COMPLETE" in asked("source")
+    place = {"COMP_CWORD": "extr" if shell == "fish" else "1", "COMP_WORDS": "medprobe extr"}
+    assert "extract" in asked("complete", **place)
+    place = {"COMP_CWORD": "--lim" if shell == "fish" else "3"}
+    assert "--limit" in asked("complete", **place, COMP_WORDS="medprobe extract sample --lim")
+
+
+def test_control_characters_in_names_reach_no_terminal(tmp_path):
+    """ESC would be run by a terminal, the others hide or turn what follows, \\udcff is a byte."""
+    hostile = "\x1b[31mred\x07\u202e\x9b\udcff\nnext"
+    y = np.arange(80) % 2
+    X = np.random.default_rng(0).standard_normal((80, 4)) + y[:, None]
+    ids = [f"{i}{hostile}" for i in range(80)]
+    manifest = replace(
+        make_manifest(y, ids=ids, classes=(hostile, "ill"), dataset=hostile),
+        columns={"site": np.array([hostile, "b"] * 40)},
+    )
+    store = str(make_store(tmp_path / "b.h5", X, manifest, bad={3: f"a reason {hostile}"}))
+    out = ["-o", str(tmp_path / "out")]
+    head = [*out, "--C", "1", "--folds", "2", "--bootstrap", "100", "--by", "site"]
+    commands = [
+        ["inspect", store],
+        ["inspect", store, "--json"],
+        ["verify", store],
+        ["audit", store],
+        ["probe", store, *head],
+        ["probe", store, *head, "--json", "--seed", "1"],
+        ["probe", store, *head, "--by", "none"],
+        ["probe", store, *head, "--head", "knn"],
+        ["compare", str(tmp_path / "out")],
+        ["compare", str(tmp_path / "out"), "--json"],
+        ["report", str(tmp_path / "out"), "-o", str(tmp_path / "report")],
+    ]
+    for words in commands:
+        done = CliRunner().invoke(cli, words)
+        assert "a fault of the program" not in done.output, words
+        assert not set(done.output) & set("\x1b\x07\u202e\x9b\udcff"), words
+    for file in (tmp_path / "report").rglob("*.*"):
+        if file.suffix in (".html", ".csv", ".md", ".tex", ".svg"):
+            assert not set(file.read_text(encoding="utf-8")) & set("\x1b\x07\u202e\x9b"), file

@@ -54,7 +54,7 @@ def test_two_models_are_compared_on_the_same_images_with_seeds_as_mean_and_devia
     assert (pair.a, pair.b) == ("weak", "strong")
     first = {line["backbone"]: line["value"] for line in lines if line["seed"] == 0}
     assert pair.difference.value == pytest.approx(first["weak"] - first["strong"])
-    assert pair.difference.test == "permutation by subject"
+    assert pair.difference.test == "permutation by image"
     assert pair.p_holm == pair.difference.p  # one pair
     assert pair.difference.ci_low < pair.difference.value < pair.difference.ci_high
 
@@ -80,10 +80,17 @@ def test_ranks_over_data_sets_and_holm_over_pairs(tmp_path):
     output = CliRunner().invoke(cli, ["compare", str(folder), "--resamples", "100"]).output
     assert "mean ranks over 6 data sets" in output
     assert "Friedman's p = " in output
+    assert "p by permutation can be as small as " not in output  # DeLong's have no floor
+    assert output.count("; having been chosen on these images, it is estimated at ") == 6
     document = json.loads(
         CliRunner().invoke(cli, ["compare", str(folder), "--resamples", "100", "--json"]).output
     )
     assert document["models"] == ["a", "b", "c"]
+    best = document["best"][0]
+    value = max(values[best["dataset"], model] for model in found.models)
+    assert best["chosen"]["value"] == pytest.approx(value)
+    assert values[best["dataset"], best["models"][0]] == value
+    assert len(best["chosen"]["p"]) == 3 and best["chosen"]["p"][0] == 1
 
 
 def test_models_with_different_test_images_are_not_tested(tmp_path):
@@ -95,8 +102,12 @@ def test_models_with_different_test_images_are_not_tested(tmp_path):
     path = tmp_path / "set0" / "z.h5"
     make_store(path, X, make_manifest(y, dataset="set0", split=split), fingerprint=made)
     probe(path, out=folder, settings=Settings(C=(1.0,), folds=2, metric="auroc", bootstrap=100))
-    [pair] = compare_results([folder]).pairs
-    assert (pair.difference, pair.why_not) == (None, "not the same test images and labels")
+    found = compare_results([folder, folder])
+    assert found.pairs == []
+    assert found.notes == [
+        "set0 is split or labelled in 2 ways: models are compared within each, not across"
+    ]
+    assert found.notes[0] in CliRunner().invoke(cli, ["compare", str(folder)]).stderr
 
 
 def test_one_model_has_nothing_to_be_compared_with(tmp_path):

@@ -179,9 +179,68 @@ def test_a_deal_keeps_subjects_whole_shares_fair_and_ignores_the_order_of_rows(
     np.testing.assert_array_equal(deal(subject[order], label[order], parts, seed=seed), part[order])
 
 
+def random_table(seed):
+    """Subjects of a few images, classes of a few subjects; some subjects have several classes."""
+    r = np.random.default_rng([7, seed])
+    sizes = r.geometric(r.choice([0.2, 0.5, 1.0]), int(r.integers(6, 80)))
+    subject = np.repeat([f"s{i}" for i in range(len(sizes))], sizes)
+    classes = int(r.integers(2, 8))
+    share = r.dirichlet(np.ones(classes) * r.choice([0.3, 1, 5]))
+    label = np.repeat(r.choice(classes, len(sizes), p=share), sizes)
+    mixed = r.random(len(label)) < r.choice([0, 0.3])
+    return subject, np.where(mixed, r.choice(classes, len(label), p=share), label).astype(np.int32)
+
+
+def parts_of(subject, label, part):
+    """Return for each class how many subjects it has, and which parts have it."""
+    for k in set(label.tolist()):
+        yield len(set(subject[label == k])), sorted(set(part[label == k].tolist()))
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.7, 0.2, 0.1), (1 / 3, 1 / 3, 1 / 3)])
+def test_a_label_of_few_subjects_goes_to_training_first_then_to_test(shares):
+    for seed in range(150):
+        subject, label = random_table(seed)
+        pure = all(len(set(label[subject == s])) == 1 for s in set(subject))
+        part = deal(subject, label, shares, seed=seed, ranked=True)
+        assert all(len(set(part[subject == s])) == 1 for s in set(subject))
+        order = np.random.default_rng(seed).permutation(len(label))
+        again = deal(subject[order], label[order], shares, seed=seed, ranked=True)
+        np.testing.assert_array_equal(again, part[order])
+        findings = (label[:, None] == np.arange(8)).astype(np.int32)
+        np.testing.assert_array_equal(deal(subject, findings, shares, seed=seed, ranked=True), part)
+        for subjects, parts in parts_of(subject, label, part):
+            assert parts[0] == 0  # all that is tested was trained on
+            if pure:  # nothing else pulls at a subject
+                assert parts == list(range(min(subjects, len(shares))))
+
+
+def test_a_label_with_as_many_subjects_as_folds_is_in_every_fold():
+    for seed in range(150):
+        subject, label = random_table(seed)
+        pure = all(len(set(label[subject == s])) == 1 for s in set(subject))
+        part = deal(subject, label, [0.2] * 5, seed=seed)
+        for subjects, parts in parts_of(subject, label, part):
+            assert len(parts) == min(subjects, 5) or not pure
+
+
+def test_a_drawn_split_never_tests_a_class_that_it_does_not_train(tmp_path):
+    lines = [f"{i}.png,{'ab'[i % 2]},p{i // 3}" for i in range(60)]
+    lines += [f"x{i}.png,rare,q" for i in range(4)] + [f"y{i}.png,two,r{i}" for i in range(2)]
+    table = write_csv(tmp_path, rows(*lines, header="path,label,subject"))
+    for seed in range(20):
+        for options in ({}, {"val_share": 0.1}, {"test_fold": (1 + seed % 4, 4)}):
+            found = open_dataset(table, Options(seed=seed, split="drawn", **options))
+            names = np.array(found.classes)[found.label]
+            assert set(found.split[names == "rare"]) == {"train"}
+            if "val_share" in options:
+                assert set(found.split[names == "two"]) == {"train", "test"}
+            assert set(names[found.split == "test"]) <= set(names[found.split == "train"])
+
+
 def test_real_tables_are_read_as_their_readmes_say(shared_data):
     idrid = open_dataset(f"csv:{shared_data / 'idrid' / 'manifest.csv'}")
-    assert (idrid.dataset, len(idrid), idrid.classes) == ("idrid", 516, tuple("01234"))
+    assert (idrid.dataset, len(idrid), idrid.classes) == ("idrid-manifest", 516, tuple("01234"))
     assert ((idrid.split == "train").sum(), (idrid.split == "test").sum()) == (413, 103)
     options = Options(label_sep="|", subject_col="patient")
     nih = open_dataset(f"csv:{shared_data / 'nih_cxr14_dev' / 'manifest.csv'}", options)

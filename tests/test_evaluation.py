@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_manifest, make_store
+from scipy.special import logit
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_curve
 
 from cli import cli
@@ -79,10 +80,10 @@ def test_patients_are_scored_by_the_mean_of_their_images(store, tmp_path):
 def test_findings_of_a_unit_are_those_of_any_image_and_max_takes_the_largest():
     y = np.array([[1, 0], [0, np.nan], [0, np.nan], [np.nan, np.nan]])
     p = np.array([[0.2, 0.9], [0.6, 0.1], [0.3, 0.3], [0.1, 0.5]])
-    answers = Answers(np.arange(4), np.array(["a", "a", "b", "b"]), y, p, {})
+    answers = Answers(np.arange(4), np.array(["a", "a", "b", "b"]), y, logit(p), {})
     joined = aggregate(answers, answers.subjects, "max")
     np.testing.assert_array_equal(joined.y, [[1, 0], [0, np.nan]])
-    np.testing.assert_array_equal(joined.p, [[0.6, 0.9], [0.3, 0.5]])
+    np.testing.assert_allclose(joined.p, [[0.6, 0.9], [0.3, 0.5]], rtol=1e-15)
 
 
 def test_units_of_two_classes_are_refused():
@@ -130,17 +131,48 @@ def test_outputs_and_reliability_stand_in_the_result(store, tmp_path):
     assert sum(b["images"] for b in result.reliability) == result.n_test
     right = sum(b["images"] * b["frequency"] for b in result.reliability) / result.n_test
     assert right == pytest.approx(accuracy_score(truth, said.probabilities.argmax(1)))
-    assert result.interval == "percentile bootstrap by subject, 200 resamples, 95 %"
+    words = "Bayesian bootstrap by subject, corrected for few subjects, 200 resamples, 95 %"
+    assert result.interval == words
 
 
 def test_an_interval_without_width_says_what_it_can_t_exclude(tmp_path):
     easy = X + 100 * TRUTH[:, None]
     manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
     store = make_store(tmp_path / "e" / "b.h5", easy, manifest)
-    result = probe(store, out=tmp_path / "o", settings=Settings(C=(1.0,), folds=2, bootstrap=100))
+    settings = Settings(C=(1.0,), folds=2, bootstrap=100, interval="percentile")
+    result = probe(store, out=tmp_path / "o", settings=settings)
     assert (result.ci_low, result.ci_high) == (1, 1)
     # 40 subjects without an error: the exact binomial bound is 1 - .05 ** (1 / 40) = 7.2 %.
     assert result.notes[-1].endswith("with 40 subjects an error rate of 7.5% can't be excluded")
+
+
+def test_answers_without_an_error_have_an_interval_with_a_width(tmp_path):
+    manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
+    store = make_store(tmp_path / "e" / "b.h5", X + 100 * TRUTH[:, None], manifest)
+    result = probe(store, out=tmp_path / "o", settings=Settings(C=(1.0,), folds=2, bootstrap=2000))
+    assert result.ci_high == 1
+    assert result.ci_low == pytest.approx(0.025 ** (1 / 40), abs=0.02)  # Clopper and Pearson's
+    assert "so the interval has no width" not in " ".join(result.notes)
+
+
+def test_too_few_subjects_for_any_interval_are_said_of_the_main_result(tmp_path):
+    rare = np.where(np.arange(N) // 2 < 6, 1, 0)  # two patients of the test split
+    for k, (truth, rows, words) in enumerate((
+        (TRUTH, N, ""),
+        (rare, N, "few test subjects (2 of well): no interval is sure to hold its 95 %"),
+        (TRUTH[:60], 60, "few test subjects (10 subjects in all"),
+    )):  # fmt: skip
+        manifest = make_manifest(
+            truth, split=SPLIT[:rows], subject=SUBJECT[:rows], classes=("ill", "well")
+        )
+        store = make_store(tmp_path / str(k) / "b.h5", X[:rows], manifest)
+        words_ = ["probe", store, "-o", tmp_path / f"o{k}", "--C", "1", "--folds", "2", "--json"]
+        said = CliRunner().invoke(cli, [*map(str, words_), "--bootstrap", "100"])
+        [line] = json.loads(said.stdout)
+        assert line["few"].startswith(words) and bool(line["few"]) == bool(words)
+        assert (line["few"] in line["notes"]) == bool(words)
+        plain = CliRunner().invoke(cli, [*map(str, words_[:-1]), "--bootstrap", "100"])
+        assert line["few"] in plain.stderr
 
 
 def test_groups_and_the_audit_are_printed(store, tmp_path):
@@ -161,7 +193,7 @@ def test_the_report_says_groups_thresholds_their_origin_and_the_audit(store, tmp
     for words in (
         "sex F (few)</bdi>",
         "chosen by youden on 3 stratified folds by subject, seed 0, not on",
-        "Interval: <bdi>bca bootstrap by subject, 200 resamples, 95 %</bdi>",
+        "Interval: <bdi>BCa bootstrap by subject, 200 resamples, 95 %</bdi>",
         "Splits: <bdi>no leak between splits found in subjects, bytes</bdi>",
     ):
         assert words in page
@@ -190,3 +222,28 @@ def test_a_store_without_the_column_is_a_line_and_the_others_are_scored_by_it(tm
     done = CliRunner().invoke(cli, ["probe", *stores, "--by", "age", *words])
     assert done.exit_code == 1
     assert "has no column 'age'" in done.stderr
+
+
+def test_where_no_subjects_are_known_images_are_said_to_be_taken_as_independent(tmp_path):
+    y = np.random.default_rng(0).integers(0, 2, 120)
+    X = np.random.default_rng(1).standard_normal((120, 4)) + y[:, None]
+    how = Settings(C=(1.0,), folds=2, bootstrap=100)
+    plain, known = (
+        probe(make_store(tmp_path / name / "b.h5", X, manifest), out=tmp_path / name, settings=how)
+        for name, manifest in (
+            ("plain", make_manifest(y)),
+            ("known", make_manifest(y, subject=np.arange(120).astype(str))),
+        )
+    )
+    assert "by image" in plain.interval and "subject" not in plain.interval
+    assert "no subjects are known: images are taken as independent" in plain.notes
+    assert "by subject" in known.interval
+    assert not [note for note in known.notes if "independent" in note]
+    pages = [
+        CliRunner().invoke(cli, ["report", str(tmp_path / name), "-o", str(tmp_path / name / "r")])
+        for name in ("plain", "known")
+    ]
+    assert [page.exit_code for page in pages] == [0, 0]
+    text = (tmp_path / "plain" / "r" / "index.html").read_text()
+    assert "30 test images, taken as independent: no subjects are known" in text
+    assert "30 test images of 30 subjects" in (tmp_path / "known" / "r" / "index.html").read_text()

@@ -184,7 +184,8 @@ def test_odd_images_come_out_as_a_person_sees_them_and_broken_ones_say_why(tmp_p
         paths = [f"a/{name}" for name in (*alike, *broken, "missing.png")]
         rows = "".join(f"{path},{'pq'[i % 2]}\n" for i, path in enumerate(paths))
         table.write_text(f"path,label\n{rows}")
-        [report] = extract(open_dataset(f"csv:{table}"), [backbone], out=tmp_path)
+        with pytest.warns(UserWarning, match=r"1 of \d+ files is not there: .*missing.png"):
+            [report] = extract(open_dataset(f"csv:{table}"), [backbone], out=tmp_path)
         reasons = {Path(path).name: reason for path, reason in report.bad.items()}
         assert set(reasons) == {*broken, "missing.png"}
         for name, (_, words) in broken.items():

@@ -290,6 +290,30 @@ def test_features_that_are_not_finite_and_labels_of_one_class_are_refused():
         fit_heads(X, y, C=[1.0], weights=torch.zeros(1, len(y)))
 
 
+@pytest.mark.parametrize("left", [(0, 1, 2), (0, 3), (2,)])
+def test_a_class_that_a_group_lacks_changes_nothing_for_the_others(left):
+    X, y = problem("multinomial")
+    some = np.isin(y, left)
+    weights = torch.from_numpy(np.stack([some, np.ones(len(y), bool)]).astype(np.float32))
+    heads = fit_heads(
+        torch.from_numpy(X), torch.from_numpy(y), C=[0.01, 1, 1e4], weights=weights, tol=1e-10
+    )
+    assert heads.converged.all()
+    whole = fit_heads(torch.from_numpy(X), torch.from_numpy(y), C=[0.01, 1, 1e4], tol=1e-10)
+    torch.testing.assert_close(heads.coef[:, 1], whole.coef[:, 0], atol=1e-5, rtol=1e-5)
+    gone = np.setdiff1d(range(4), left)
+    assert not heads.coef[:, 0, 0, gone].any()
+    p = heads.probabilities(torch.from_numpy(X)).numpy()
+    assert (p[:, :, gone] < 1e-17).all()
+    if len(left) == 1:
+        return
+    b = np.full(4, -1e3)
+    for j, C in enumerate((0.01, 1, 1e4)):
+        W, b[list(left)] = heads.coef[j, 0, 0].numpy(), heads.intercept[j, 0, 0, list(left)]
+        _, slope, flat = value_and_gradient(X[some], y[some], W, b, C)  # at -1000 for the others
+        assert max(np.abs(slope).max(), np.abs(flat).max()) < 1e-5
+
+
 def test_a_saved_head_says_the_same_and_holds_no_pickle(tmp_path):
     X, y = (torch.from_numpy(a) for a in problem("binary"))
     head = fit_heads(X, y, C=[1.0]).head(["no", "yes"])

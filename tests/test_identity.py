@@ -1,5 +1,6 @@
 """Results that differ in anything have files of their own, which are those of their rows."""
 
+import csv
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from features.errors import ProbeError
 from probe import results
 from probe.compare import compare_results
 from probe.identity import data_names, model_names
-from probe.results import load, read_predictions
+from probe.results import Predictions, load, read_predictions, write_predictions
 from probe.sweep import Settings, probe
 
 rng = np.random.default_rng(0)
@@ -218,3 +219,31 @@ def test_no_name_leads_out_of_the_results(tmp_path, hostile):
         assert file.is_file()
         assert file.is_relative_to(tmp_path / "results")
         assert len(file.relative_to(tmp_path / "results").parts) == 4
+
+
+HOSTILE = [
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-x",
+    "@sum",
+    "\tx",
+    "'quoted",
+    "''",
+    "plain",
+    "=",
+    "\uff1d1",
+]
+
+
+def test_no_cell_is_a_formula_and_every_text_is_read_back(tmp_path):
+    N = len(HOSTILE)
+    said = Predictions(HOSTILE, HOSTILE[::-1], np.arange(N), np.eye(N), HOSTILE)
+    write_predictions(tmp_path / "p.csv", said)
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    numbers = [cell for cell in cells if cell.startswith("-")]
+    assert all(np.isfinite(float(cell)) or float(cell) == -np.inf for cell in numbers)
+    assert not [cell for cell in cells if cell.startswith(tuple("=+@\t\uff1d"))]
+    back = read_predictions(tmp_path / "p.csv")
+    assert (back.ids, back.subjects, back.classes) == (HOSTILE, HOSTILE[::-1], HOSTILE)
+    assert (back.labels == said.labels).all()

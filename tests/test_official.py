@@ -59,7 +59,8 @@ def test_an_id_without_image_is_a_bad_image_and_no_more(aptos, tmp_path, backbon
     from features.extract import extract
 
     manifest = open_dataset(f"aptos2019:{aptos}")
-    [report] = extract(manifest, [backbone], out=tmp_path / "out")
+    with pytest.warns(UserWarning, match="1 of 60 files is not there: .*/0007ab.png; they"):
+        [report] = extract(manifest, [backbone], out=tmp_path / "out")
     assert report.bad == {"train_images/0007ab.png": "file not found"}
 
 
@@ -301,7 +302,9 @@ def test_chexpert_without_valid_csv_says_where_it_is(chexpert):
 def test_a_table_without_any_of_its_images_is_refused(aptos):
     (aptos / "train_images").rename(aptos / "x")
     (aptos / "train_images").mkdir()
-    with pytest.raises(DatasetError, match="none of its 60 images is there, such as train_images/"):
+    with pytest.raises(
+        DatasetError, match=r"none of its 60 images is there, such as .*/train_images/"
+    ):
         open_dataset(f"aptos2019:{aptos}")
 
 
@@ -348,9 +351,13 @@ def test_other_labels_splits_and_merges_never_compute_anew(ddsm, tmp_path, backb
         return report.computed
 
     assert computed() == 70
-    assert computed(label_col="pathology") == 0
-    assert computed(label_col="pathology", merge=("lesion=benign+cancer",)) == 0
-    assert computed(split="drawn", seed=3, val_share=0.1) == 0
+    for options in (
+        {"label_col": "pathology"},
+        {"label_col": "pathology", "merge": ("lesion=benign+cancer",)},
+        {"split": "drawn", "seed": 3, "val_share": 0.1},
+    ):
+        with pytest.warns(UserWarning, match=r"ddsm/.*\.h5 .* is relabelled: multiclass, normal, "):
+            assert computed(**options) == 0
     assert computed(test_fold=(2, 5), split="drawn") == 0
 
 

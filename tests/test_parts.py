@@ -10,6 +10,7 @@ import pytest
 
 from features import parts, spread
 from features.datasets import open_dataset
+from features.datasets.limit import limited
 from features.errors import StaleStoreError
 from features.extract import extract
 from features.manifest import Manifest
@@ -95,6 +96,18 @@ def test_parts_make_the_store_of_one_process_to_the_bit(
     assert [done for done, _, _ in shown] == sorted(done for done, _, _ in shown)
 
 
+def test_a_store_of_some_images_grows_in_parts_to_the_bit(
+    tmp_path, images, backbone, engine, one_thread
+):
+    for out, some in (("here", None), ("there", engine)):
+        first = limited(images, 13, seed=1)
+        extract(first, [backbone], out=tmp_path / out, settings=SETTINGS, engine=some)
+        [report] = extract(images, [backbone], out=tmp_path / out, settings=SETTINGS, engine=some)
+        assert (report.computed, report.reused) == (26, 13)
+    here, there = (tmp_path / out / "images" / "efficientnet_lite0.h5" for out in ("here", "there"))
+    assert contents(here) == contents(there)
+
+
 def test_two_backbones_of_other_batches_are_filled_together(
     tmp_path, images, backbone, engine, one_thread
 ):
@@ -158,7 +171,8 @@ def test_parts_of_a_run_that_was_killed_are_taken_in(
     with FeatureStore.open(whole.store) as store:
         hashes = store.source()["hash"]
     copies = {i for i in range(24) if hashes[i] in hashes[:i]}  # of the first three parts
-    assert report.computed == 16 + len(copies)
+    assert report.computed == 16 + len(copies) - len(report.bad)
+    assert report.computed + report.reused + len(report.bad) == 40
     assert not left[0].parent.exists()
 
 
@@ -177,7 +191,7 @@ def test_parts_of_something_else_or_of_changed_images_are_never_taken_in(
     [report] = extract(
         images, [backbone], out=tmp_path, settings=Settings(batch_size=2, workers=1), engine=engine
     )
-    assert report.computed == 40
+    assert (report.computed, len(report.bad)) == (39, 1)
 
 
 def test_an_image_that_changes_after_it_was_hashed_is_no_copy_any_more(
@@ -228,7 +242,7 @@ def test_a_table_and_its_images_may_be_at_urls():
     memory.pipe("/ward/b.png", b"here")
     manifest = open_dataset("csv:memory://ward/seven.csv")
     assert isinstance(manifest, Manifest)
-    assert manifest.dataset == "ward"
+    assert manifest.dataset == "seven"
     assert [str(manifest.file(i)) for i in (0, 1)] == ["memory://ward/a.png", "memory://ward/b.png"]
     assert manifest.file(1).read_bytes() == b"here"
     assert manifest.file(1).stat().st_size == 4

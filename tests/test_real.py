@@ -20,7 +20,16 @@ def call(*words):
 
 def test_fundus_images_on_their_official_split(shared_data, tmp_path):
     table = shared_data / "idrid" / "manifest.csv"
-    call("extract", f"csv:{table}", "-m", "efficientnet_lite0", "-o", tmp_path / "features")
+    call(
+        "extract",
+        f"csv:{table}",
+        "--name",
+        "idrid",
+        "-m",
+        "efficientnet_lite0",
+        "-o",
+        tmp_path / "features",
+    )
     store = tmp_path / "features" / "idrid" / "efficientnet_lite0.h5"
     words = ("probe", store, "-o", tmp_path / "results", "--metric", "quadratic_kappa", "--json")
     [result] = json.loads(call(*words))
@@ -35,9 +44,9 @@ def test_fundus_images_on_their_official_split(shared_data, tmp_path):
 
 def test_chest_x_rays_with_several_findings_and_patients(shared_data, tmp_path):
     table = shared_data / "nih_cxr14_dev" / "manifest.csv"
-    options = ("--label-sep", "|", "--subject-col", "patient")
+    options = ("--name", "nih", "--label-sep", "|", "--subject-col", "patient")
     call("extract", f"csv:{table}", *options, "-m", "efficientnet_lite0", "-o", tmp_path)
-    store = tmp_path / "nih_cxr14_dev" / "efficientnet_lite0.h5"
+    store = tmp_path / "nih" / "efficientnet_lite0.h5"
     [result] = json.loads(call("probe", store, "-o", tmp_path / "results", "--json"))
     assert result["task"] == "multilabel"
     assert len(result["classes"]) == 15

@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 from reporting import HOSTILE, Page, add, said, stored
 
+from features.manifest import Manifest
+from features.urls import Url
 from probe.report import Options, make, write_report
 
 JPEG = b"\xff\xd8\xff"
@@ -35,7 +38,18 @@ def test_without_images_no_pixel_path_or_id_is_in_any_file(tmp_path):
         {"column": "sex", "group": "F", "n": 20, "subjects": 9, "value": 0.5,
          "ci_low": 0.4, "ci_high": 0.6, "small": True},
     ]  # fmt: skip
-    manifest = stored(tmp_path / "results", subgroups=groups)
+    words = [
+        "medprobe",
+        "probe",
+        "/scans/Jane Quillfeather/dinov2.h5",
+        "-o",
+        "C:\\scans\\Jane Quillfeather\\out",
+    ]
+    changes = {
+        "command": shlex.join(words),
+        "tuned": {"head_weights": "/scans/Jane Quillfeather/w.pth"},
+    }
+    manifest = stored(tmp_path / "results", subgroups=groups, **changes)
     add(tmp_path / "results", backbone="gone", missing=True, dataset="ward", metric="accuracy")
     out = tmp_path / "report"
     open_ = everything(write_report([tmp_path / "results"], out).parent)
@@ -43,6 +57,7 @@ def test_without_images_no_pixel_path_or_id_is_in_any_file(tmp_path):
     closed = everything(out)
 
     names = {*manifest.id, *manifest.path, *manifest.subject, str(tmp_path), "ward seven"}
+    names |= {"Jane", "Quillfeather", "/scans"}
     found = {name for name in names if str(name).encode() in open_}  # the search finds
     assert found & {*manifest.id} and found & {*manifest.subject} and str(tmp_path) in found
     assert [name for name in names if str(name).encode() in closed] == []
@@ -83,11 +98,39 @@ def test_the_map_the_audit_and_bad_images_come_from_the_store(tmp_path):
     assert set(ward.thumbnails) - set(left) == {"id-scan-4002.png", "id-scan-4003.png"}
 
 
-def test_a_store_that_was_made_anew_or_is_gone_is_left_out(tmp_path):
-    stored(tmp_path, store_fingerprint="another")
+@pytest.mark.parametrize(
+    "then",
+    [{"extraction": {"backbone": "other"}}, {"labels_digest": "old"}, {"split_digest": "old"}],
+    ids=lambda then: "".join(then),
+)
+def test_a_store_of_other_features_labels_or_splits_is_left_out(tmp_path, then):
+    stored(tmp_path, **then)
     report = make([tmp_path], Options())
     assert not [c for c in report.charts() if c.kind == "points"]
     assert report.datasets[0].line == "" and report.datasets[0].thumbnails == {}
+
+
+def test_images_at_urls_are_fetched_only_where_it_is_asked_for(tmp_path, monkeypatch):
+    """A store may be somebody else's, and name any server; one that fails costs a picture."""
+    manifest = stored(tmp_path)
+    asked = []
+
+    def file(self, row):
+        asked.append(row)
+        return Url(f"http://127.0.0.1:9/{row}" if row % 2 else f"nothing://{row}")
+
+    monkeypatch.setattr(Manifest, "file", file)
+    monkeypatch.setattr(Url, "read_bytes", lambda self: pytest.fail("it was fetched"))
+    assert make([tmp_path], Options()).datasets[0].thumbnails == {}
+    assert asked
+    monkeypatch.undo()
+    monkeypatch.setattr(Manifest, "file", file)
+    assert make([tmp_path], Options(fetch=True)).datasets[0].thumbnails == {}
+    monkeypatch.setattr(
+        Url, "read_bytes", lambda self: (manifest.root / "scan-4001.png").read_bytes()
+    )
+    pictures = make([tmp_path], Options(fetch=True)).datasets[0].thumbnails
+    assert list(pictures) == ["id-scan-4001.png"]  # of the others the bytes are not theirs
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -147,12 +147,15 @@ def test_a_saved_head_predicts_what_was_reported_and_refuses_another_backbone(tm
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y))
     result = probe(path, out=tmp_path / "out", settings=Settings(C=C))
     table = [
-        line.split(",") for line in predict(tmp_path / "out" / result.heads, path).splitlines()
+        line.split(",")
+        for line in predict(tmp_path / "out" / result.heads, path).table.splitlines()
     ]
     said = results.read_predictions(tmp_path / "out" / result.predictions)
-    rows = {row[0]: [float(v) for v in row[2:]] for row in table[1:]}
+    rows = {row[0]: [float(v) for v in row[2:-1]] for row in table[1:]}
     assert len(rows) == N
-    np.testing.assert_allclose([rows[i] for i in said.ids], said.probabilities, rtol=1e-6)
+    found = np.array([rows[i] for i in said.ids])
+    np.testing.assert_allclose(found, np.c_[said.probabilities, said.log_odds], rtol=1e-12)
+    assert table[0][2:] == [*results.columns(said.classes), "reason"]
     other = {
         "backbone": {
             "name": "other",
@@ -169,7 +172,7 @@ def test_a_saved_head_predicts_what_was_reported_and_refuses_another_backbone(tm
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"metric": "kappa"}, "no metric 'kappa' for a multiclass task: want one of accuracy"),
+        ({"metric": "kapa"}, r"no metric 'kapa' for a multiclass task: did you mean kappa"),
         ({"protocol": "mine"}, "unknown protocol 'mine': want one of dinov2-logreg"),
         ({"folds": 400}, "400 folds of 225 training subjects: want 2 to 225"),
     ],

@@ -48,18 +48,23 @@ def test_the_answer_is_the_paired_test_of_compare(tmp_path):
     best, second = column.standings[:2]
     assert said(headline) == (
         f"On idrid, {best.cell.name} (frozen, linear): accuracy {best.scored} on 400 test images; "
-        f"the next, {second.cell.name} (frozen, linear), {second.said}."
+        f"the next, {second.cell.name} (frozen, linear), {second.said}. {column.corrected}"
     )
+    assert column.corrected.startswith("Chosen as the best of 3 on these images, it is estimated")
+    (found,) = compare_results([tmp_path]).best
+    assert (found.chosen, found.models) == (column.chosen, [s.cell.name for s in column.standings])
+    assert column.chosen.p == [1, *(s.p for s in column.standings[1:])]
+    assert column.chosen.estimate < best.value
     marks = [[said(m) for m in row.iter("span") if "mark" in m.get("class", "").split()]
              for row in page.find("table", "main")[0].find("tbody")]  # fmt: skip
     assert marks == [["best"], ["≈ best"], []]
     markdown = (tmp_path / "report" / "results.md").read_text()
-    assert f"the next, {second.cell.name} (frozen, linear), {second.said}." in markdown
+    assert f"the next, {second.cell.name} (frozen, linear), {second.said}. Chosen as" in markdown
 
 
 def test_other_test_images_are_not_compared_and_random_weights_wear_a_mark(tmp_path):
     told(tmp_path, 0.9, weights="random", notes=["not medical: handwritten digits"])
-    add(tmp_path, backbone="blip", metric="accuracy", value=0.3, converged=False, N=50)
+    add(tmp_path, backbone="blip", metric="accuracy", converged=False, N=50)
     page = Page(write_report([tmp_path], tmp_path / "report"))
     headline = said(page.find("h1", "headline")[0])
     assert "dinov2 (frozen, linear, random weights)" in headline

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from features.datasets.limit import limited
+from features.datasets.naming import check_name
 from features.datasets.options import Options
 from features.errors import DatasetError
 from features.manifest import Manifest
@@ -59,7 +61,8 @@ SOURCES = {
             name="csv",
             usage="csv:FILE",
             urls=True,
-            what="columns path, label (or label_*), and if you have them subject and split",
+            what="a table (CSV, TSV, Excel, Parquet) with columns path, label (or label_*), "
+            "and if you have them subject and split",
             reader="features.datasets.from_csv:read",
         ),
         Source(
@@ -103,7 +106,8 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
     source = SOURCES.get(name)
     if source is None:
         known = ", ".join(s.usage for s in SOURCES.values())
-        hint = f"; did you mean folder:{dataset}?" if Path(dataset).is_dir() else ""
+        kind = "folder" if Path(dataset).is_dir() else "csv" if Path(dataset).is_file() else ""
+        hint = f"; did you mean {kind}:{dataset}?" if kind else ""
         raise DatasetError(f"unknown dataset {dataset!r}: want one of {known}{hint}")
     if source.needs_path and not path:
         raise DatasetError(f"dataset {name!r} needs a path: write {source.usage}")
@@ -119,4 +123,7 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
             f"{source.usage} is read from a local folder: found {path}; "
             "for images at URLs write a table, and take csv:FILE"
         )
-    return source.read(place, options)
+    manifest = source.read(place, options)
+    if options.limit:
+        manifest = limited(manifest, options.limit, seed=options.seed)
+    return replace(manifest, dataset=check_name(options.name)) if options.name else manifest

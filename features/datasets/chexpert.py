@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from features.datasets.drawing import build
-from features.datasets.from_csv import STATES
+from features.datasets.labels import state
 from features.datasets.options import Options
 from features.datasets.tables import need, read_rows, some_there
 from features.errors import DatasetError
@@ -100,12 +100,16 @@ def read(folder: Path, options: Options) -> Manifest:
 
 
 def _states(row: dict[str, str], findings: tuple[str, ...], where: str) -> list[int]:
-    try:
-        return [STATES[row[name]] for name in findings]
-    except KeyError as error:
-        raise DatasetError(
-            f"{where}: {row['Path']} has a finding {error}: want 1, 0, -1 (uncertain) or nothing"
-        ) from None
+    found = []
+    for name in findings:
+        said = state(row[name])
+        if said is None:
+            raise DatasetError(
+                f"{where}: {row['Path']} has a finding {row[name]!r}: "
+                "want 1, 0, -1 (uncertain) or nothing"
+            )
+        found.append(said)
+    return found
 
 
 def _patient(path: str, where: str) -> str:

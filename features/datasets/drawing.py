@@ -5,12 +5,14 @@ Checks, class order, and a split where none is given.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.cells import apart
 from features.datasets.options import Options
 from features.dicom import patient_id
 from features.errors import DatasetError, ImageError
@@ -82,6 +84,12 @@ def build(
         )
     if options.merge:
         label, classes = merge_classes(label, classes, options.merge, where)
+    for alike in apart(classes):
+        warnings.warn(
+            f"{where}: the classes {' and '.join(alike)} differ only in how they are written, and "
+            f'are kept apart; --merge "{alike[0]}={"+".join(alike)}" makes them one',
+            stacklevel=3,
+        )
     if label.ndim == 1 and len(classes) < 2 and options.labelled:
         raise DatasetError(
             f"{where} has {len(classes)} class ({', '.join(classes)}): want at least 2"
@@ -211,11 +219,21 @@ def _drawn_split(
     if options.test_fold is not None:
         i, k = options.test_fold
         part = (deal(subject, label, [1 / k] * k, seed=options.seed) == i - 1).astype(np.int64)
+        part[_sole(subject, label)] = 0
     else:
         test, val = options.test_share, options.val_share
         shares = (1 - test - val, test, val) if val else (1 - test, test)
-        part = deal(subject, label, shares, seed=options.seed)
+        part = deal(subject, label, shares, seed=options.seed, ranked=True)
     return np.asarray(names[part])
+
+
+def _sole(subject: NDArray[np.str_], label: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return which images are of the only subject with some label, (N,)."""
+    columns = (
+        [label == k for k in np.unique(label[label >= 0])] if label.ndim == 1 else label.T == 1
+    )
+    sole = [np.unique(subject[has]) for has in columns]
+    return np.isin(subject, [names[0] for names in sole if len(names) == 1])
 
 
 def _parts(options: Options) -> str:

@@ -1,4 +1,4 @@
-"""`csv:FILE`: a table with one row per image.
+"""`csv:FILE`: a table with one row per image, as text (CSV, TSV), Parquet or Excel.
 
 FILE may be a URL. Columns: path (relative to the table, or a URL), label or label_* ; subject and
 split if there are any. One label column makes a multiclass task, or with `--label-sep` a multilabel
@@ -8,20 +8,32 @@ each cell.
 
 from __future__ import annotations
 
-import csv
+import difflib
+import os
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.cells import MISSING, apart, clean, spellings
 from features.datasets.drawing import build, index_classes
+from features.datasets.labels import one_class, split_cells, states
+from features.datasets.naming import table_name
 from features.datasets.options import Options
+from features.datasets.reading import Table, read_table
 from features.errors import DatasetError
-from features.manifest import ABSENT, NOT_STATED, PRESENT, UNCERTAIN, Manifest, natural_order
-from features.urls import Location
+from features.manifest import Manifest
+from features.presence import exist
+from features.urls import Location, Url
 
-STATES = {"1": PRESENT, "0": ABSENT, "-1": UNCERTAIN, "": NOT_STATED}
 GROUPS = 100
-STATES |= {f"{k}.0": v for k, v in STATES.items() if k}
+FINDING = "label_"
+OFTEN = {  # what columns are called often
+    "path": ("path", "file", "image", "img", "dicom"),
+    "label": ("label", "class", "target", "diagnosis", "grade", "finding", "category"),
+}
+SHOWN = 12  # columns that an error names
 
 
 def read(file: Location, options: Options) -> Manifest:
@@ -29,100 +41,175 @@ def read(file: Location, options: Options) -> Manifest:
 
     Raises DatasetError for unknown columns, empty cells, wrong labels.
     """
-    if not file.is_file():
-        raise DatasetError(f"csv:{file}: there is no such file")
     where = f"csv:{file}"
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-            header = list(reader.fieldnames or [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{where} is not a UTF-8 table: {error}") from None
-
-    def column(name: str, option: str) -> list[str]:
-        if name not in header:
-            raise DatasetError(
-                f"{where} has no column {name!r}: found {', '.join(header)}; "
-                f"name the right one with {option}"
-            )
-        return [(row[name] or "").strip() for row in rows]
-
-    def optional(name: str, option: str, default: str) -> list[str] | None:
-        if name not in header and name == default:
-            return None
-        values = column(name, option)
-        return values if any(values) else None  # a column left empty is a column not given
-
-    paths = column(options.path_col, "--path-col")
-    for number, path in enumerate(paths, 2):
-        if not path:
-            raise DatasetError(f"{where}, line {number}: the cell {options.path_col!r} is empty")
-    several = [name for name in header if name.startswith("label_")]
-    if options.label_col not in header and options.label_col == "label" and several:
-        label, classes = _states({name: column(name, "--label-col") for name in several}, where)
-    elif options.label_col not in header and not options.labelled:
-        label, classes = index_classes([""] * len(rows))
-    elif options.label_sep:
-        label, classes = _split_cells(column(options.label_col, "--label-col"), options.label_sep)
-    else:
-        label, classes = index_classes(column(options.label_col, "--label-col"))
-    subjects = optional(options.subject_col, "--subject-col", "subject")
-    if subjects is not None and not all(subjects):
-        number = subjects.index("") + 2
-        raise DatasetError(
-            f"{where}, line {number}: the cell {options.subject_col!r} is empty; "
-            "a subject is needed in every row, or in none"
-        )
+    given = (options.path_col, options.label_col, options.subject_col, options.split_col)
+    table = read_table(file, where, given)
+    root = file.resolve().parent
+    path_col = _find(table, options.path_col, "--path-col")
+    label, classes, used = _labels(table, options)
+    subject_col = _optional(table, options.subject_col, "--subject-col", "subject")
+    split_col = _optional(table, options.split_col, "--split-col", "split")
+    used |= {path_col, subject_col, split_col}
     return build(
-        dataset=file.resolve().parent.name or file.stem,
-        root=file.resolve().parent,
-        paths=paths,
+        dataset=table_name(file),
+        root=root,
+        paths=_paths(table, path_col, root),
         label=label,
         classes=classes,
-        subjects=subjects,
-        splits=optional(options.split_col, "--split-col", "split"),
+        subjects=_subjects(table, subject_col, options) if subject_col else None,
+        splits=_splits(table, split_col) if split_col else None,
         options=options,
         where=where,
-        columns=_groups(rows, [name for name in header if name not in _used(options, several)]),
+        columns=_groups(table, [name for name in table.header if name and name not in used]),
     )
 
 
-def _used(options: Options, findings: list[str]) -> set[str]:
-    own = {options.path_col, options.label_col, options.subject_col, options.split_col}
-    return own | set(findings)
+# --- which column -------------------------------------------------------------------------------
 
 
-def _groups(rows: list[dict[str, str]], names: list[str]) -> dict[str, list[str]]:
-    """Return the columns that divide the images into groups, for metrics by group.
+def _find(table: Table, name: str, option: str) -> str:
+    """Return a column's name as the table has it. Raises DatasetError where there is none.
 
-    Others (free text, names, dates: more than GROUPS values, or fewer than two images per value)
-    stay in the table.
+    One that differs in case is taken where it is the only one, and said.
     """
-    found = {}
-    for name in names:
-        values = [(row[name] or "").strip() for row in rows]
-        if 2 <= len(set(values)) <= min(GROUPS, len(values) // 2):
-            found[name.lower().replace("/", "-")] = values
+    if name in table.header:
+        return name
+    alike = _alike(table, name)
+    if len(alike) == 1:
+        return _said(table, name, alike[0])
+    found = [other for other in table.header if other]
+    shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if found[SHOWN:] else "")
+    close = alike or _close(name.casefold(), found)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    raise DatasetError(
+        f"{table.where} has no column {name!r}: found {shown}{hint}; "
+        f"name the right one with {option}"
+    )
+
+
+def _optional(table: Table, name: str, option: str, default: str) -> str | None:
+    """Return a column's name, or None where it is the default's and the table has none such."""
+    if name == default and name not in table.header and not _alike(table, name):
+        return None
+    return _find(table, name, option)
+
+
+def _alike(table: Table, name: str) -> list[str]:
+    return [other for other in table.header if other.casefold() == name.casefold()]
+
+
+def _close(name: str, found: Sequence[str]) -> list[str]:
+    """Return names that may be meant: by their words, else by their letters."""
+    words = OFTEN.get(name, ())
+    meant = [other for other in found if any(word in other.casefold() for word in words)]
+    return meant[:3] or difflib.get_close_matches(name, found, 2)
+
+
+def _said(table: Table, name: str, found: str) -> str:
+    warnings.warn(f"{table.where}: column {found} is taken for {name}", stacklevel=4)
     return found
 
 
-def _states(columns: dict[str, list[str]], where: str) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    for name, cells in columns.items():
-        for number, cell in enumerate(cells, 2):
-            if cell not in STATES:
-                raise DatasetError(
-                    f"{where}, line {number}: {name} is {cell!r}: "
-                    "want 1, 0, -1 (uncertain) or nothing"
-                )
-    states = [[STATES[cell] for cell in cells] for cells in columns.values()]
-    return np.array(states, dtype=np.int32).T, tuple(
-        name.removeprefix("label_") for name in columns
-    )
+def _labels(
+    table: Table, options: Options
+) -> tuple[NDArray[np.int32], tuple[str, ...], set[str | None]]:
+    """Return labels, classes, and the columns they are from."""
+    name = options.label_col
+    if name not in table.header and name == "label":
+        findings = [n for n in table.header if n.startswith(FINDING)] or [
+            n for n in table.header if n.casefold().startswith(FINDING)
+        ]
+        if findings:
+            label = states({n: table.cells(n) for n in findings}, table.at)
+            return label, tuple(n[len(FINDING) :] for n in findings), set(findings)
+    if not options.labelled and not (name in table.header or len(_alike(table, name)) == 1):
+        return *index_classes([""] * len(table)), set()
+    found = _find(table, name, "--label-col")
+    cells, what = table.cells(found), f"{table.where}: column {found}"
+    if options.label_sep:
+        return *split_cells(cells, options.label_sep, what, keep_na=options.keep_na), {found}
+    return *one_class(cells, what, keep_na=options.keep_na, wanted=options.labelled), {found}
 
 
-def _split_cells(cells: list[str], sep: str) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    found = [{part.strip() for part in cell.split(sep)} - {""} for cell in cells]
-    classes = natural_order([name for names in found for name in names])
-    rows = [[PRESENT if name in names else ABSENT for name in classes] for names in found]
-    return np.array(rows, dtype=np.int32).reshape(len(cells), len(classes)), tuple(classes)
+# --- what stands in it --------------------------------------------------------------------------
+
+
+def _paths(table: Table, name: str, root: Location) -> list[str]:
+    """Return where images lie. Those written as on Windows get slashes, unless a file is so called.
+
+    Raises DatasetError for an empty cell.
+    """
+    paths = [cell.strip() for cell in table.cells(name)]
+    if "" in paths:
+        raise DatasetError(f"{table.at(paths.index(''))}: the cell {name!r} is empty")
+    back = [i for i, path in enumerate(paths) if "\\" in path and "://" not in path]
+    if os.sep == "\\" or not back:
+        return paths
+    if isinstance(root, Url):
+        turned = back
+    else:
+        so_called = exist([str(root / paths[i]) for i in back])
+        turned = [i for i, there in zip(back, so_called, strict=True) if not there]
+    if turned:
+        warnings.warn(
+            f"{table.where}: {len(turned)} paths have back slashes, such as {paths[turned[0]]}: "
+            "they are read as slashes",
+            stacklevel=3,
+        )
+    for i in turned:
+        paths[i] = paths[i].replace("\\", "/")
+    return paths
+
+
+def _subjects(table: Table, name: str, options: Options) -> list[str] | None:
+    """Return who is on each image, or None for a column left empty.
+
+    Names are not numbers: 007 and 7 are two. Raises DatasetError where some cells are empty.
+    """
+    subjects = [clean(cell) for cell in table.cells(name)]
+    gone = {""} if options.keep_na else MISSING
+    empty = [i for i, subject in enumerate(subjects) if subject in gone]
+    if len(empty) == len(subjects):
+        return None  # a column left empty is a column not given
+    if empty:
+        word = subjects[empty[0]]
+        said = f"is {word}, which counts as empty without --keep-na" if word else "is empty"
+        raise DatasetError(
+            f"{table.at(empty[0])}: the cell {name!r} {said}; "
+            "a subject is needed in every row, or in none"
+        )
+    if alike := apart(subjects):
+        warnings.warn(
+            f"{table.where}: column {name} has subjects that may be one, and count as several: "
+            f"{', '.join(alike[0])}" + (f" and {len(alike) - 1} more such" if alike[1:] else ""),
+            stacklevel=3,
+        )
+    return subjects
+
+
+def _splits(table: Table, name: str) -> list[str] | None:
+    """Return each image's split, or None for a column left empty. "None" is the split none."""
+    splits = [clean(cell) for cell in table.cells(name)]
+    splits = ["" if split in MISSING and split != "None" else split for split in splits]
+    return splits if any(splits) else None
+
+
+def _groups(table: Table, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the columns that divide the images into groups, for metrics by group.
+
+    Others (free text, names, dates: more than GROUPS values, or fewer than two images per value)
+    stay in the table, as do several columns of one name.
+    """
+    found = {}
+    for name in names:
+        if names.count(name) > 1:
+            continue
+        cells = table.cells(name)
+        cleaned = {cell: clean(cell) for cell in set(cells)}
+        called = spellings(value for value in cleaned.values() if value not in MISSING)
+        if len(called) > GROUPS:
+            continue
+        values = [called.get(cleaned[cell], "") for cell in cells]
+        if 2 <= len(set(values)) <= min(GROUPS, len(values) // 2):
+            found[name.lower().replace("/", "-")] = values
+    return found

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 class Options:
     """Column names are for csv; seed and test_share for drawing a split where none is given."""
 
+    name: str | None = None  # of the data set, instead of its own
     path_col: str = "path"
     label_col: str = "label"
     subject_col: str = "subject"
     split_col: str = "split"
     label_sep: str | None = None  # splits one cell into several labels
+    keep_na: bool = False  # whether NA, None and their like are classes and subjects, not missing
     labelled: bool = True  # whether labels are wanted; to predict, folder and csv need none
     subject_from_dicom: bool = False  # the patient id of each file's header is its subject
     merge: tuple[str, ...] = ()  # "new=old+old": classes that become one
@@ -23,4 +25,5 @@ class Options:
     seed: int = 0
     val_share: float = 0.0
     test_share: float = 0.2
+    limit: int | None = None  # so many images, drawn by the seed: see limit.py
     test_fold: tuple[int, int] | None = None  # (i, k): test on part i, from 1, of k equal ones

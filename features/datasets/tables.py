@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from features.errors import DatasetError
+from features.errors import DatasetError, MissingImagesError
 
 
 def need(folder: Path, names: Sequence[str], dataset: str, source: str) -> Path:
@@ -41,11 +41,11 @@ def read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def some_there(root: Path, paths: Sequence[str], where: str, source: str) -> None:
-    """Raise DatasetError if none of the images exists; single missing ones are for extraction."""
+    """Raise MissingImagesError if none of them exists; single missing ones are for extraction."""
     if not any((root / path).exists() for path in paths):
-        raise DatasetError(
-            f"{where}: none of its {len(paths)} images is there, such as {paths[0]}: "
-            f"unpack them; they are at {source}"
+        raise MissingImagesError(
+            f"{where}: none of its {len(paths)} images is there, such as "
+            f"{root.resolve() / paths[0]}: unpack them; they are at {source}"
         )
 
 

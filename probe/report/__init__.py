@@ -14,6 +14,9 @@ give the same bytes.
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +24,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from features.errors import ProbeError
+from features.files import sync
 from probe.charts import Chart, to_json
 from probe.report import overview
 from probe.report.analysis import cka_charts
@@ -32,11 +37,12 @@ from probe.report.stores import Stored, audited, look
 from probe.report.verdict import Column, Overall, columns, main_table, tests_table
 from probe.report.verdict import overall as rank
 from probe.report.versus import SIDES, matches, versus_charts, versus_table
-from probe.results import Result
+from probe.results import ABANDONED, Result
 from probe.tables import Scored, Table, csv_table, in_words
 
 FEW = 7  # panels for which processes of their own are not worth their start
 OURS = re.compile(r"\d{3,}-.+\.(svg|png|csv|md|tex)")  # what an earlier report may have left
+DRAFT = ".report-"  # of the folder in which one is written
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Options:
     analysis: Path | None = None  # a folder with cka*.csv
     private: bool = False  # neither pixels nor paths nor ids of images and subjects
     dicom: bool = False  # small copies of DICOM images too
+    fetch: bool = False  # small copies of images at URLs too: they are fetched
 
 
 @dataclass(frozen=True)
@@ -104,24 +111,58 @@ class Report:
 def write_report(sources: Sequence[Path], out: Path, options: Options | None = None) -> Path:
     """Write index.html, results.csv, results.md, figures/ and tables/; return index.html's path.
 
-    A source is a results folder or its results.jsonl. index.html needs no other file. Figures and
-    tables that an earlier report left in `out` are removed. Raises ProbeError where there is no
-    result.
+    A source is a results folder or its results.jsonl. index.html needs no other file. All is
+    written beside the former report first, which stays whole until then; its figures and tables are
+    removed, other files stay. Raises ProbeError where there is no result, or where the report can't
+    be written.
     """
+    options = options or Options()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for left in out.glob(f"{DRAFT}*"):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=DRAFT, dir=out) as folder:
+            draft = Path(folder)
+            _write(sources, draft, options)
+            _take_place(draft, out)
+    except OSError as error:
+        raise ProbeError(
+            f"{out}: the report can't be written ({error.strerror or error}); a former one is as "
+            "it was. Make room, or give another -o"
+        ) from None
+    return out / "index.html"
+
+
+def _write(sources: Sequence[Path], draft: Path, options: Options) -> None:
     from probe.report.files import write_figures, write_tables
 
-    options = options or Options()
     with several() as run:
         report = make(sources, options, run)
-        out.mkdir(parents=True, exist_ok=True)
-        write_figures(out / "figures", list(report.charts()), OURS, run)
-    write_tables(out / "tables", list(report.all_tables()), OURS)
-    (out / "results.csv").write_text(csv_table(report.results), encoding="utf-8", newline="")
+        write_figures(draft / "figures", list(report.charts()), run)
+    write_tables(draft / "tables", list(report.all_tables()))
     said = page("results.md.j2", report=report)
-    (out / "results.md").write_text(said, encoding="utf-8", newline="\n")
-    index = out / "index.html"
-    index.write_text(html(report, options), encoding="utf-8", newline="\n")
-    return index
+    for name, text in (
+        ("results.csv", csv_table(report.results)),
+        ("results.md", said),
+        ("index.html", html(report, options)),
+    ):
+        (draft / name).write_text(text, encoding="utf-8", newline="")
+
+
+def _take_place(draft: Path, out: Path) -> None:
+    """Move a report from where it was written; index.html, which needs no other file, last."""
+    for name in ("figures", "tables"):
+        (out / name).mkdir(exist_ok=True)
+        new = {file.name for file in (draft / name).iterdir()}
+        for old in (out / name).iterdir():
+            if OURS.fullmatch(old.name) and old.name not in new:
+                old.unlink()
+        for file in new:
+            (draft / name / file).replace(out / name / file)
+    for file in ("results.csv", "results.md", "index.html"):
+        sync(draft / file)
+        (draft / file).replace(out / file)
 
 
 def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
@@ -194,7 +235,7 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
             ids = [e.id for p in panels for e in (*p.mistakes, *p.hits)]
             ids += first.map.ids if first.map else []
             limit = LIMIT // len(groups)
-            pictures = thumbnails(first, ids, dicom=options.dicom, limit=limit)
+            pictures = thumbnails(first, ids, dicom=options.dicom, fetch=options.fetch, limit=limit)
         line, audit = audited(first, stem_of(one.cell), private=options.private)
         out.append(Dataset(name, panels, audit, line, first.bad, pictures))
     return out

@@ -16,8 +16,8 @@ from probe.charts import Axis, Chart, Dots, Heat, Lines, Series
 from probe.metrics import per_output
 from probe.report.curves import Band, bands
 from probe.report.overview import folds
+from probe.resampling import LEVEL
 from probe.results import Predictions, Result
-from probe.statistics import LEVEL
 from probe.tables import in_words, power, score
 
 CURVES = 8  # outputs that are drawn one by one; of more, the commonest
@@ -202,5 +202,5 @@ def _strengths(r: Result, stem: str) -> Lines:
 
 def outputs(r: Result, said: Predictions) -> list[tuple[str, dict[str, float | None]]]:
     """Return AUROC, average precision and counts of every finding."""
-    found = r.outputs or per_output(said.labels, said.probabilities, said.classes)
+    found = r.outputs or per_output(said.labels, said.log_odds, said.classes)
     return list(found.items())

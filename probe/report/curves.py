@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from probe import ranking
 from probe.metrics import one_vs_rest
+from probe.resampling import LEVEL, bootstrap_weights
 from probe.results import Predictions
-from probe.statistics import LEVEL, bootstrap_weights
 
 GRID = np.linspace(0, 1, 51)
 RESAMPLES = 200
@@ -44,7 +44,7 @@ def bands(said: Predictions, *, seed: int = 0) -> tuple[list[Band], list[Band]]:
     names = list(said.classes)
     if said.labels.ndim == 1 and len(names) == 2:
         names = names[1:]
-    pairs = list(zip(names, one_vs_rest(said.labels, said.probabilities), strict=True))
+    pairs = list(zip(names, one_vs_rest(said.labels, said.log_odds), strict=True))
     both = [(n, t, s) for n, (t, s) in pairs if (t == 1).any() and (t == 0).any()]
     if not both:
         return [], []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,28 +14,20 @@ from probe.tables import Table
 FEW = 40  # figures for which processes of their own are not worth their start
 
 
-def write_figures(folder: Path, charts: Sequence[Chart], ours: re.Pattern[str], run: Map) -> None:
+def write_figures(folder: Path, charts: Sequence[Chart], run: Map) -> None:
     """Draw every chart into `folder`."""
-    _clear(folder, ours)
+    folder.mkdir(parents=True, exist_ok=True)
     for _ in run(partial(_write, folder), charts, few=FEW):
         pass
 
 
-def write_tables(folder: Path, tables: Sequence[Table], ours: re.Pattern[str]) -> None:
+def write_tables(folder: Path, tables: Sequence[Table]) -> None:
     """Write every table into `folder`, three times."""
-    _clear(folder, ours)
+    folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         kinds = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex()}
         for kind, text in kinds.items():
             (folder / f"{table.name}.{kind}").write_text(text, encoding="utf-8", newline="")
-
-
-def _clear(folder: Path, ours: re.Pattern[str]) -> None:
-    """Make a folder, or remove from it what an earlier report wrote."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        if ours.fullmatch(old.name):
-            old.unlink()
 
 
 def _write(folder: Path, chart: Chart) -> None:

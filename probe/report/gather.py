@@ -9,6 +9,7 @@ neither pixels nor paths nor ids of images and subjects go into what is written.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
@@ -158,14 +159,32 @@ def _cell(side: str, folder: Path, raw: Result, private: bool) -> Cell:
 
 def _nameless(result: Result) -> Result:
     """Return a result without paths and ids: of a path, its last part."""
+    weights = result.tuned.get("head_weights")
     return replace(
         result,
-        store=Path(result.store).name,
-        command=" ".join(re.sub(r"\S*[/\\]", "", word) for word in result.command.split()),
+        store=_last(result.store),
+        command=_without_folders(result.command),
         predictions="",
         heads="",
+        tuned=result.tuned | ({"head_weights": _last(weights)} if weights else {}),
         subgroups=[group for group in result.subgroups if group["column"] not in NAMES],
     )
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path)[-1]
+
+
+def _without_folders(command: str) -> str:
+    """Return a command line whose paths are only their last part: folders may name people.
+
+    Its words are a shell's: a folder's name may have blanks.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not a command line
+        return ""
+    return shlex.join(_last(word) for word in words)
 
 
 def clean(value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from probe.charts import Chart
+from probe.drawing import printable
 from probe.report.closeups import charts_of
 from probe.report.gather import Cell
 from probe.report.listings import tables_of
@@ -67,13 +68,15 @@ def examples(said: Predictions) -> tuple[list[Example], list[Example]]:
     Of findings, an answer is right where it is on the label's side of .5, and an image stands with
     its most telling answer.
     """
-    p, y, rows = said.probabilities, said.labels, np.arange(len(said.labels))
+    z, y, rows = said.log_odds, said.labels, np.arange(len(said.labels))  # p is 1 of many
     if y.ndim == 1:
-        sure, right = p.max(1)[:, None], (p.argmax(1) == y)[:, None]
+        sure, right = z.max(1)[:, None], (z.argmax(1) == y)[:, None]
         wrong = ~right
     else:
-        sure, off = np.maximum(p, 1 - p), np.abs(p - y)  # a label that is not known is NaN
-        wrong, right = off >= 0.5, off < 0.5
+        sure, known = np.abs(z), ~np.isnan(y)
+        right = known & ((z >= 0) == (y == 1))
+        wrong = known & ~right
+    sure = np.nan_to_num(sure, posinf=np.finfo(float).max)  # all neighbours agree
     worst, weakest = np.where(wrong, -sure, np.inf), np.where(right, sure, np.inf)  # (N, K) or 1
     chosen = []
     for order in (worst, weakest):
@@ -88,6 +91,7 @@ def _example(said: Predictions, i: int, k: int) -> Example:
     p, names = said.probabilities[i], said.classes
     if said.labels.ndim == 1:
         label, call = names[said.labels[i]], names[int(p.argmax())]
-        return Example(said.ids[i], label, call, float(p.max()))
+        return Example(printable(said.ids[i]), label, call, float(p.max()))
     words, sure = (f"no {names[k]}", names[k]), float(max(p[k], 1 - p[k]))
-    return Example(said.ids[i], words[int(said.labels[i, k])], words[int(p[k] >= 0.5)], sure)
+    label, call = words[int(said.labels[i, k])], words[int(p[k] >= 0.5)]
+    return Example(printable(said.ids[i]), label, call, sure)

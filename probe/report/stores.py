@@ -1,6 +1,6 @@
 """What a report takes from stores, where they are still there: a map, the audit, bad images.
 
-A store is used where it is the one that the result was made from, by its fingerprint. Shapes:
+A store is used where it still has what the result was made from, labels and splits too. Shapes:
 N images, n of them on the map, D features.
 """
 
@@ -19,6 +19,7 @@ from features.errors import StoreError
 from features.manifest import NO_SPLIT, PRESENT, Manifest
 from probe.charts import Axis, Points
 from probe.drawing import printable
+from probe.identity import is_of
 from probe.report.gather import Cell
 from probe.tables import Table
 
@@ -52,10 +53,11 @@ def look(cell: Cell, stem: str, *, private: bool) -> Stored | None:
         return None
     try:
         with FeatureStore.open(path) as store:
-            r = cell.result
-            if store.fingerprint_digest != r.store_fingerprint or r.feature not in store.features:
-                return None
             manifest, done, source = store.manifest(), store.done, store.source()
+            if cell.result.feature not in store.features or not is_of(
+                store, manifest, cell.identity
+            ):
+                return None
             return Stored(
                 path=path,
                 map=_map(store, manifest, done == DONE, cell, stem, private),
@@ -125,7 +127,7 @@ def _map(
     X = store.read(cell.result.feature, rows).astype(np.float64)
     X = X.mean(1) if X.ndim == 3 else X  # of tokens, as the mean feature is
     facts = {"label": _labels(manifest, rows), "split": manifest.split[rows].tolist()}
-    if not private and not np.array_equal(manifest.subject, manifest.id):
+    if not private and manifest.has_subjects:
         facts["subject"] = manifest.subject[rows].tolist()
     facts |= _outcome(cell, manifest, rows)
     said = "" if len(rows) == int(usable.sum()) else f" of {int(usable.sum())}"
@@ -186,8 +188,8 @@ def _outcome(cell: Cell, manifest: Manifest, rows: NDArray[np.int64]) -> dict[st
     if said.labels.ndim == 1:
         wrong = said.probabilities.argmax(1) != said.labels
     else:
-        off = np.abs(said.probabilities - said.labels)
-        wrong = np.nan_to_num(off).max(1) >= 0.5
+        known, called = ~np.isnan(said.labels), said.probabilities >= 0.5
+        wrong = (known & (called != (said.labels == 1))).any(1)
     known = dict(zip(said.ids, wrong.tolist(), strict=True))
     words = {True: "wrong", False: "right", None: "not tested"}
     found = [words[known.get(str(i))] for i in manifest.id[rows]]

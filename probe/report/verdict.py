@@ -1,9 +1,11 @@
 """Say which model to take, and how sure that is.
 
 Words: a column is one data set scored by one metric; a standing is a model's place in it. Within a
-column the best model is tested against every other in pairs, on the same test images, and p is
-adjusted for their number (Holm). That the best was found on these images too makes the tests a
-little keen: a model that is not distinguishable is safely so, one that is lower may be so by luck.
+column the best model is held against every other on the same test images. That it was found on
+these images too is allowed for (probe/selection.py): among models that are alike, the chance that
+the best is called better than any is 5 %. A model is "not distinguishable" where that can't be
+ruled out, which does not say that it is as good. The score of the best is given as it is, and
+corrected for having been chosen.
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from probe.compare import in_order, paired_test, unpaired
+from probe.compare import chosen_among, in_order, paired_test, unpaired
 from probe.metrics import METRICS
-from probe.ranks import Ranks, holm, ranks
+from probe.paired import ALPHA, Difference
+from probe.ranks import Ranks, ranks
 from probe.report.gather import Cell, by_column, more_is_better, siblings
-from probe.results import Predictions
-from probe.statistics import Difference
-from probe.tables import Scored, Table, in_words, p_value
+from probe.selection import Chosen
+from probe.tables import Scored, Table, in_words, interval, p_value, score
 
-ALPHA = 0.05
 RESAMPLES = 2000  # as `medprobe compare`
 
 
@@ -35,7 +36,7 @@ class Standing:
     seeds: int
     mark: str = ""  # "best", "tied" with it, or "" where lower or not tested
     difference: Difference | None = None  # best minus this one
-    p: float | None = None  # adjusted
+    p: float | None = None  # of the best being better, allowing for the search
     why_not: str = ""  # why there is no test
 
     @property
@@ -59,6 +60,19 @@ class Column:
     dataset: str
     metric: str
     standings: list[Standing]
+    chosen: Chosen | None = None  # None where nothing can be held against the best
+    among: int = 1  # models that it was chosen from, with the same test images
+
+    @property
+    def corrected(self) -> str:
+        """Say in a sentence what the best scores, corrected for having been chosen; or ""."""
+        if self.chosen is None:
+            return ""
+        c = self.chosen
+        return (
+            f"Chosen as the best of {self.among} on these images, it is estimated at "
+            f"{score(c.estimate)} {interval(c.ci_low, c.ci_high)} on others."
+        )
 
     @property
     def best(self) -> Standing:
@@ -127,8 +141,9 @@ def tests_table(found: Sequence[Column]) -> Table:
                     d.test if d else s.why_not,
                 ]
             )
-    names = ["dataset", "metric", "best", "other", "best - other", "p", "Holm's p", "test"]
-    return Table("tests", "Paired tests of the best of each data set", names, rows)
+    names = ["dataset", "metric", "best", "other", "best - other", "p", "adjusted p", "test"]
+    caption = "Paired tests of the best of each data set; adjusted p allows for the search for it"
+    return Table("tests", caption, names, rows)
 
 
 def main_table(found: Sequence[Column]) -> Table:
@@ -153,28 +168,40 @@ def _column(key: tuple[str, str], leads: Sequence[Cell], cells: Sequence[Cell]) 
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
         standings.append(Standing(cell, float(np.mean(values)), deviation, len(values)))
     standings.sort(key=_upwards, reverse=True)
-    best = replace(standings[0], mark="best")
-    ours = best.cell.predictions and in_order(best.cell.predictions)
-    tested = [_against(best, ours, other) for other in standings[1:]]
-    adjusted = iter(holm([s.difference.p for s in tested if s.difference]).tolist())
-    rest = []
-    for standing in tested:
-        p = next(adjusted) if standing.difference else None
-        tied = "tied" if p is not None and p >= ALPHA else ""
-        rest.append(replace(standing, p=p, mark=tied))
-    return Column(*key, [best, *rest])
+    tested, chosen, among = _held_against(standings, cells)
+    return Column(*key, [replace(standings[0], mark="best"), *tested], chosen, among)
 
 
-def _against(best: Standing, ours: Predictions | None, other: Standing) -> Standing:
-    """Test the best against another."""
-    result = best.cell.result
-    metric = METRICS.get((result.task, result.metric))
-    if ours is None or other.cell.predictions is None:
-        return replace(other, why_not="no predictions")
-    theirs = in_order(other.cell.predictions)
-    if why_not := unpaired(ours, theirs):
-        return replace(other, why_not=why_not)
-    if metric is None:
-        return replace(other, why_not="not a metric of this task")
-    found = paired_test(metric, ours, theirs, n=RESAMPLES, seed=0)
-    return replace(other, difference=found)
+def _held_against(
+    standings: Sequence[Standing], cells: Sequence[Cell]
+) -> tuple[list[Standing], Chosen | None, int]:
+    """Return all but the best, tested against it; how it was chosen, and among how many."""
+    best, *others = standings
+    metric = METRICS.get((best.cell.result.task, best.cell.result.metric))
+    said = [[in_order(c.predictions) for c in _seeds(s.cell, cells) if c.predictions]
+            for s in standings]  # fmt: skip
+    if metric is None or not said[0]:
+        why = "not a metric of this task" if metric is None else "no predictions"
+        return [replace(s, why_not=why) for s in others], None, 1
+    there = [k for k, seeds in enumerate(said) if seeds]
+    kept, chosen = chosen_among(metric, [said[k] for k in there], n=RESAMPLES, seed=0)
+    places = [there[k] for k in kept]
+    p = dict(zip(places, chosen.p, strict=True)) if chosen else {}
+    out = []
+    for k, standing in enumerate(others, 1):
+        if not said[k]:
+            out.append(replace(standing, why_not="no predictions"))
+        elif k not in p:
+            out.append(replace(standing, why_not=unpaired(said[0][0], said[k][0])))
+        else:
+            found = paired_test(
+                metric, said[0][0], said[k][0], n=RESAMPLES, seed=0, pairs=len(p) - 1
+            )
+            mark = "tied" if p[k] >= ALPHA else ""
+            out.append(replace(standing, difference=found, p=p[k], mark=mark))
+    return out, chosen, len(places)
+
+
+def _seeds(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of all seeds of a cell, itself first."""
+    return [cell, *(c for c in siblings(cell, cells) if c.key != cell.key)]

@@ -14,11 +14,11 @@ from probe.charts import Axis, Chart, Dots
 from probe.compare import in_order, paired_test, unpaired
 from probe.identity import PARTS
 from probe.metrics import METRICS
+from probe.paired import Difference
 from probe.ranks import holm
 from probe.report.gather import Cell
 from probe.report.overview import scores
 from probe.report.verdict import RESAMPLES
-from probe.statistics import Difference
 from probe.tables import Scored, Table, in_words
 
 SIDES = ("A", "B")
