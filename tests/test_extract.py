@@ -154,7 +154,7 @@ def test_bad_images_are_recorded_with_their_reasons_and_tried_again(
     spoil = {
         "cat/00.png": (good[: len(good) // 2], "truncated|can't be decoded"),
         "cat/04.png": (b"", "file is empty"),
-        "dog/01.jpg": (b"no image at all", "not an image that Pillow knows"),
+        "dog/01.jpg": (b"no image at all", "not an image of a known kind"),
     }
     for name, (data, _) in spoil.items():
         (image_folder / name).write_bytes(data)
