@@ -84,10 +84,6 @@ class Url:
             return open_regular(self._path(), mode, **options)
         return self._system().open(self.url, mode, **options)
 
-    def read_bytes(self) -> bytes:
-        """Return what is in the file. Raises OSError, FileNotFoundError among them."""
-        return bytes(self._system().cat_file(self.url))
-
     def read(self, most: int) -> tuple[bytes, Stat]:
         """Return what is in the file, and size and time as they were before.
 

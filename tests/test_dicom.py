@@ -24,7 +24,7 @@ from pydicom.pixels import (
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from cli import cli
-from features import dicom
+from features import dicom, dicom_grey
 from features.datasets import Options, open_dataset
 from features.dicom import decode_dicom, is_dicom, show_dicom
 from features.errors import DatasetError, ImageError
@@ -180,6 +180,24 @@ def test_eight_bits_without_a_window_are_shown_as_they_are_and_more_by_their_ext
     wide = grey(decode(made(dim.astype(np.uint16) + 1000)))
     assert (wide.min(), wide.max()) == (0, 255)
     assert (grey(decode(made(np.full((8, 8), 7, dtype=np.uint16)))) == 0).all()
+
+
+@pytest.mark.parametrize("pixels", [np.int16, np.uint8], ids=str)
+def test_bands_of_rows_leave_no_trace(monkeypatch, pixels):
+    stored = np.random.default_rng(0).integers(0, 120, (40, 30)).astype(pixels)
+    header = {"RescaleSlope": "1.7", "RescaleIntercept": "-3.1", "PixelPaddingValue": 7}
+    window = {"WindowCenter": "60", "WindowWidth": "99"}
+    for said in (header, header | window, header | {"PhotometricInterpretation": "MONOCHROME1"}):
+        data = made(stored, **said)
+        whole = grey(decode(data))
+        monkeypatch.setattr(dicom_grey, "BAND", 65)
+        np.testing.assert_array_equal(grey(decode(data)), whole)
+        monkeypatch.undo()
+    values = stored * 1.7 + -3.1  # the rule as it is written, all at once
+    display = np.clip((values - (59.5 - 98 / 2)) / 98, 0, 1)
+    display[stored == 7] = 0
+    wanted = (display * 255 + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(grey(decode(made(stored, **header, **window))), wanted)
 
 
 def test_palettes_are_pydicom_s():

@@ -292,3 +292,25 @@ def test_transparency_and_16_bits_are_the_same_in_bands(monkeypatch):
     over = pixels[..., :3].astype(int) * pixels[..., 3:] / 255
     found = np.asarray(decode_any(encode(Image.fromarray(pixels))).image)
     assert abs(found - over).max() <= 1
+
+
+def test_ordinary_images_come_out_as_pillow_has_them_to_the_byte(shared_data):
+    files = sorted((shared_data / "idrid").rglob("*.jpg"))[:20]
+    files += sorted((shared_data / "nih_cxr14_dev").rglob("*.png"))[:2]
+    files += sorted((shared_data / "mednist_small").rglob("*.jp*g"))[:20]
+    small = Image.effect_noise((300, 200), 50)
+    kinds = {"png": {}, "jpeg": {"progressive": True}, "bmp": {}, "gif": {}, "ppm": {},
+             "tiff": {"compression": "tiff_lzw"}, "webp": {"lossless": True}}  # fmt: skip
+    written = [encode(small, kind, **options) for kind, options in kinds.items()]
+    for data in [*written, *(file.read_bytes() for file in files)]:
+        plain = Image.open(io.BytesIO(data))
+        if plain.mode == "RGBA":  # as if it lay on black
+            black = Image.new("RGBA", plain.size, (0, 0, 0, 255))
+            plain = Image.alpha_composite(black, plain)
+        np.testing.assert_array_equal(decode(data), plain.convert("RGB"))
+        scaled = Image.open(io.BytesIO(data))
+        if scaled.format == "JPEG":  # the short cut for large ones is Pillow's, too
+            times = 512 / min(scaled.size)
+            scaled.draft(None, tuple(round(side * times) for side in scaled.size))
+            decoded = decode_any(data, side=256).image.convert("RGB")
+            np.testing.assert_array_equal(decoded, scaled.convert("RGB"))

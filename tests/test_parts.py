@@ -244,7 +244,7 @@ def test_a_table_and_its_images_may_be_at_urls():
     assert isinstance(manifest, Manifest)
     assert manifest.dataset == "seven"
     assert [str(manifest.file(i)) for i in (0, 1)] == ["memory://ward/a.png", "memory://ward/b.png"]
-    assert manifest.file(1).read_bytes() == b"here"
+    assert manifest.file(1).read(9)[0] == b"here"
     assert manifest.file(1).stat().st_size == 4
     assert manifest.file(1).stat().st_mtime_ns > 1e18
     with pytest.raises(FileNotFoundError):
