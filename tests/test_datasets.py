@@ -238,6 +238,30 @@ def test_a_drawn_split_never_tests_a_class_that_it_does_not_train(tmp_path):
             assert set(names[found.split == "test"]) <= set(names[found.split == "train"])
 
 
+@pytest.mark.parametrize(
+    ("merge", "words"),
+    [
+        (("1=2+3",), "1 is already a class: write 1=1[+]2[+]3, or"),
+        (("a=0+1", "a=2+3"), "a is already a class: write a=a[+]2[+]3"),
+        (("a=0+1", "b=1+2"), "1 went into a already"),
+        (("a=0+7",), "names no class of 0, 1, 2, 3"),
+    ],
+)
+def test_a_merge_never_makes_two_classes_of_one_name(tmp_path, merge, words):
+    lines = [f"{i}.png,{i % 4}" for i in range(40)]
+    findings = [f"{i}.png," + ",".join("01"[i % 4 == k] for k in range(4)) for i in range(40)]
+    header = "path," + ",".join(f"label_{k}" for k in range(4))
+    for text in (rows(*lines), rows(*findings, header=header)):
+        source = write_csv(tmp_path, text)
+        with pytest.raises(DatasetError, match=words):
+            open_dataset(source, Options(merge=merge))
+        joined = open_dataset(source, Options(merge=("1=1+2+3",)))
+        assert joined.classes == ("0", "1")
+        label = joined.label if joined.label.ndim == 1 else joined.label[:, 1]
+        assert label.tolist() == [int(i % 4 > 0) for i in range(40)]
+        assert open_dataset(source, Options(merge=("a=0+1", "1=2+3"))).classes == ("a", "1")
+
+
 def test_real_tables_are_read_as_their_readmes_say(shared_data):
     idrid = open_dataset(f"csv:{shared_data / 'idrid' / 'manifest.csv'}")
     assert (idrid.dataset, len(idrid), idrid.classes) == ("idrid-manifest", 516, tuple("01234"))

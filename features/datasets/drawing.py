@@ -138,17 +138,12 @@ def merge_classes(
     """Join classes, or findings, as "new=old+old" says; the new one stands where its first stood.
 
     A merged finding is present where any of its parts is, else uncertain where any is, else absent
-    where any is stated.
+    where any is stated. Raises DatasetError for a name that is no class, or is another's already.
     """
     names = list(classes)
+    gone: dict[str, str] = {}  # classes that were joined, and into what
     for merge in merges:
-        new, _, rest = merge.partition("=")
-        parts = [name.strip() for name in rest.split("+")]
-        wrong = [name for name in parts if name not in names]
-        if not new.strip() or wrong:
-            raise DatasetError(
-                f"{where}: --merge {merge!r} names no class of {', '.join(names)}: want NEW=OLD+OLD"
-            )
+        new, parts = _merge(merge, names, gone, where)
         old = [names.index(name) for name in parts]
         if label.ndim == 1:
             joined = np.where(np.isin(label, old), min(old), label)
@@ -158,7 +153,8 @@ def merge_classes(
             height = np.vectorize(order.__getitem__)(label[:, old]).max(1)
             joined = label.copy()
             joined[:, min(old)] = states[height]
-        names[min(old)] = new.strip()
+        names[min(old)] = new
+        gone |= {name: new for name in parts}
         kept = [k for k in range(len(names)) if k not in old or k == min(old)]
         if label.ndim == 1:
             place = np.full(len(names) + 1, NO_LABEL, dtype=np.int32)  # the last is NO_LABEL's
@@ -168,6 +164,30 @@ def merge_classes(
             label = joined[:, kept]
         names = [names[k] for k in kept]
     return label, tuple(names)
+
+
+def _merge(
+    merge: str, names: Sequence[str], gone: Mapping[str, str], where: str
+) -> tuple[str, list[str]]:
+    """Return the new name and the old ones of "new=old+old"."""
+    new, _, rest = merge.partition("=")
+    new, parts = new.strip(), [name.strip() for name in rest.split("+")]
+    wrong = [name for name in parts if name not in names]
+    if wrong and wrong[0] in gone:
+        raise DatasetError(
+            f"{where}: --merge {merge!r}: {wrong[0]} went into {gone[wrong[0]]} already; "
+            "name each class in one --merge"
+        )
+    if not new or wrong:
+        raise DatasetError(
+            f"{where}: --merge {merge!r} names no class of {', '.join(names)}: want NEW=OLD+OLD"
+        )
+    if new in names and new not in parts:
+        raise DatasetError(
+            f"{where}: --merge {merge!r}: {new} is already a class: "
+            f"write {new}={'+'.join([new, *parts])}, or take another name"
+        )
+    return new, parts
 
 
 def _patient_ids(root: Location, paths: Sequence[str], where: str) -> list[str]:
