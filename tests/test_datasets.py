@@ -238,6 +238,25 @@ def test_a_drawn_split_never_tests_a_class_that_it_does_not_train(tmp_path):
             assert set(names[found.split == "test"]) <= set(names[found.split == "train"])
 
 
+@pytest.mark.parametrize("again", ["./img/0.png", "img/../img/0.png", "img//0.png", "/img/0.png"])
+def test_an_image_listed_under_two_spellings_is_listed_twice(tmp_path, again):
+    again = f"{tmp_path}{again}" if again[0] == "/" else again
+    lines = [f"img/{i}.png,{'ab'[i % 2]}" for i in range(20)]
+    with pytest.raises(DatasetError, match=rf"lists 1 images .* img/0.png, again as {again}: want"):
+        open_dataset(write_csv(tmp_path, rows(*lines, f"{again},b")))
+    urls = [f"s3://b/{path},{label}" for path in ("0.png", "/0.png") for label in "a"]
+    lines = [*lines, "IMG/0.png,a", *urls]  # others, as far as one can tell
+    assert len(open_dataset(write_csv(tmp_path, rows(*lines)))) == 23
+
+
+def test_too_few_subjects_for_a_test_part_are_said(tmp_path):
+    table = rows(*(f"{line},p" for line in GOOD), header="path,label,subject")
+    words = r"1 subject is too few for a test part \(drawn by subject, .*found train \(20\)"
+    for options in ({}, {"val_share": 0.2}, {"test_fold": (1, 2)}):
+        with pytest.raises(DatasetError, match=words):
+            open_dataset(write_csv(tmp_path, table), Options(**options))
+
+
 @pytest.mark.parametrize(
     ("merge", "words"),
     [

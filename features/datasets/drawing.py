@@ -5,9 +5,11 @@ Checks, class order, and a split where none is given.
 
 from __future__ import annotations
 
+import posixpath
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,12 +78,7 @@ def build(
     """
     if not len(paths):
         raise DatasetError(f"{where} holds no images")
-    twice = [path for path, n in Counter(paths).items() if n > 1]
-    if twice:
-        raise DatasetError(
-            f"{where} lists {len(twice)} images more than once, the first is {twice[0]}: "
-            "want one row per image (several labels of one image go into one cell, see --label-sep)"
-        )
+    _refuse_twice(root, paths, where)
     if options.merge:
         label, classes = merge_classes(label, classes, options.merge, where)
     for alike in apart(classes):
@@ -108,13 +105,7 @@ def build(
         split[used] = _drawn_split(subject[used], label[used], classes, path[used], options, where)
         by = "image" if subjects is None else "subject"
         split_from = f"drawn by {by}, stratified, {_parts(options)}, seed {options.seed}"
-    for name in ("train", "test"):
-        if name not in split:
-            found = ", ".join(f"{s} ({int((split == s).sum())})" for s in SPLITS if s in split)
-            raise DatasetError(
-                f"{where} has no {name} split: found {found}; "
-                "name the split column with --split-col, or leave splits out and one is drawn"
-            )
+    _need_parts(split, subject, where, by=split_from)
     return Manifest(
         dataset=dataset,
         root=root,
@@ -130,6 +121,45 @@ def build(
         note=note,
         columns={k: np.array(v, dtype=np.str_) for k, v in (columns or {}).items()},
     )
+
+
+def _refuse_twice(root: Location, paths: Sequence[str], where: str) -> None:
+    """Raise DatasetError for an image listed twice, however its path is spelled (a.png, ./a.png).
+
+    Links are not followed, and URLs are taken as they are.
+    """
+    base = str(root) if isinstance(root, Path) else ""
+    spelled = defaultdict(list)
+    for path in paths:
+        whole = path if "://" in path else posixpath.normpath(posixpath.join(base, path))
+        spelled[whole].append(path)
+    twice = [found for found in spelled.values() if len(found) > 1]
+    if twice:
+        first, *others = dict.fromkeys(twice[0])
+        also = f", again as {others[0]}" if others else ""
+        raise DatasetError(
+            f"{where} lists {len(twice)} images more than once, the first is {first}{also}: "
+            "want one row per image (several labels of one image go into one cell, see --label-sep)"
+        )
+
+
+def _need_parts(split: NDArray[np.str_], subject: NDArray[np.str_], where: str, *, by: str) -> None:
+    """Raise DatasetError where nothing is trained on, or nothing tested. `by`: split_from."""
+    for name in ("train", "test"):
+        if name in split:
+            continue
+        found = ", ".join(f"{s} ({int((split == s).sum())})" for s in SPLITS if s in split)
+        if by.startswith("drawn"):
+            n = len(np.unique(subject[split != NO_SPLIT]))
+            raise DatasetError(
+                f"{where}: {n} subject{'s are' if n != 1 else ' is'} too few for a {name} part "
+                f"({by}): found {found or 'none'}; a label is tested if two subjects have it. Give "
+                "more subjects, or a column of splits"
+            )
+        raise DatasetError(
+            f"{where} has no {name} split: found {found}; "
+            "name the split column with --split-col, or draw one with --split drawn"
+        )
 
 
 def merge_classes(
