@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.datasets.cells import MISSING, apart, clean, spellings
+from features.datasets.cells import MISSING, apart, clean
 from features.datasets.drawing import build, index_classes
+from features.datasets.grouping import groups, warn_of_subjects
 from features.datasets.labels import one_class, split_cells, states
 from features.datasets.naming import table_name
 from features.datasets.options import Options
@@ -27,7 +28,6 @@ from features.manifest import Manifest
 from features.presence import exist
 from features.urls import Location, Url
 
-GROUPS = 100
 FINDING = "label_"
 OFTEN = {  # what columns are called often
     "path": ("path", "file", "image", "img", "dicom"),
@@ -50,17 +50,21 @@ def read(file: Location, options: Options) -> Manifest:
     subject_col = _optional(table, options.subject_col, "--subject-col", "subject")
     split_col = _optional(table, options.split_col, "--split-col", "split")
     used |= {path_col, subject_col, split_col}
+    others = [name for name in table.header if name and name not in used]
+    subjects = _subjects(table, subject_col, options) if subject_col else None
+    if subjects is None and not options.subject_from_dicom:
+        warn_of_subjects(table, others)
     return build(
         dataset=table_name(file),
         root=root,
         paths=_paths(table, path_col, root),
         label=label,
         classes=classes,
-        subjects=_subjects(table, subject_col, options) if subject_col else None,
+        subjects=subjects,
         splits=_splits(table, split_col) if split_col else None,
         options=options,
         where=where,
-        columns=_groups(table, [name for name in table.header if name and name not in used]),
+        columns=groups(table, others),
     )
 
 
@@ -192,24 +196,3 @@ def _splits(table: Table, name: str) -> list[str] | None:
     splits = [clean(cell) for cell in table.cells(name)]
     splits = ["" if split in MISSING and split != "None" else split for split in splits]
     return splits if any(splits) else None
-
-
-def _groups(table: Table, names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the columns that divide the images into groups, for metrics by group.
-
-    Others (free text, names, dates: more than GROUPS values, or fewer than two images per value)
-    stay in the table, as do several columns of one name.
-    """
-    found = {}
-    for name in names:
-        if names.count(name) > 1:
-            continue
-        cells = table.cells(name)
-        cleaned = {cell: clean(cell) for cell in set(cells)}
-        called = spellings(value for value in cleaned.values() if value not in MISSING)
-        if len(called) > GROUPS:
-            continue
-        values = [called.get(cleaned[cell], "") for cell in cells]
-        if 2 <= len(set(values)) <= min(GROUPS, len(values) // 2):
-            found[name.lower().replace("/", "-")] = values
-    return found
