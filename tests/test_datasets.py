@@ -8,6 +8,7 @@ from PIL import Image
 
 from features.datasets import Options, open_dataset
 from features.errors import DatasetError
+from features.manifest import natural_order
 from features.splits import deal
 
 
@@ -255,6 +256,29 @@ def test_too_few_subjects_for_a_test_part_are_said(tmp_path):
     for options in ({}, {"val_share": 0.2}, {"test_fold": (1, 2)}):
         with pytest.raises(DatasetError, match=words):
             open_dataset(write_csv(tmp_path, table), Options(**options))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Grade 1", "Grade 2", "Grade 10"],
+        ["1a", "2a", "10a", "10b", "x"],
+        ["0.25 mm", "0.5 mm", "10 mm"],
+        ["T1 N2", "T1 N10", "T2 N1"],
+        ["-1", "0", "0.5", "2", "10"],
+        ["1", "2", "10", "nan"],  # a word here
+        ["Mass", "edema", "no finding", "\u00e9"],
+    ],
+)
+def test_classes_are_in_natural_order_whatever_the_order_of_rows(names):
+    for order in (names, names[::-1], sorted(names), names[1:] + names[:2]):
+        assert natural_order(order) == names
+
+
+@settings(max_examples=100)
+@given(st.sets(st.text(st.characters(exclude_categories=["Nd", "Cs"]), max_size=4)))
+def test_classes_without_numbers_are_in_the_order_of_text(names):
+    assert natural_order(list(names - {"inf", "nan"})) == sorted(names - {"inf", "nan"})
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,22 @@ def test_a_column_that_looks_like_subjects_is_said_and_not_kept(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    "name,pname,patient_name,PatientName,last name,dob,patient_dob,BirthYear,birth_date,date,"
-    "StudyDate,studydate,visit_date,scan_datetime".split(","),
+    [
+        "name",
+        "pname",
+        "patient_name",
+        "PatientName",
+        "last name",
+        "dob",
+        "patient_dob",
+        "BirthYear",
+        "birth_date",
+        "date",
+        "StudyDate",
+        "studydate",
+        "visit_date",
+        "scan_datetime",
+    ],
 )
 def test_columns_called_as_persons_or_dates_are_not_kept(tmp_path, name):
     assert not with_column(tmp_path, name, ["x", "y"] * 20).columns
