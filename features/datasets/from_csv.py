@@ -33,6 +33,7 @@ OFTEN = {  # what columns are called often
     "path": ("path", "file", "image", "img", "dicom"),
     "label": ("label", "class", "target", "diagnosis", "grade", "finding", "category"),
 }
+OTHERS = ("|", ":", "^", "~", " ")  # separators that are not read
 SHOWN = 12  # columns that an error names
 
 
@@ -83,6 +84,11 @@ def _find(table: Table, name: str, option: str) -> str:
         return _said(table, name, alike[0])
     found = [other for other in table.header if other]
     shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if found[SHOWN:] else "")
+    if len(found) == 1 and (mark := _separator(found[0], given=name)):
+        raise DatasetError(
+            f"{table.where} has one column, {found[0]!r}: its cells seem to have {mark!r} between "
+            "them; want a comma, semicolon or tab"
+        )
     close = alike or _close(name.casefold(), found)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise DatasetError(
@@ -107,6 +113,18 @@ def _close(name: str, found: Sequence[str]) -> list[str]:
     words = OFTEN.get(name, ())
     meant = [other for other in found if any(word in other.casefold() for word in words)]
     return meant[:3] or difflib.get_close_matches(name, found, 2)
+
+
+def _separator(header: str, *, given: str) -> str | None:
+    """Return what stands between the names of a header that was read as one, if anything does."""
+    for mark in OTHERS:
+        parts = {part.strip(" '\"").casefold() for part in header.split(mark)}
+        known = [bool(parts & {*words}) for words in OFTEN.values()]
+        if len(parts) == 1:
+            continue
+        if all(known) or (mark != " " and (any(known) or given.casefold() in parts)):
+            return mark
+    return None
 
 
 def _said(table: Table, name: str, found: str) -> str:
