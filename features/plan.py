@@ -311,8 +311,11 @@ def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
 
 
 def other_classes(old: Manifest, new: Manifest) -> str:
-    """Say which task and classes take the place of others, in a line; nothing where they stay."""
-    if (old.task, old.classes) == (new.task, new.classes):
+    """Say which task and classes take the place of others, in a line; nothing where they stay.
+
+    The same classes in another order are the same.
+    """
+    if (old.task, sorted(old.classes)) == (new.task, sorted(new.classes)):
         return ""
 
     def said(one: Manifest) -> str:

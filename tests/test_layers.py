@@ -25,6 +25,7 @@ ORDER = [
     "features.datasets.drawing",
     "features.datasets.limit",
     "features.datasets.labels",
+    "features.datasets.grouping",
     "features.datasets.from_folder",
     "features.datasets.from_csv",
     "features.datasets.sample",
