@@ -196,13 +196,14 @@ def fit_heads(
 
     Parameters
     ----------
-    X : (N, D), finite; any scale and offset; or a Source that reads it block by block.
+    X : (N, D), finite numbers of any type, scale and offset; or a Source that reads it block by
+        block.
     y : (N,) class index, or (N, L) of 1, 0 and NaN (left out of that label's loss).
     n_classes : K for class indices, when not all are present in y.
     weights : (G, N); 0 leaves the row out, 2 counts it twice; default one group of ones.
     tol : the gap, (objective - optimum) / max(objective, 1e-3), under which a head is done.
         float32 does the work and float64 finishes what float32 can't: heads it left unconverged,
-        or all of them when tol < 1e-7.
+        or whose gap it can't bound where rows are few, or all of them when tol < 1e-7.
     certified : also bound each head's gap, in about four passes in float64.
     progress : called with heads done, heads in all, and the passes of the batch at work.
     engine : holds the rows, where that isn't this process (cluster.py); `certified` is not for it.
@@ -274,8 +275,6 @@ def fit_heads(
         )
 
     theta = torch.zeros(J, G * L, K, rows.width, device=device)
-    # Intercepts start where they fit the shares of classes and labels. Of a label that is always
-    # there, or never, the optimum is at infinity.
     if labels is None:
         theta[..., -1] = torch.where(present, (counts / total).log(), NEVER)
     else:
@@ -302,13 +301,7 @@ def fit_heads(
             ConvergenceWarning,
             stacklevel=2,
         )
-    bound = None
-    if certified:
-        exact, flat = objective(torch.float64), path.theta.flatten(0, 1).double()
-        step = batch_size(exact, path.theta.double())
-        parts = [torch.arange(i, min(i + step, len(flat))) for i in range(0, len(flat), step)]
-        bound = torch.cat([certify(exact.select(part), flat[part]) for part in parts])
-        bound = torch.unflatten(bound.view(J, G * L), 1, (G, L))[back]
+    bound = _bounds(objective(torch.float64), path.theta).view(J, G, L) if certified else None
     theta = path.theta.double()
     if softmax:
         theta[..., -1] = torch.where(present, theta[..., -1], -SURE)
@@ -319,9 +312,24 @@ def fit_heads(
         n: torch.unflatten(getattr(path, n), 1, (G, L))[back]
         for n in ("converged", "gap", "value", "passes")
     }
+    # A logit is a sum of terms of this mean square; each is rounded, and half of p (1 - p) <= 1 / 4
+    # times the square of what that makes of the logit is what the objective gains.
     size = (coef.square() @ rows.squares(bases[0].gram) + intercept.square()).sum(3)
     lost = EPS**2 / 8 * size > SPARED * tol * shaped["value"].clamp_min(FLOOR)
     kept = torch.float64 if tol < SINGLE or bool(lost.any()) else torch.float32
     return Heads(
-        coef=coef.to(kept), intercept=intercept.to(kept), C=order, kind=kind, bound=bound, **shaped
+        coef=coef.to(kept),
+        intercept=intercept.to(kept),
+        C=order,
+        kind=kind,
+        bound=None if bound is None else bound[back],
+        **shaped,
     )
+
+
+def _bounds(objective: Objective, theta: Tensor) -> Tensor:
+    """Return the certificate of every head, (J * B,), of theta (J, B, K, D)."""
+    theta = theta.double()
+    flat, step = theta.flatten(0, 1), batch_size(objective, theta)
+    parts = torch.split(torch.arange(len(flat), device=theta.device), step)
+    return torch.cat([certify(objective.select(part), flat[part]) for part in parts])
