@@ -150,7 +150,7 @@ def test_no_image_that_can_be_read_is_a_fault(ward):
     result = call("extract", f"csv:{ward / 'labels.csv'}", *BACKBONE)
     assert result.exit_code == 1
     assert result.stdout.endswith(": 0 images computed, 0 already there, 24 bad\n")
-    assert "none of its 24 images could be read: not an image that Pillow knows" in result.stderr
+    assert "none of its 24 images could be read: not an image of a known kind" in result.stderr
 
 
 # --- predict ------------------------------------------------------------------------------------
