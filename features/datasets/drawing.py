@@ -97,7 +97,9 @@ def build(
     subject = path if subjects is None else np.array(subjects, dtype=np.str_)
     if options.split in ("study", "official") and splits is None:
         raise DatasetError(f"{where} has no {options.split} split: leave --split out")
-    if splits is not None and options.split != "drawn":
+    if not options.labelled:  # to be predicted: no part is trained on
+        split, split_from = np.full(len(path), NO_SPLIT, dtype="<U5"), "none: not trained on"
+    elif splits is not None and options.split != "drawn":
         split = _given_split(splits, path, where)
     else:
         used = np.ones(len(path), dtype=bool) if unused is None else ~unused
@@ -105,7 +107,8 @@ def build(
         split[used] = _drawn_split(subject[used], label[used], classes, path[used], options, where)
         by = "image" if subjects is None else "subject"
         split_from = f"drawn by {by}, stratified, {_parts(options)}, seed {options.seed}"
-    _need_parts(split, subject, where, by=split_from)
+    if options.labelled:
+        _need_parts(split, subject, where, by=split_from)
     return Manifest(
         dataset=dataset,
         root=root,
