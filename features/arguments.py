@@ -49,6 +49,7 @@ source_options = together(  # how a data set is read
     ),
     click.option(
         "--split-seed",
+        type=click.IntRange(min=0),
         default=0,
         show_default=True,
         help="Draws a split where none is given, and --limit's images.",

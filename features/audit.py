@@ -7,22 +7,23 @@ one split; near-duplicates are a suspicion, and are listed apart. Images in no s
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from os import cpu_count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import ImageError
-from features.images import decode, read_bytes
 from features.manifest import SPLITS, Manifest
+from features.workers import Loaded, Recipe, Workers
 
 BLOCK = 2048  # images on a side of a block of cosines: 16 MB
 SHOWN = 1000  # near-duplicate pairs that are kept, the most alike first
 THRESHOLD = 0.99
+AHEAD = 64  # images that are asked for before the first is waited for
 
 
 @dataclass(frozen=True)
@@ -164,21 +165,22 @@ def hash_images(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[str], list[str], dict[int, str]]:
     """Return hashes of each image's bytes and of its decoded pixels, and row -> why it is bad."""
-    bad: dict[int, str] = {}
-    of_bytes, of_pixels = [""] * len(manifest), [""] * len(manifest)
-    for i in range(len(manifest)):
-        try:
-            data = read_bytes(manifest.file(i))
-            image = decode(data, window=window, frame=frame).image.convert("RGB")
-        except ImageError as error:
-            bad[i] = str(error)
-            continue
-        of_bytes[i] = hashlib.sha256(data).hexdigest()
-        pixels = repr(image.size).encode() + image.tobytes()
-        of_pixels[i] = hashlib.sha256(pixels).hexdigest()
-        if progress:
-            progress(i + 1, len(manifest))
-    return of_bytes, of_pixels, bad
+    found: list[Loaded] = []
+    waiting: deque[Future[Loaded]] = deque()
+    recipe = Recipe((), window=window, frame=frame, hash_pixels=True)
+    with Workers(recipe, min(cpu_count() or 1, max(1, len(manifest)))) as workers:
+        for i in range(len(manifest) + AHEAD):
+            if i < len(manifest):
+                waiting.append(workers.load(manifest.file(i), ()))
+            if waiting and i >= AHEAD:
+                found.append(waiting.popleft().result())
+                if progress:
+                    progress(len(found), len(manifest))
+    return (
+        ["" if image.reason else image.hash for image in found],
+        ["" if image.reason else image.pixels for image in found],
+        {i: image.reason for i, image in enumerate(found) if image.reason},
+    )
 
 
 def _label(manifest: Manifest, row: int) -> Any:

@@ -84,16 +84,11 @@ def size_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def wrong_marks(columns: Columns) -> NDArray[np.int64]:
-    """Return rows whose mark is damaged: by its checksum, or by the reason it should have.
-
-    Only a bad image has a reason, and each has one.
-    """
+    """Return rows whose mark is damaged: by its checksum, or bad ones that have no reason."""
     done, wrong = marks(columns)
     for start, reasons in columns["reason"].blocks(1 << 24):
         here = done[start : start + len(reasons)]
-        wrong[start : start + len(reasons)] |= (here != PENDING) & (
-            (here == BAD) != (reasons != b"")
-        )
+        wrong[start : start + len(reasons)] |= (here == BAD) & (reasons == b"")
     return np.flatnonzero(wrong)
 
 

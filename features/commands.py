@@ -246,6 +246,8 @@ def say_report(report: Report) -> None:
         echo(f"  bad: {path}: {reason}", err=True)
     if len(bad) > 5:
         echo(f"  and {len(bad) - 5} more: medprobe inspect {report.store}", err=True)
+    for remark, count in report.remarks.items():
+        echo(f"  {count} images: {remark}", err=True)
 
 
 def refuse_empty(reports: Sequence[Report]) -> None:

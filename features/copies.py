@@ -89,7 +89,7 @@ def fill_copies(job: Job, files: Files, first: NDArray[np.int64]) -> None:
     copies = np.flatnonzero((store.done == PENDING) & (first != np.arange(len(first))))
     marks, read = store.done[first[copies]], store.columns["manifest/hash"].take(first[copies])
     copies = copies[(marks != PENDING) & (read == files.hash[copies])]
-    reasons = store.bad()
+    reasons, remarks = store.bad(), store.remarks()
     for a in range(0, len(copies), AT_ONCE):
         rows = copies[a : a + AT_ONCE]
         store.commit(
@@ -97,4 +97,5 @@ def fill_copies(job: Job, files: Files, first: NDArray[np.int64]) -> None:
             {name: store.read(name, first[rows]) for name in store.features},
             {name: values[rows].tolist() for name, values in vars(files).items()},
             {int(i): reasons[int(first[i])] for i in rows if int(first[i]) in reasons},
+            {int(i): remarks[int(first[i])] for i in rows if int(first[i]) in remarks},
         )

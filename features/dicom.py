@@ -1,44 +1,59 @@
 """DICOM to 8-bit RGB, as a viewer would show it first.
 
 Grey pixels: rescaled (slope and intercept, or the modality LUT), then brought to black..white by
-the VOI LUT, else the first window of the header, else (up to 8 bits) the full range, or (beyond)
-the image's own minimum and maximum; MONOCHROME1 is inverted; padding becomes black. A window
-that is given takes the place of the header's. Colour (RGB, YBR, palette) becomes RGB by the full
-range of its bits. Of several frames one is shown. Standard: DICOM PS3.3, C.7.6.3 and C.11.
+the VOI LUT, else the first window of the header that can be used, else (up to 8 bits) the full
+range, or (beyond) the image's own minimum and maximum; inverted by the presentation LUT's shape, or
+without one where they are MONOCHROME1; padding becomes black (dicom_grey.py). A window that is
+given takes the place of the header's. Colour (RGB, YBR, palette) becomes RGB by the full range of
+its bits. Of several frames one is shown. Standard: DICOM PS3.3, C.7.6.3 and C.11.
 
-Nothing of the header is kept but, where it is asked for, the patient id.
+What a file costs is counted before pydicom decodes it: a deflated one is inflated step by step, and
+compressed pixels may declare no more than the header does. Nothing of the header is kept but, where
+it is asked for, the patient id.
 """
 
 from __future__ import annotations
 
 import io
+import logging
+import os
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from features import limits
+from features.codestreams import rle_size, size_of
+from features.dicom_grey import Array, grey
+from features.dicom_grey import Window as Window
 from features.errors import ImageError
-from features.urls import Location
+from features.reasons import Reason, bad, explain, megabytes, unreadable
+from features.urls import Location, opened
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-Array: TypeAlias = Any  # numpy arrays; their dtypes vary with the file
-Window: TypeAlias = tuple[float, float]  # centre and width, in units after rescaling
-
-RULES = "dicom-1"  # part of the fingerprint: a change of the rules above changes this word
+RULES = "dicom-2"  # part of the fingerprint: a change of the rules above changes this word
 LIBRARIES = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg")
 SUFFIXES = frozenset([".dcm", ".dicom", ".ima"])
 HEAD = 132  # bytes that tell a DICOM file
-LIMIT = 178_956_970  # pixels; Pillow's limit against decompression bombs
+DEFLATED, PLAIN = "1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0"  # transfer syntaxes
+COLOUR = {"YBR_FULL": 26, "YBR_FULL_422": 26, "PALETTE COLOR": 16}  # bytes of a pixel on its way
+RLE = "1.2.840.10008.1.2.5"
+META = 4096  # bytes in which a meta header usually ends
+STEP = 1 << 18  # bytes that are read and inflated at once
 
-# pydicom warns of every oddity of a header; what matters ends as an ImageError.
+# pydicom warns of every oddity of a header, and quotes it; what matters ends as an ImageError.
 warnings.filterwarnings("ignore", module=r"pydicom|features\.dicom")
+if os.environ.get("MEDPROBE_DEBUG") != "1":
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -83,33 +98,48 @@ def asked_for(said: Mapping[str, Any]) -> tuple[Window | None, int | None]:
 def decode_dicom(
     data: bytes, *, window: Window | None = None, frame: int | None = None
 ) -> Image.Image:
-    """Return an 8-bit RGB image of a DICOM file's bytes.
+    """Return an 8-bit RGB image of a DICOM file's bytes: the first of what show_dicom returns."""
+    return show_dicom(data, window=window, frame=frame)[0]
+
+
+def show_dicom(
+    data: bytes, *, window: Window | None = None, frame: int | None = None
+) -> tuple[Image.Image, str]:
+    """Return an 8-bit RGB image of a DICOM file's bytes, and a remark (reasons.Remark) or "".
 
     Parameters
     ----------
     window : centre and width of what goes from black to white (LINEAR_EXACT), for grey pixels.
     frame : which of several, from 1 as DICOM counts; None is the middle one, n // 2 + 1 of n.
 
-    Raises ImageError with the reason for what has no pixels or can't be decoded.
+    Raises ImageError with the reason for what has no pixels, costs too much or can't be decoded.
     """
     import pydicom
     from pydicom.pixels.utils import pixel_array
 
+    twelve = False
     try:
-        ds = pydicom.dcmread(io.BytesIO(data), force=True)
+        ds = pydicom.dcmread(_inflated(io.BytesIO(data)), force=True)
         _settle_encoding(ds)
         number = _frame_number(ds, frame)
+        twelve = _check(ds, number, len(data))
         pixels = pixel_array(ds, index=number)
         photometric = str(ds.PhotometricInterpretation)
         if photometric.startswith("MONOCHROME"):
-            grey = _grey(pixels, ds, number, window)
-            return Image.fromarray(grey).convert("RGB")
-        return Image.fromarray(_colour(pixels, ds, photometric))
+            shown, remark = grey(pixels, ds, number, window)
+            return Image.fromarray(shown).convert("RGB"), remark
+        return Image.fromarray(_colour(pixels, ds, photometric)), ""
     except ImageError:
         raise
     # Damaged files raise every kind of error in pydicom, its decoders and NumPy.
     except Exception as error:
-        raise ImageError(f"DICOM that can't be decoded: {_one_line(error)}") from None
+        explain(error)
+        if isinstance(error, MemoryError) or re.search(r"memory|bad_alloc|alloc", str(error), re.I):
+            raise bad(Reason.MEMORY, most=megabytes(limits.memory())) from None
+        if twelve:
+            raise bad(Reason.TWELVE_BITS) from None
+        unknown = re.search(r"no.*(decoder|plugin)|not supported|unsupported", str(error), re.I)
+        raise bad(Reason.NO_DECODER if unknown else Reason.DICOM) from None
 
 
 def patient_id(path: Location) -> str:
@@ -117,19 +147,95 @@ def patient_id(path: Location) -> str:
     import pydicom
 
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             if not is_dicom(file.read(HEAD)):
-                raise ImageError("not a DICOM file")
+                raise bad(Reason.NOT_DICOM)
             file.seek(0)
             tags = ["PatientID"]
-            ds = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=tags)
+            ds = pydicom.dcmread(
+                _inflated(file), force=True, stop_before_pixels=True, specific_tags=tags
+            )
         return str(ds.get("PatientID") or "").strip()
     except ImageError:
         raise
     except OSError as error:
-        raise ImageError(f"can't be read: {error.strerror or error}") from None
+        raise unreadable(error) from None
     except Exception as error:
-        raise ImageError(f"DICOM that can't be read: {_one_line(error)}") from None
+        explain(error)
+        raise bad(Reason.HEADER) from None
+
+
+def _inflated(file: BinaryIO) -> BinaryIO:
+    """Return the file, or if its transfer syntax is deflated, it as pydicom reads it without.
+
+    pydicom inflates at once whatever there is. Here it is done step by step: raises ImageError as
+    soon as there is more than limits allow.
+    """
+    syntax = _syntax(file)
+    if syntax != DEFLATED:
+        file.seek(0)
+        return file
+    most, inflate, plain = limits.inflated_size(), zlib.decompressobj(-15), io.BytesIO()
+    meta = b"\x02\0\x10\0UI" + struct.pack("<H", len(PLAIN)) + PLAIN
+    plain.write(bytes(128) + b"DICM\x02\0\0\0UL\x04\0" + struct.pack("<I", len(meta)) + meta)
+    while not inflate.eof and (part := inflate.unconsumed_tail or file.read(STEP)):
+        plain.write(inflate.decompress(part, STEP))
+        if plain.tell() > most:
+            raise bad(Reason.INFLATED, most=megabytes(most))
+    plain.seek(0)
+    return plain
+
+
+def _syntax(file: BinaryIO) -> str:
+    """Return the transfer syntax that pydicom will find, "" for none; the file stands behind it."""
+    from pydicom.filereader import read_dataset, read_preamble
+
+    quick = _plain_meta(file.read(META))
+    if quick is not None:
+        file.seek(quick[1])
+        return quick[0]
+    file.seek(0)
+    read_preamble(file, force=True)
+    start = file.tell()
+
+    def read(implicit: bool) -> Dataset:
+        file.seek(start)
+        return read_dataset(file, implicit, True, stop_when=lambda tag, vr, size: tag >> 16 != 2)
+
+    meta = read(False)
+    try:
+        for first in list(meta.keys())[:1]:
+            meta[first]
+    except NotImplementedError:  # no standard, but pydicom takes it so
+        meta = read(True)
+    return str(meta.get("TransferSyntaxUID", ""))
+
+
+def _plain_meta(head: bytes) -> tuple[str, int] | None:
+    """Return the transfer syntax of a file as files are, and where its meta header ends.
+
+    None for any oddity: pydicom has its own ways with those.
+    """
+    if head[128:132] != b"DICM":
+        return None
+    at, syntax = 132, b""
+    while head[at : at + 2] == b"\x02\0":
+        kind = head[at + 4 : at + 6]
+        if kind in (b"OB", b"UN"):
+            start, size = at + 12, int.from_bytes(head[at + 8 : at + 12], "little")
+        elif kind in (b"UL", b"UI", b"SH", b"AE"):
+            start, size = at + 8, int.from_bytes(head[at + 6 : at + 8], "little")
+        else:
+            return None
+        if head[at + 2 : at + 4] == b"\x10\0":
+            if kind != b"UI":
+                return None
+            syntax = head[start : start + size]
+        at = start + size
+    text = syntax.rstrip(b"\0 ")
+    if at + 2 > len(head) or not re.fullmatch(rb"[0-9.]*", text):
+        return None
+    return text.decode("ascii"), at
 
 
 def _settle_encoding(ds: Dataset) -> None:
@@ -138,8 +244,7 @@ def _settle_encoding(ds: Dataset) -> None:
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if not any(k in ds for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        kind = ds.get("Modality") or "no modality"
-        raise ImageError(f"DICOM without pixels ({kind}): not an image")
+        raise bad(Reason.NO_PIXELS)
     if "TransferSyntaxUID" in getattr(ds, "file_meta", ()):
         return
     implicit, little = ds.original_encoding
@@ -154,119 +259,56 @@ def _settle_encoding(ds: Dataset) -> None:
 
 def _frame_number(ds: Dataset, frame: int | None) -> int:
     """Return which frame is shown, from 0."""
-    if ds.Rows * ds.Columns > LIMIT:
-        raise ImageError("over 179 megapixels: refused as a decompression bomb")
+    if ds.Rows * ds.Columns > limits.PIXELS:
+        raise bad(Reason.PIXELS)
     frames = int(ds.get("NumberOfFrames") or 1)
     if frame is None:
         return frames // 2
     if not 1 <= frame <= frames:
-        raise ImageError(f"has no frame {frame}: found {frames}")
+        raise bad(Reason.NO_FRAME, asked=frame, found=frames)
     return frame - 1
 
 
-def _holder(ds: Dataset, frame: int, macro: str, keyword: str) -> Dataset:
-    """Return the part of the header that says `keyword` of a frame.
+def _check(ds: Dataset, number: int, size: int) -> bool:
+    """Raise ImageError where a frame costs too much, or is larger than its header says.
 
-    Enhanced objects say it per frame, or once for all frames (PS3.3, C.7.6.16); others at the top.
+    Returns whether it is lossy JPEG of 12 bits. Counted are the file as bytes and as pydicom has
+    it, the stored values and, whichever is largest, what makes them or what is made of them.
+    test_limits.py compares it with what is taken.
     """
-    groups = ds.get("PerFrameFunctionalGroupsSequence") or []
-    for group in [*groups[frame : frame + 1], *(ds.get("SharedFunctionalGroupsSequence") or [])]:
-        if (items := group.get(macro)) and keyword in items[0]:
-            found: Dataset = items[0]
-            return found
-    return ds
+    from pydicom.encaps import get_frame
 
+    samples = int(ds.get("SamplesPerPixel") or 1)
+    pixels, stored = ds.Rows * ds.Columns, samples * -(-int(ds.BitsAllocated) // 8)
+    syntax, photometric = ds.file_meta.TransferSyntaxUID, str(ds.PhotometricInterpretation)
+    both = 2 * max(size, len(ds.get("PixelData") or b""))
 
-def _grey(pixels: Array, ds: Dataset, frame: int, window: Window | None) -> Array:
-    """Return (rows, columns) uint8 of stored grey values."""
-    padding = _padding(pixels, ds)
-    values = _modality(pixels, ds, frame)
-    if not np.isfinite(values).all():
-        raise ImageError("DICOM with pixels that are not finite")
-    if window is not None:
-        shown = _window(values, *window, "LINEAR_EXACT")
-    elif ds.get("VOILUTSequence"):
-        shown = _voi_lut(values, ds)
-    elif (header := _header_window(ds, frame)) is not None:
-        shown = _window(values, *header)
-    else:
-        low, high = _range(values[~padding], ds, frame)
-        shown = np.clip((values - low) / max(high - low, np.finfo(float).tiny), 0, 1)
-    if ds.PhotometricInterpretation == "MONOCHROME1":
-        shown = 1 - shown
-    shown[padding] = 0
-    return (shown * 255 + 0.5).astype(np.uint8)
+    def check(most: float) -> None:
+        limits.check(both + pixels * (stored + max(2 * stored, 6, most)))
 
-
-def _padding(pixels: Array, ds: Dataset) -> Array:
-    """Return which stored values only fill the frame (PS3.3, C.7.5.1.1.2)."""
-    low = ds.get("PixelPaddingValue")
-    if low is None or not np.issubdtype(pixels.dtype, np.integer):
-        return np.zeros(pixels.shape, dtype=bool)
-    high = ds.get("PixelPaddingRangeLimit")
-    # A negative value is sometimes written as unsigned; brought to the pixels' type it is the same.
-    ends = [np.int64(int(v)).astype(pixels.dtype) for v in (low, low if high is None else high)]
-    return (pixels >= min(ends)) & (pixels <= max(ends))
-
-
-def _modality(pixels: Array, ds: Dataset, frame: int) -> Array:
-    """Return stored values in their physical unit, float64."""
-    from pydicom.pixels.processing import apply_modality_lut
-
-    if ds.get("ModalityLUTSequence"):
-        return apply_modality_lut(pixels, ds).astype(np.float64)
-    holder = _holder(ds, frame, "PixelValueTransformationSequence", "RescaleSlope")
-    slope, intercept = holder.get("RescaleSlope"), holder.get("RescaleIntercept")
-    return pixels * float(1 if slope is None else slope) + float(intercept or 0)
-
-
-def _header_window(ds: Dataset, frame: int) -> tuple[float, float, str] | None:
-    """Return centre, width and function of the first window, or None where there is none."""
-    holder = _holder(ds, frame, "FrameVOILUTSequence", "WindowCenter")
-    first = []
-    for keyword in ("WindowCenter", "WindowWidth"):
-        value = holder.get(keyword)
-        several = value if isinstance(value, (list, tuple)) or hasattr(value, "insert") else [value]
-        if not len(several) or several[0] is None or several[0] == "":
-            return None
-        first.append(float(several[0]))
-    return first[0], first[1], str(holder.get("VOILUTFunction") or "LINEAR").upper()
-
-
-def _window(values: Array, center: float, width: float, function: str) -> Array:
-    """Return values in [0, 1] by a VOI window (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
-    if width < (1 if function == "LINEAR" else np.finfo(float).tiny):
-        raise ImageError(f"DICOM with a window of width {width:g}: give one with --window C/W")
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
-    elif function != "LINEAR_EXACT":
-        raise ImageError(f"DICOM with an unknown VOI LUT function {function!r}")
-    low = center - width / 2
-    if width == 0:
-        return (values > low).astype(np.float64)
-    return np.clip((values - low) / width, 0, 1)
-
-
-def _voi_lut(values: Array, ds: Dataset) -> Array:
-    """Return values in [0, 1] by the first VOI LUT; its white is all ones of the bits it uses."""
-    from pydicom.pixels.processing import apply_voi
-
-    table = apply_voi(np.rint(values).astype(np.int64), ds).astype(np.float64)
-    bits = max(8, int(ds.VOILUTSequence[0].LUTDescriptor[2]))
-    return np.clip(table / (2**bits - 1), 0, 1)
-
-
-def _range(values: Array, ds: Dataset, frame: int) -> tuple[float, float]:
-    """Return what is black and what white where the header doesn't say."""
-    if ds.BitsStored <= 8 and "PixelData" in ds and not ds.get("ModalityLUTSequence"):
-        stored = np.array([0, 2**ds.BitsStored - 1], dtype=np.float64)
-        if ds.PixelRepresentation == 1:
-            stored -= 2 ** (ds.BitsStored - 1)
-        ends = _modality(stored, ds, frame)
-        return float(ends.min()), float(ends.max())
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    check(COLOUR.get(photometric, 0))
+    if not syntax.is_encapsulated:
+        return False
+    frames = int(ds.get("NumberOfFrames") or 1)
+    table = "ExtendedOffsetTable", "ExtendedOffsetTableLengths"
+    offsets = tuple(ds[name].value for name in table) if all(n in ds for n in table) else None
+    data = get_frame(ds.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
+    if syntax == RLE:
+        most = limits.memory()
+        if 64 * len(data) > most:  # the most that RLE can do; only then it is worth looking
+            check(2 * stored + rle_size(data, most) / pixels)
+        return False
+    found = size_of(data)
+    if found is None:
+        return False
+    if found.width * found.height > pixels:
+        raise bad(
+            Reason.CODESTREAM,
+            width=found.width, height=found.height, columns=ds.Columns, rows=ds.Rows,
+        )  # fmt: skip
+    if not found.marker:  # JPEG 2000 is decoded to 32 bits
+        check(stored + 5 * max(samples, found.components))
+    return found.bits == 12 and found.marker in (0xC1, 0xC2)
 
 
 def _colour(pixels: Array, ds: Dataset, photometric: str) -> Array:
@@ -278,15 +320,11 @@ def _colour(pixels: Array, ds: Dataset, photometric: str) -> Array:
         pixels = apply_color_lut(pixels, ds)[..., :3]
         bits = 8 * pixels.dtype.itemsize
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ImageError(f"DICOM with photometric interpretation {photometric}: not supported")
+        raise bad(Reason.PHOTOMETRIC)
     if bits == 8 and pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels)
-    shown = np.clip(pixels.astype(np.float64) / (2**bits - 1), 0, 1)
-    return (shown * 255 + 0.5).astype(np.uint8)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text.removeprefix(
-        "Unable to decode as exceptions were raised by all available plugins: "
-    )
+    out = np.empty(pixels.shape, np.uint8)
+    for row, values in enumerate(pixels):
+        shown = np.clip(values.astype(np.float64) / (2**bits - 1), 0, 1)
+        out[row] = (shown * 255 + 0.5).astype(np.uint8)
+    return out

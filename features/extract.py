@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from features.store import DONE, FeatureStore
 from features.workers import Loaded, Recipe, Workers
 
 AHEAD = 2  # chunks decoded ahead of the one that is computed
+PATIENCE = 0.5  # seconds between looks at whether to stop, while an image is waited for
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Report:
     reused: int
     bad: dict[str, str]  # path -> reason
     added: tuple[str, ...] = ()  # features that joined those there
+    remarks: dict[str, int] = field(default_factory=dict)  # on good images, and on how many
 
 
 Progress = Callable[[int, int, int], None]  # images done, images in all, bad ones among them
@@ -120,6 +122,7 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
         reused=good - computed,
         bad=bad,
         added=tuple(sorted(planned.missing)) if added else (),
+        remarks=dict(Counter(main.store.remarks().values())),
     )
 
 
@@ -171,7 +174,7 @@ def fill(
     cores = os.cpu_count() or 1
     count, most = settings.workers or min(2, cores), settings.workers or cores
     with workers_of(recipe, count) as workers, Commits() as commits:
-        for chunk in _chunks(manifest, jobs, workers, settings, most, left):
+        for chunk in _chunks(manifest, jobs, workers, settings, most, left, stop):
             asked = todo[chunk.rows]
             wrong = [k for k, image in enumerate(chunk.images) if image.reason and asked[k]]
             if wrong and settings.on_error == "fail":
@@ -203,8 +206,9 @@ def _chunks(
     settings: Settings,
     most: int,
     left: NDArray[np.bool_],
+    stop: Stop,
 ) -> Iterator[Chunk]:
-    """Yield what has to be computed, in order, decoded ahead.
+    """Yield what has to be computed, in order, decoded ahead; no more once `stop` says so.
 
     While the passes have to wait for pixels, there are more workers each time, up to `most`.
     """
@@ -244,6 +248,11 @@ def _chunks(
     while waiting:
         rows, pixels, loading = waiting.popleft()
         asked = time.perf_counter()
+        for future in loading:
+            while not future.done():  # it may never be; a wish to stop is still heard
+                if stop():
+                    return
+                wait([future], timeout=PATIENCE)
         images = [future.result() for future in loading]
         now = time.perf_counter()
         if now - asked > 0.1 * (now - before):

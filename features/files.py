@@ -1,14 +1,17 @@
-"""Names of files, and writing them so that each is whole whatever stops the program.
+"""Names of files, opening only what is one, and writing each whole whatever stops the program.
 
 `filename` makes any text one safe part of a path: whatever a table, a store or a model is called,
-nothing is written outside the folder that was asked for. `replacing` and `append_line` leave a file
-as it was, or as it should be, and nothing between.
+nothing is written outside the folder that was asked for. `open_regular` opens files, and never
+waits for a pipe or a terminal. `replacing` and `append_line` leave a file as it was, or as it
+should be, and nothing between.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +34,65 @@ def filename(text: str) -> str:
         whole = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
         kept = data[: LONGEST - 9].decode("utf-8", "ignore").strip(". ") + f"-{whole}"
     return kept or "-"
+
+
+class NotRegularError(OSError):
+    """Not a file: a device, a pipe, a socket, a terminal."""
+
+
+class TooLargeError(OSError):
+    """A file of more bytes than are to be read; `found` says how many it has."""
+
+    def __init__(self, path: object, found: int) -> None:
+        super().__init__(errno.EFBIG, "the file is too large", str(path))
+        self.found = found
+
+
+def open_regular(path: Path, mode: str = "rb", **how: Any) -> IO[Any]:
+    """Open a file, or what a link leads to, for reading: never a device, pipe, socket or terminal.
+
+    mode and how are those of open. It never waits, neither to open nor for data that may come.
+    Raises NotRegularError, and OSError as open does.
+    """
+    return open(path, mode, opener=lambda name, _: _open(path), **how)
+
+
+def read_regular(path: Path, most: int) -> tuple[bytes, os.stat_result]:
+    """Return what is in a file, and size and time as they were before it was read.
+
+    Raises TooLargeError for more than `most` bytes, without reading them, and what open_regular
+    raises. A file that grows meanwhile is read as far as it went at first.
+    """
+    descriptor = _open(path)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_size > most:
+            raise TooLargeError(path, found.st_size)
+        parts, left = [], found.st_size
+        while left and (part := os.read(descriptor, min(left, 1 << 30))):
+            parts.append(part)
+            left -= len(part)
+    finally:
+        os.close(descriptor)
+    return parts[0] if len(parts) == 1 else b"".join(parts), found
+
+
+def _open(path: Path) -> int:
+    """Return the descriptor of a file opened for reading."""
+    found = path.stat()
+    if stat.S_ISREG(found.st_mode):  # opening a device may already do something
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise _not_regular(path, found)
+
+
+def _not_regular(path: Path, found: os.stat_result) -> OSError:
+    if stat.S_ISDIR(found.st_mode):
+        return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return NotRegularError(errno.EINVAL, "a device, pipe or socket, not a file", str(path))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def inspect(store: Path, json_: bool) -> None:
         found = describe(opened)
     if json_:
         return as_json(found)
-    bad = found.pop("bad")
+    bad, remarks = found.pop("bad"), found.pop("remarks")
     as_table(
         [
             (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
@@ -40,6 +41,8 @@ def inspect(store: Path, json_: bool) -> None:
     )
     for path, reason in bad.items():
         echo(f"bad: {path}: {reason}")
+    for remark, count in remarks.items():
+        echo(f"{count} images: {remark}")
     return None
 
 
@@ -65,6 +68,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "fingerprint_digest": store.fingerprint_digest,
         "fingerprint": store.fingerprint,
         "bad": {str(manifest.path[i]): reason for i, reason in store.bad().items()},
+        "remarks": dict(Counter(store.remarks().values())),
     }
 
 

@@ -138,6 +138,7 @@ class Job:
                 for i, m, w in zip(rows, images, written, strict=True)
                 if m.reason and w
             },
+            {int(i): m.remark for i, m in zip(rows, images, strict=True) if m.remark},
         )
 
     def _whole(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +23,7 @@ from features.urls import Location, locate
 SPLITS = ("train", "val", "test")
 NO_SPLIT = "none"  # an image that is neither trained on nor tested
 NO_LABEL = -1
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)", re.ASCII)
 PRESENT, ABSENT, UNCERTAIN, NOT_STATED = 1, 0, -1, -2
 
 
@@ -106,8 +109,17 @@ def digest(value: Any) -> str:
 
 
 def natural_order(names: Sequence[str]) -> list[str]:
-    """Sort class names: as numbers where all are numbers (grade 10 follows 9), else as text."""
+    """Sort class names as text, but the numbers in them as numbers (10 and Grade 10 follow 9)."""
     try:
-        return sorted(set(names), key=lambda name: (float(name), name))
+        values = {name: float(name) for name in names}
     except ValueError:
-        return sorted(set(names))
+        values = {}
+    if values and all(map(math.isfinite, values.values())):
+        return sorted(values, key=lambda name: (values[name], name))
+    return sorted(set(names), key=_natural)
+
+
+def _natural(name: str) -> tuple[list[str | float], str]:
+    """Return text and numbers in turn: "Grade 10" is ["Grade ", 10.0, ""]."""
+    parts = NUMBER.split(name)
+    return [float(part) if k % 2 else part for k, part in enumerate(parts)], name

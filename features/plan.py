@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from features import dicom, tuning
 from features.backbones import Backbone
 from features.devices import PRECISIONS, resolve_precision
-from features.errors import StaleStoreError, StoreError
+from features.errors import ImageError, StaleStoreError, StoreError
 from features.files import filename
 from features.fingerprint import differences, fingerprint
+from features.images import read_bytes
 from features.layout import VIEWS
 from features.manifest import Manifest
 from features.store import BAD, DONE, FeatureStore
@@ -269,8 +270,8 @@ def check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -
             stat = path.stat()
             if (stat.st_size, stat.st_mtime_ns) == (source["size"][i], source["mtime_ns"][i]):
                 continue
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError:
+            found = hashlib.sha256(read_bytes(path)).hexdigest()
+        except (OSError, ImageError):
             continue  # its features are as good as they were
         if found != source["hash"][i]:
             changed[i] = found
@@ -310,8 +311,11 @@ def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
 
 
 def other_classes(old: Manifest, new: Manifest) -> str:
-    """Say which task and classes take the place of others, in a line; nothing where they stay."""
-    if (old.task, old.classes) == (new.task, new.classes):
+    """Say which task and classes take the place of others, in a line; nothing where they stay.
+
+    The same classes in another order are the same.
+    """
+    if (old.task, sorted(old.classes)) == (new.task, sorted(new.classes)):
         return ""
 
     def said(one: Manifest) -> str:

@@ -194,7 +194,14 @@ class FeatureStore:
 
     def bad(self) -> dict[int, str]:
         """Return row -> reason of the bad images."""
-        rows = np.flatnonzero(self.done == BAD)
+        return self._said(BAD)
+
+    def remarks(self) -> dict[int, str]:
+        """Return row -> remark, of the good images of which there is something to say."""
+        return {row: text for row, text in self._said(DONE).items() if text}
+
+    def _said(self, mark: int) -> dict[int, str]:
+        rows = np.flatnonzero(self.done == mark)
         reasons = self.columns["reason"].take(rows)
         return {
             int(i): text.decode(errors="replace") for i, text in zip(rows, reasons, strict=True)
@@ -335,8 +342,9 @@ class FeatureStore:
         features: Mapping[str, NDArray[np.floating[Any]]],
         source: Mapping[str, Sequence[Any]],
         bad: Mapping[int, str],
+        remarks: Mapping[int, str] | None = None,
     ) -> None:
-        """Write a batch: features (n, D) and sources of its rows, and reasons of its bad ones.
+        """Write a batch: features (n, D) and sources of its rows, reasons of its bad ones, remarks.
 
         A source is an image's hash, size and mtime. Rows that `bad` names have a source, and
         features that are not looked at. When it returns, the batch survives a power cut. Raises
@@ -361,7 +369,8 @@ class FeatureStore:
                 self._write(f"checksums/{column_of(name)}", rows[good], checksums.of_rows(values))
             for name, kind in SOURCE.items():
                 self._write(f"manifest/{name}", rows, np.array(source[name], dtype=kind))
-            reasons = [_cut(bad[int(i)] or "no reason") if int(i) in bad else b"" for i in rows]
+            said = {**(remarks or {}), **{row: why or "no reason" for row, why in bad.items()}}
+            reasons = [_cut(said.get(int(i), "")) for i in rows]
             self._write("reason", rows, np.array(reasons, dtype=f"S{REASON_BYTES}"))
             self._write("checksums/source", rows, checksums.of_sources(self.columns, rows))
 

@@ -1,7 +1,8 @@
-"""Files at URLs: what is asked of a pathlib.Path, answered by fsspec.
+"""Files at URLs: what is asked of a pathlib.Path, answered by fsspec; and reading either safely.
 
-s3://bucket/a.png, gs://..., https://...: whatever fsspec has an implementation of. It is imported
-when a URL is opened, not before.
+s3://bucket/a.png, gs://..., https://...: what PROTOCOLS names, of that which fsspec has an
+implementation of. Others are refused: some start programs (hdfs:// asks hadoop), some open what
+else they are told to. fsspec is imported when a URL is opened, not before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import DatasetError
+from features.files import TooLargeError, open_regular, read_regular
 
+REMOTE = ("abfs", "abfss", "adl", "az", "ftp", "gcs", "gs", "hf", "http", "https", "oci", "oss",
+          "r2", "s3", "s3a", "sftp", "smb", "ssh", "webdav", "webhdfs")  # fmt: skip
+LOCAL = ("file", "local")
+PROTOCOLS = frozenset([*REMOTE, *LOCAL, "memory"])
+STEP = 1 << 22  # bytes that are asked for at once where a size isn't known
 CHANGED = ("mtime", "LastModified", "last_modified", "updated", "created")  # as stores call it
 
 
@@ -72,12 +79,34 @@ class Url:
         return bool(self._system().isdir(self.url))
 
     def open(self, mode: str = "r", **options: Any) -> Any:
-        """Return it opened."""
+        """Return it opened; of a local one only a file, see files.open_regular."""
+        if self._protocol() in LOCAL:
+            return open_regular(self._path(), mode, **options)
         return self._system().open(self.url, mode, **options)
 
-    def read_bytes(self) -> bytes:
-        """Return what is in the file. Raises OSError, FileNotFoundError among them."""
-        return bytes(self._system().cat_file(self.url))
+    def read(self, most: int) -> tuple[bytes, Stat]:
+        """Return what is in the file, and size and time as they were before.
+
+        Raises TooLargeError for more than `most` bytes, whatever the server says of its size.
+        """
+        if self._protocol() in LOCAL:
+            data, local = read_regular(self._path(), most)
+            return data, Stat(local.st_size, local.st_mtime_ns)
+        found = self.stat()
+        if found.st_size > most:
+            raise TooLargeError(self, found.st_size)
+        if found.st_size and self._protocol() not in ("http", "https"):
+            data = bytes(self._system().cat_file(self.url, start=0, end=found.st_size))
+        else:  # a size that isn't known, or a server that may send more than it was asked for
+            with self._system().open(self.url, "rb") as file:
+                parts, left = [], most + 1
+                while left > 0 and (part := file.read(min(left, STEP))):
+                    parts.append(part)
+                    left -= len(part)
+            data = b"".join(parts)
+        if len(data) > most:
+            raise TooLargeError(self, len(data))
+        return data, found
 
     def stat(self) -> Stat:
         """Return size and time. Raises OSError."""
@@ -94,11 +123,23 @@ class Url:
         top = system._strip_protocol(self.url).rstrip("/")
         return [file.removeprefix(top).lstrip("/") for file in system.find(self.url)]
 
+    def _protocol(self) -> str:
+        return self.url.partition("://")[0].lower()
+
+    def _path(self) -> Path:
+        """Return where a local one lies."""
+        return Path(self._system()._strip_protocol(self.url))
+
     def _system(self) -> Any:
         """Return fsspec's file system for the URL; it keeps one per protocol."""
         import fsspec
 
-        protocol = self.url.partition("://")[0]
+        protocol = self._protocol()
+        if protocol not in PROTOCOLS:
+            raise DatasetError(
+                f"{self.url}: {protocol}:// is not read: want one of "
+                f"{', '.join(sorted([*REMOTE, *LOCAL]))}"
+            )
         try:
             return fsspec.filesystem(protocol)
         except (ImportError, ValueError) as error:
@@ -111,3 +152,20 @@ Location = Path | Url
 def locate(text: str) -> Location:
     """Return a path, or what lies at a URL."""
     return Url(text) if "://" in text else Path(text)
+
+
+def read(path: Location, most: int) -> tuple[bytes, Stat]:
+    """Return what is in a file, and size and time as they were before it was read.
+
+    Only files are opened, and never more than `most` bytes are read: see files.read_regular. Raises
+    OSError, of which TooLargeError and NotRegularError are kinds.
+    """
+    if isinstance(path, Url):
+        return path.read(most)
+    data, found = read_regular(path, most)
+    return data, Stat(found.st_size, found.st_mtime_ns)
+
+
+def opened(path: Location, mode: str = "rb", **how: Any) -> Any:
+    """Return a file opened for reading; NotRegularError for a device, pipe or socket."""
+    return path.open(mode, **how) if isinstance(path, Url) else open_regular(path, mode, **how)

@@ -1,7 +1,10 @@
 """Processes that read and decode images, and the threads that wait for them.
 
 Each worker is a process of its own, so that a decoder that crashes on a damaged file takes nothing
-with it: the image is tried once more in a new process, then recorded as bad. The parent writes a
+with it: the image is tried once more in a new process, alone, then recorded as bad. Alone, because
+the system may have ended the worker for want of memory that others took. An image gets so much
+address space and no more (limits.py), and where memory runs out nevertheless, the system is told to
+end workers before anything else. The parent writes a
 request (one line of JSON) to the worker's standard input and reads the answer from its standard
 output: one line of JSON, then the raw pixels, which go straight into the batch. One thread per
 worker does that, waiting without the interpreter's lock.
@@ -24,10 +27,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
 
@@ -35,14 +39,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from features import augment
+from features import augment, limits
 from features.dicom import Window
-from features.errors import ImageError
-from features.images import Transform, decode, read_bytes
+from features.errors import DatasetError, ImageError
+from features.images import Decoded, Transform, bands, decode, read_file
+from features.reasons import Reason, bad, explain, megabytes
 from features.urls import Location, locate
 
 COMMAND = (sys.executable, "-c", "from features.workers import main; main()")
-TRIES = 2  # of an image that a worker dies on
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,22 @@ class Recipe:
     seed: int = 0  # of the views
     window: Window | None = None  # for DICOM, as frame
     frame: int | None = None
+    hash_pixels: bool = False  # of the whole image, in RGB
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is known of an image's file, or why the image is bad (then size and time may be 0)."""
+    """What is known of an image's file, or why the image is bad (then size and time may be 0).
+
+    reason is of reasons.Reason; remark of reasons.Remark, of an image that is good.
+    """
 
     hash: str = ""  # hex SHA-256 of the bytes, also of those that can't be decoded
     size: int = 0
     mtime_ns: int = 0
     reason: str = ""
+    remark: str = ""
+    pixels: str = ""  # hex SHA-256 of the size and the pixels, where the recipe wants it
     seconds: float = 0.0  # that reading and decoding took
 
 
@@ -73,28 +83,51 @@ def load(path: Location, recipe: Recipe) -> tuple[Loaded, list[NDArray[np.uint8]
     start = time.perf_counter()
     known: dict[str, Any] = {}
     try:
-        data = read_bytes(path)
+        data, stat = read_file(path)
         known = {
             "hash": hashlib.sha256(data).hexdigest(),
             "size": len(data),
-            "mtime_ns": path.stat().st_mtime_ns,
+            "mtime_ns": stat.st_mtime_ns,
         }
+        decoded = _decoded(data, recipe)
+        known["pixels"] = hash_pixels(decoded.image) if recipe.hash_pixels else ""
         pixels = []
-        for crop in crops(data, recipe):
+        for crop in _crops(decoded, recipe):
             views = [
                 augment.augment(crop, augment.generator(recipe.seed, known["hash"], view))
                 for view in range(recipe.views)
             ]
             pixels.append(np.stack([np.asarray(image) for image in (crop, *views)]))
-    except (ImageError, OSError, MemoryError) as error:
-        return Loaded(**known, reason=str(error) or "not enough memory"), []
-    return Loaded(**known, seconds=time.perf_counter() - start), pixels
+    except ImageError as error:
+        return Loaded(**known, reason=str(error)), []
+    except MemoryError:
+        reason = bad(Reason.MEMORY, most=megabytes(limits.memory()))
+        return Loaded(**known, reason=str(reason)), []
+    except DatasetError as error:  # a URL of a kind that is not read
+        explain(error)
+        return Loaded(**known, reason=str(bad(Reason.URL))), []
+    return Loaded(**known, remark=decoded.remark, seconds=time.perf_counter() - start), pixels
 
 
 def crops(data: bytes, recipe: Recipe) -> list[Image.Image]:
     """Decode an image's bytes once, and return its crop for each transform. ImageError if bad."""
-    side = None if recipe.exact else max(t.resize for t in recipe.transforms)
-    decoded = decode(data, side=side, window=recipe.window, frame=recipe.frame)
+    return _crops(_decoded(data, recipe), recipe)
+
+
+def _decoded(data: bytes, recipe: Recipe) -> Decoded:
+    side = None if recipe.exact or recipe.hash_pixels else max(t.resize for t in recipe.transforms)
+    return decode(data, side=side, window=recipe.window, frame=recipe.frame)
+
+
+def hash_pixels(image: Image.Image) -> str:
+    """Return the hex SHA-256 of an image's size and its pixels in RGB."""
+    found = hashlib.sha256(repr(image.size).encode())
+    for _, band in bands(image):
+        found.update(band.convert("RGB").tobytes())
+    return found.hexdigest()
+
+
+def _crops(decoded: Decoded, recipe: Recipe) -> list[Image.Image]:
     return [transform.crop(decoded, exact=recipe.exact) for transform in recipe.transforms]
 
 
@@ -102,12 +135,16 @@ def main() -> None:
     """Be a worker: a recipe on the first line of standard input, then a path on each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent says
     os.nice(19)
+    with suppress(OSError):  # what is ended first where memory runs out (Linux)
+        Path("/proc/self/oom_score_adj").write_bytes(b"1000")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode has a limit
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     sys.stdout = sys.stderr  # what a library prints must not get between the answers
     given = json.loads(requests.readline())
     recipe = Recipe(tuple(Transform(**t) for t in given.pop("transforms")), **given)
+    space = limits.AddressSpace()
     for line in requests:
+        space.limit()
         loaded, pixels = load(locate(json.loads(line)), recipe)
         answers.write(json.dumps(asdict(loaded)).encode() + b"\n")
         for block in pixels:
@@ -150,6 +187,10 @@ class _Process:
                 raise EOFError
         return loaded
 
+    def kill(self) -> None:
+        """End the process at once, whatever it does."""
+        self.process.kill()
+
     def close(self) -> int:
         """End the process and return its exit status."""
         for pipe in (self.process.stdin, self.process.stdout):
@@ -162,14 +203,42 @@ class _Process:
 _Request = tuple[Location, Sequence[memoryview], "Future[Loaded]"]
 
 
+class _Turns:
+    """Who decodes: any number at once, or one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy, self._alone = 0, False
+
+    @contextmanager
+    def take(self, *, alone: bool) -> Iterator[None]:
+        """Wait until it may be done, and have it done; alone, nobody else does meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            if alone:
+                self._alone = True
+                self._changed.wait_for(lambda: not self._busy)
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._alone = self._alone and not alone
+                self._changed.notify_all()
+
+
 class Workers:
     """A growing set of workers, as a context manager."""
 
     def __init__(self, recipe: Recipe, count: int) -> None:
+        limits.memory()  # a wrong setting is said here, not by every worker
         self.recipe = recipe
         self.threads: list[threading.Thread] = []
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._leaving = threading.Event()
+        self._turns = _Turns()
+        self._busy: set[_Process] = set()  # that have an image in hand
         self.grow(count)
 
     def __enter__(self) -> Self:
@@ -177,8 +246,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let each finish the image in hand, and end."""
+        """End them. Nobody waits for an image that is still in hand: it may never come."""
         self._leaving.set()
+        for process in list(self._busy):
+            process.kill()
         for _thread in self.threads:
             self._requests.put(None)
         for thread in self.threads:
@@ -201,28 +272,38 @@ class Workers:
         process: _Process | None = None
         while (request := self._requests.get()) is not None:
             path, into, future = request
-            if self._leaving.is_set():
-                future.cancel()
-                continue
             status = 0
             try:
-                for _ in range(TRIES):
-                    process = process or _Process(self.recipe)
-                    try:
-                        future.set_result(process.ask(path, into))
-                        break
-                    except EOFError:
-                        status, process = process.close(), None
+                for alone in (False, True):
+                    with self._turns.take(alone=alone):
+                        if self._leaving.is_set():
+                            future.cancel()
+                            break
+                        process = process or _Process(self.recipe)
+                        try:
+                            future.set_result(self._ask(process, path, into))
+                            break
+                        except EOFError:
+                            status, process = process.close(), None
                 else:
-                    future.set_result(Loaded(reason=f"decoding it {_ending(status)}, twice"))
+                    future.set_result(Loaded(reason=str(_ended(status))))
             except Exception as error:  # such as no memory for a new process
                 future.set_exception(error)
         if process:
             process.close()
 
+    def _ask(self, process: _Process, path: Location, into: Sequence[memoryview]) -> Loaded:
+        self._busy.add(process)
+        try:
+            if self._leaving.is_set():
+                process.kill()
+            return process.ask(path, into)
+        finally:
+            self._busy.discard(process)
 
-def _ending(status: int) -> str:
+
+def _ended(status: int) -> ImageError:
     """Say how a process ended: a negative status is the signal that ended it."""
     if status >= 0:
-        return f"ended the worker process with status {status}"
-    return f"killed the worker process ({signal.Signals(-status).name})"
+        return bad(Reason.ENDED, number=status)
+    return bad(Reason.KILLED, number=-status)

@@ -65,7 +65,9 @@ def convergence(results: tuple[Path, ...], out: Path) -> None:
     show_default=True,
     help="Images per unbiased estimate.",
 )
-@click.option("--seed", default=0, show_default=True, help="Draws the batches.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the batches."
+)
 @out_option
 def cka(stores: tuple[Path, ...], pool: str | None, batch_size: int, seed: int, out: Path) -> None:
     """Draw linear CKA between STORES of the same images.

@@ -69,7 +69,13 @@ scoring_options = together(  # what is scored, and how; of any head
         help="Rule for a threshold, chosen on what was held out of training.",
     ),
     click.option("--seeds", type=POSITIVE, help="Draws of each number of shots, or runs."),
-    click.option("--seed", default=0, show_default=True, help="The first of --seeds."),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="The first of --seeds.",
+    ),
     click.option("--strict-splits", is_flag=True, help="Refuse splits that leak."),
 )
 
@@ -163,6 +169,10 @@ loop_options = together(  # of the training loop
 def scoring_of(given: dict[str, Any]) -> dict[str, Any]:
     """Return the scoring options but the seeds, by the names of evaluation.Scoring and settings."""
     names = ("metric", "uncertain", "bootstrap", "interval", "by", "aggregate", "unit", "threshold")
+    if given["unit"] != "subject" and given["aggregate"] is None:
+        raise click.UsageError(
+            f"--unit {given['unit']} joins nothing: give --aggregate mean or max"
+        )
     return {name: given[name] for name in (*names, "strict_splits")}
 
 

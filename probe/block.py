@@ -16,7 +16,7 @@ from torch import Tensor
 
 from features.memory import COPIES, available
 from probe.objective import Objective, Point
-from probe.rows import Rows, Source, Stored, Whole, squares, total
+from probe.rows import Rows, Source, Stored, Whole, size, total
 
 NOTHING: tuple[Any, Tensor] = (), torch.empty(0)
 
@@ -53,9 +53,9 @@ class Block:
         self._source = source
         return total(source, self._device).cpu()
 
-    def squares(self, shift: Tensor) -> float:
-        """Return the sum of squares about a shift."""
-        return squares(self._source, shift.to(self._device))
+    def size(self, shift: Tensor) -> float:
+        """Return the root of the sum of squares about a shift."""
+        return size(self._source, shift.to(self._device))
 
     def arrange(self, kind: Tensor | None, shift: Tensor, scale: float) -> Tensor:
         """Sort the rows by class and bring them into units; return their order."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from probe import factors
 from probe.objective import Objective, Point
 from probe.solver import FLOOR
 
@@ -34,13 +35,14 @@ def certify(objective: Objective, theta: Tensor) -> Tensor:
             break
         M = curvature_of_intercepts(objective, here)
         # Moving all classes together changes nothing, so M has a zero: the least-norm step.
-        step = torch.linalg.pinv(M, hermitian=True) @ here.gradient[..., -1:]
+        step = factors.pinv(M) @ here.gradient[..., -1:]
         theta[..., -1] -= step[..., 0]
         here = objective(theta)
     slope = here.gradient[..., :-1].square().sum((1, 2)) / (2 * objective.l2)
     settled = here.gradient[..., -1].abs().amax(1) <= 100 * SETTLED
     gap = slope + (first.value - here.value).clamp_min(0)
-    return torch.where(settled, gap / here.value.clamp_min(FLOOR), torch.inf)
+    gap = (gap / here.value.clamp_min(FLOOR)).nan_to_num(torch.inf, torch.inf)
+    return torch.where(settled, gap, torch.inf)
 
 
 def curvature_of_intercepts(objective: Objective, here: Point) -> Tensor:

@@ -108,6 +108,7 @@ class Bars:
     foundations: Sequence[str]
     sizes: Sequence[float | None]  # images of pre-training
     doubtful: Sequence[bool]  # random weights
+    reference: int  # the place of the bar that the others are relative to
     caption: str = ""
     kind: str = field(default="bars", init=False)
 

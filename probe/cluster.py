@@ -11,6 +11,7 @@ Shapes as in objective.py; block w has the rows offsets[w] to offsets[w + 1] of 
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -203,7 +204,7 @@ class Team:
         pairs = list(itertools.pairwise(edges))
         sums = self.each("load", parts=[(source.part(a, b),) for a, b in pairs])
         shift = rounded(torch.stack(sums).sum(0) / N, source)
-        scale = unit(sum(self.each("squares", shift)), N * D)
+        scale = unit(math.hypot(*self.each("size", shift)), N * D)
         kinds = [None if kind is None else kind[a:b].cpu() for a, b in pairs]
         orders = self.each("arrange", parts=[(k, shift, scale) for k in kinds])
         order = torch.cat([a + order for a, order in zip(edges[:-1], orders, strict=True)])

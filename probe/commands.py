@@ -335,9 +335,12 @@ def predict(
     show_default=True,
     help="Of the paired bootstrap and the permutation test, which takes more where p is small.",
 )
-@click.option("--seed", default=0, show_default=True, help="For them.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For them.")
+@click.option("--metric", help="Only results by this metric.")
 @json_option
-def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -> None:
+def compare(
+    results: tuple[Path, ...], resamples: int, seed: int, metric: str | None, json_: bool
+) -> None:
     """Say whether the models of RESULTS differ: in pairs on each data set, by ranks over all.
 
     The p of a pair is of a permutation test by subject, or of DeLong's for the AUROC of two classes
@@ -349,7 +352,7 @@ def compare(results: tuple[Path, ...], resamples: int, seed: int, json_: bool) -
     """
     from probe.compare import compare_results
 
-    found = compare_results(results, n=resamples, seed=seed)
+    found = compare_results(results, n=resamples, seed=seed, by=metric)
     if json_:
         return as_json(found.to_json())
     for note in found.notes:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from features.errors import ProbeError
 from probe import metrics
 from probe.identity import data_names, model_names
+from probe.metric_names import resolve
 from probe.paired import ALPHA, Difference, compare, delong_test
 from probe.ranks import Ranks, holm, ranks, wilcoxon_holm
 from probe.results import Predictions, Result, load, read_predictions
@@ -99,13 +100,21 @@ class Comparison:
         return asdict(self)
 
 
-def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) -> Comparison:
-    """Compare the models of results folders.
+def compare_results(
+    sources: Sequence[Path], *, n: int = 2000, seed: int = 0, by: str | None = None
+) -> Comparison:
+    """Compare the models of results folders, of results by one metric where it is named.
 
     Raises ProbeError where there are no two models, or results of one data set by two metrics.
     """
     known = {result.identity.digest: (s, result) for s in sources for result in load(s)}
     found = list(known.values())
+    if by:
+        used = {result.metric for _, result in found}
+        named = resolve(by, used)
+        found = [(source, result) for source, result in found if result.metric == named]
+        if not found:
+            raise ProbeError(f"no result by {by}: found {', '.join(sorted(used))}")
     identities = [result.identity for _, result in found]
     names = model_names(identities)
     if len(set(names)) < 2:
@@ -121,7 +130,7 @@ def compare_results(sources: Sequence[Path], *, n: int = 2000, seed: int = 0) ->
         used = {run[1].metric for m in models for run in cells.get((dataset, m), [])}
         if len(used) > 1:
             raise ProbeError(
-                f"{dataset} has results by {', '.join(sorted(used))}: give one folder per metric"
+                f"{dataset} has results by {', '.join(sorted(used))}: name one by --metric"
             )
     scores = {key: _score(*key, [result for _, result in runs]) for key, runs in cells.items()}
     notes = _several_ways([identity.data for identity in identities])

@@ -28,6 +28,7 @@ SMALL = 50  # subjects; a group with fewer is flagged
 # Of fewer subjects, or fewer of a class (or side of a finding), no interval is sure to hold its
 # 95 %: benchmarks/bench_statistics.py
 FEW, RARE = 20, 5
+SHOWN = 5  # of what there is too few of
 GROUPS = 10  # a numeric column with more values is cut into quartiles
 
 
@@ -93,6 +94,13 @@ def answers(
     if settings.aggregate is None:
         return found
     return aggregate(found, column(manifest, settings.unit, rows), settings.aggregate)
+
+
+def check(
+    manifest: Manifest, rows: NDArray[np.integer], y: NDArray[Any], settings: Scoring
+) -> None:
+    """Raise ProbeError for columns or units that can't be scored, before anything is fitted."""
+    answers(manifest, rows, y, np.zeros((len(y), len(manifest.classes))), y, settings)
 
 
 def extras(
@@ -244,8 +252,10 @@ def few(
     if (count := len(np.unique(subjects))) < FEW:
         said.append(f"{count} {unit}{'s' * (count != 1)} in all")
     for k, side, count in sides_of(y, subjects):
-        word = "of" if y.ndim == 1 else "with" if side else "without"
-        said += [f"{count} {word} {classes[k]}"] if count < RARE else []
+        word = f"class {classes[k]}" if y.ndim == 1 else f"with{'' if side else 'out'} {classes[k]}"
+        said += [f"{word}: {count}"] if count < RARE else []
+    if len(said) > SHOWN:
+        said = [*said[:SHOWN], f"and {len(said) - SHOWN} more"]
     if not said:
         return ""
     return f"few test {unit}s ({', '.join(said)}): no interval is sure to hold its 95 %"

@@ -231,6 +231,7 @@ def _rows(store: FeatureStore, settings: Settings) -> _Rows:
     manifest = store.manifest()
     leaks = audited(store, manifest, strict=settings.strict_splits)
     data = load(store, manifest, store.default_feature, settings.uncertain)
+    evaluation.check(manifest, data.rows[~data.train], data.y[~data.train], settings)
     train = data.rows[data.train]
     folds = splits.folds(manifest, train, k=HELD_OUT, seed=settings.training.seed)
     val = folds.held_out[0]

@@ -133,5 +133,7 @@ def say_tuned(result: Result) -> None:
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
         f"on {result.n_test} test images, epoch {result.folds['epoch']}"
     )
+    if result.few:
+        click.echo(f"  {result.few}", err=True)
     if result.weights == "random":
         echo("  the backbone's weights were random at the start", err=True)

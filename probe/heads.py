@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,17 +24,22 @@ from torch import Tensor
 from features.devices import multiplies_bfloat16
 from features.errors import ProbeError
 from features.schema import read_json
-from probe import log_odds, schema
+from probe import given, log_odds, schema
 from probe.certificate import certify
-from probe.objective import Objective
+from probe.objective import NEVER, Objective
 from probe.path import Path as Strengths
 from probe.path import Progress, batch_size
 from probe.preconditioner import bases_of
-from probe.rows import Rows, Source, Whole
+from probe.rows import Rows, Source
+from probe.solver import FLOOR
 
 FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
 SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
+EPS = 2.0**-24  # what rounding to float32 changes in a number, at most
+SPARED = 0.1  # of the tolerance that rounding heads to float32 may take
+RANGE = 1e-25, 1e25  # of penalties that float32 is given: their products with weights are numbers
+SMALL = 1 << 19  # products in a head's logits up to which a bound in float64 costs little
 LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 are faster
 PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D outputs
 
@@ -44,7 +48,8 @@ PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D o
 class Head:
     """One fitted classifier.
 
-    coef (K, D) and intercept (K,), or (L, D) and (L,) for sigmoids; in the features' units.
+    coef (K, D) and intercept (K,), or (L, D) and (L,) for sigmoids; in the features' units, in
+    float32 or float64.
     """
 
     coef: Tensor
@@ -66,7 +71,10 @@ class Head:
         return log_odds.of_logits(X.to(coef) @ coef.T + self.intercept.double(), self.kind)
 
     def predict_proba(self, X: Tensor) -> Tensor:
-        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), float64."""
+        """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), float64.
+
+        What float32 rounds of logits whose terms cancel costs more than a fit leaves.
+        """
         return self.log_odds(X).sigmoid()
 
     def save(self, path: Path, **about: Any) -> None:
@@ -118,9 +126,10 @@ class Head:
 class Heads:
     """J x G fitted heads of L label columns with K outputs (softmax: L = 1, sigmoids: K = 1).
 
-    coef (J, G, L, K, D), intercept (J, G, L, K); converged, gap, value, passes (J, G, L). gap is
-    the estimated distance to the optimum, relative to max(value, 1e-3); bound, where asked for, is
-    never less than that distance (certificate.py).
+    coef (J, G, L, K, D), intercept (J, G, L, K): in float64 where rounding to float32 would cost
+    more than a share of the tolerance, as with features far from zero; converged, gap, value,
+    passes (J, G, L). gap is the estimated distance to the optimum, relative to max(value, 1e-3);
+    bound, where asked for, is never less than that distance (certificate.py).
     """
 
     coef: Tensor
@@ -189,51 +198,42 @@ def fit_heads(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     engine: Engine | None = None,
-    kind: str | None = None,
 ) -> Heads:
     """Fit a head for every strength C (J,) and every weighting of the rows (G, N).
 
     Parameters
     ----------
-    X : (N, D), finite; any scale and offset; or a Source that reads it block by block.
+    X : (N, D), finite numbers of any type, scale and offset; or a Source that reads it block by
+        block.
     y : (N,) class index, or (N, L) of 1, 0 and NaN (left out of that label's loss).
     n_classes : K for class indices, when not all are present in y.
     weights : (G, N); 0 leaves the row out, 2 counts it twice; default one group of ones.
     tol : the gap, (objective - optimum) / max(objective, 1e-3), under which a head is done.
         float32 does the work and float64 finishes what float32 can't: heads it left unconverged,
-        or all of them when tol < 1e-7.
+        or whose gap it can't bound where rows are few, or all of them when tol < 1e-7.
     certified : also bound each head's gap, in about four passes in float64.
     progress : called with heads done, heads in all, and the passes of the batch at work.
     engine : holds the rows, where that isn't this process (cluster.py); `certified` is not for it.
-    kind : of Heads; default by y, and "softmax" has two classes fitted by softmax as well.
 
     A class without a row in a group has its optimum at infinity. There it gets no coefficients and
     an intercept of -40, and the others are fitted as if they were all.
 
     Raises ProbeError where no head can be fitted.
     """
-    y = y.to(device)
     if certified and engine:
         raise ProbeError("a certified gap is computed in one process: leave the engine out")
-    K = 1 if y.ndim == 2 else n_classes or int(y.max()) + 1
-    kind = kind or ("sigmoid" if y.ndim == 2 else "binary" if K == 2 else "softmax")
-    if y.ndim == 1 and K < 2:
-        raise ProbeError("one class is left in the training rows; a head needs at least two")
+    source = given.features(X)
+    order = given.strengths(C, device)
+    K = given.labels(y, source.shape[0], n_classes)
+    w = given.weights(weights, source.shape[0], device)
+    kind = "sigmoid" if K is None else "binary" if K == 2 else "softmax"
     softmax = kind == "softmax"
-    if softmax and not (there := _present(y, weights, K)).all():
-        how: dict[str, Any] = {"certified": certified, "device": device, "engine": engine}
-        return _by_classes(
-            partial(fit_heads, X, C=C, tol=tol, progress=progress, **how), y, weights, there
-        )
-    source: Source = Whole(X) if isinstance(X, Tensor) else X
+    y = y.to(device) if K is None else y.to(device, torch.int64)
     rows = (engine.rows if engine else Rows.of)(
         source, y if softmax else None, torch.device(device)
     )
-    y = y[rows.order]
+    y, w = y[rows.order], w[:, rows.order]
     labels = None if softmax else y.reshape(len(y), -1).T.double()  # (L, N)
-    w = torch.ones(1, len(y), device=device) if weights is None else weights.to(device)
-    w = w[:, rows.order]
-    order = torch.as_tensor(C, dtype=torch.float64, device=device)
     strengths, back = torch.unique(order, return_inverse=True)  # ascending
 
     # Head (j, g, l). Row weights: one row per group, or per group and label if labels are missing.
@@ -251,8 +251,13 @@ def fit_heads(
             "a fold or a label has no training row left: use fewer folds, or drop the label"
         )
     l2 = 1 / (strengths[j] * total[g, label] * rows.scale**2)
+    K = K if K and softmax else 1  # outputs of a head
+    counts = torch.zeros(G, K, dtype=torch.float64, device=device)
+    if softmax:
+        counts.index_add_(1, y, w.double())
+    present = counts > 0
     bases, basis = bases_of(rows, w)
-    half, outputs = None, J * G * L * (K if softmax else 1)
+    half, outputs = None, J * G * L * K
     if (
         rows.at_hand
         and len(bases) == 1
@@ -272,22 +277,30 @@ def fit_heads(
             group=g * L + label,
             basis=basis[g],
             column=None if labels is None else label,
+            present=present if softmax and not bool(present.all()) else None,
             half=half,
         )
 
-    theta = torch.zeros(J, G * L, K if softmax else 1, rows.width, device=device)
-    if labels is not None:  # a label that is always there, or never, has its optimum at infinity
+    theta = torch.zeros(J, G * L, K, rows.width, device=device)
+    if labels is None:
+        theta[..., -1] = torch.where(present, (counts / total).log(), NEVER)
+    else:
         share = (known * labels.nan_to_num(0)).sum(2) / total  # (G, L)
         theta[..., -1] = share.logit().clamp(-SURE, SURE).view(1, G * L, 1)
     path = Strengths(strengths.log10().tolist(), theta)
-    path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
-    if tol < SINGLE or not path.converged.all():
-        path.theta = path.theta.double()
+    small = rows.at_hand and len(rows) * rows.width * K <= SMALL
+    single = bool(((l2 > RANGE[0]) & (l2 < RANGE[1])).all())
+    if single:
+        path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
+        if small and tol >= SINGLE:
+            path.check(objective(torch.float64), tol=tol)
+    if not single or tol < SINGLE or not path.converged.all():
+        path.theta, exact = path.theta.double(), objective(torch.float64)
         if softmax:  # what rounding moved all classes by: no step of the solver goes there
-            path.theta -= path.theta.mean(2, keepdim=True)
+            path.theta = exact.centred(path.theta.flatten(0, 1)).view_as(path.theta)
         if tol < SINGLE:  # float32 can't tell how near it came
             path.gap[:] = torch.inf
-        path.solve(objective(torch.float64), tol=tol, progress=progress)
+        path.solve(exact, tol=tol, bounded=small, progress=progress)
     if loose := int((~path.converged).sum()):
         warnings.warn(
             f"{loose} of {path.converged.numel()} heads did not reach a relative gap of {tol:g}; "
@@ -295,56 +308,35 @@ def fit_heads(
             ConvergenceWarning,
             stacklevel=2,
         )
-    bound = None
-    if certified:
-        exact, flat = objective(torch.float64), path.theta.flatten(0, 1).double()
-        step = batch_size(exact, path.theta.double())
-        parts = [torch.arange(i, min(i + step, len(flat))) for i in range(0, len(flat), step)]
-        bound = torch.cat([certify(exact.select(part), flat[part]) for part in parts])
-        bound = torch.unflatten(bound.view(J, G * L), 1, (G, L))[back]
-    coef, intercept = rows.back(torch.unflatten(path.theta.double(), 1, (G, L))[back])
-    kept = torch.float64 if tol < SINGLE else torch.float32
+    bound = _bounds(objective(torch.float64), path.theta).view(J, G, L) if certified else None
+    theta = path.theta.double()
+    if softmax:
+        theta[..., -1] = torch.where(present, theta[..., -1], -SURE)
+        theta = theta - theta.mean(2, keepdim=True)
+        theta[..., :-1] *= present[..., None]  # a class that is not there has no coefficients
+    coef, intercept = rows.back(torch.unflatten(theta, 1, (G, L))[back])
     shaped = {
         n: torch.unflatten(getattr(path, n), 1, (G, L))[back]
         for n in ("converged", "gap", "value", "passes")
     }
+    # A logit is a sum of terms of this mean square; each is rounded, and half of p (1 - p) <= 1 / 4
+    # times the square of what that makes of the logit is what the objective gains.
+    size = (coef.square() @ rows.squares(bases[0].gram) + intercept.square()).sum(3)
+    lost = EPS**2 / 8 * size > SPARED * tol * shaped["value"].clamp_min(FLOOR)
+    kept = torch.float64 if tol < SINGLE or bool(lost.any()) else torch.float32
     return Heads(
-        coef=coef.to(kept), intercept=intercept.to(kept), C=order, kind=kind, bound=bound, **shaped
+        coef=coef.to(kept),
+        intercept=intercept.to(kept),
+        C=order,
+        kind=kind,
+        bound=None if bound is None else bound[back],
+        **shaped,
     )
 
 
-def _present(y: Tensor, weights: Tensor | None, K: int) -> Tensor:
-    """Return which classes of y (N,) have a row in each group of weights (G, N), (G, K)."""
-    used = torch.ones(1, len(y)) > 0 if weights is None else weights.cpu() > 0
-    return torch.stack([used[:, y.cpu() == k].any(1) for k in range(K)], 1)
-
-
-def _by_classes(
-    fit: Callable[..., Heads], y: Tensor, weights: Tensor | None, there: Tensor
-) -> Heads:
-    """Fit groups with the same classes together, `there` (G, K), over these classes only."""
-    weights = torch.ones(1, len(y)) if weights is None else weights
-    whole: dict[str, Any] = {}
-    for mine in torch.unique(there, dim=0):
-        groups, classes = (there == mine).all(1).nonzero()[:, 0], mine.nonzero()[:, 0]
-        if not len(classes):
-            raise ProbeError("a fold has no training row left: use fewer folds")
-        place = torch.zeros(len(mine), dtype=torch.long)
-        place[classes] = torch.arange(len(classes))
-        alone = len(classes) == 1  # a label that is never there: no coefficients, no loss
-        some = fit(
-            place.to(y)[y],
-            weights=weights[groups.to(weights.device)],
-            n_classes=max(2, len(classes)),
-            kind="binary" if alone else "softmax",
-        )
-        for name, value in vars(some).items():
-            if name in ("C", "kind") or value is None:
-                continue
-            if name in ("coef", "intercept"):  # (J, G, L, K, ...)
-                value = torch.zeros_like(value) if alone else value
-                gone = torch.full_like(value[:, :, :, :1], 0 if name == "coef" else -SURE)
-                value = torch.cat([value, gone], 3)[:, :, :, torch.where(mine, place, -1)]
-            empty = value.new_empty(value.shape[0], len(there), *value.shape[2:])
-            whole.setdefault(name, empty)[:, groups.to(value.device)] = value
-    return replace(some, **whole)
+def _bounds(objective: Objective, theta: Tensor) -> Tensor:
+    """Return the certificate of every head, (J * B,), of theta (J, B, K, D)."""
+    theta = theta.double()
+    flat, step = theta.flatten(0, 1), batch_size(objective, theta)
+    parts = torch.split(torch.arange(len(flat), device=theta.device), step)
+    return torch.cat([certify(objective.select(part), flat[part]) for part in parts])

@@ -25,11 +25,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probe.preconditioner import Basis, Dense, Inverse, Own, Preconditioner, Woodbury
+from probe.preconditioner import (
+    Basis,
+    Dense,
+    Inverse,
+    Own,
+    Preconditioner,
+    Woodbury,
+    contrasts,
+)
 from probe.rows import Rows
 
 BLOCK = 1 << 19  # elements of a block's logits: 2 MB in float32, near a core's own cache
 TINY = 1e-20  # a probability below this counts as none
+NEVER = -1e3  # an intercept that leaves none
 HARD = 12  # products in a Newton step after which a better preconditioner is looked for
 BUILD = 32  # products that an inverse by rows may cost, or as many as the hardest step took
 FIXED = 2e7  # operations in the time that a product takes whatever its size
@@ -71,6 +80,8 @@ class Objective:
         heads pick by `column` (H,).
     weights: (G, N), each row summing to 1; heads pick by `group` (H,), and from the bases
         by `basis` (H,).
+    present: (G, K), the classes of softmax that have a row with weight, where some have none. The
+        others' weights are 0 and their intercept is NEVER: their probability is 0, and stays so.
     half: the rows at bfloat16, in the coordinates of the one basis, where that is worth having.
     """
 
@@ -82,6 +93,7 @@ class Objective:
     group: Tensor
     basis: Tensor
     column: Tensor | None = None
+    present: Tensor | None = None
     half: Rows | None = None
 
     def select(self, heads: Tensor) -> Objective:
@@ -187,7 +199,7 @@ class Objective:
         hard = [h for h in (effort > HARD).nonzero()[:, 0].tolist() if h not in kept]
         room = MEMORY - sum(one.nbytes for one in kept.values())
         if self.y is not None:
-            base = Preconditioner.kronecker(M, self.l2, self.spectrum)
+            base = Preconditioner.kronecker(M, self.l2, self.spectrum, self.contrasts(1))
             return replace(base, own=dict(kept) | self._inverses(point, hard, effort, room))
         own = dict(kept) | self._dense(point, hard, effort, room)
         room -= sum(one.nbytes for h, one in own.items() if h not in kept)
@@ -202,15 +214,37 @@ class Objective:
                     break
                 parts[h] = part
                 M[h] -= part[1].T @ part[1]
-        base = Preconditioner.kronecker(M, self.l2, self.spectrum)
+        U = self.contrasts(M.shape[1])
+        base = Preconditioner.kronecker(M, self.l2, self.spectrum, U)
         if not parts:
             return replace(base, own=own)
         wanted = [rows for rows, _ in parts.values()]
         taken = torch.split(self.rows.take(torch.cat(wanted)), [len(rows) for rows in wanted])
         for (h, (_, f)), Z in zip(parts.items(), taken, strict=True):
             basis = self.bases[int(self.basis[h])]
-            own[h] = Woodbury.of(basis, base.Q[h], base.m[h], self.l2[h], f, Z)
+            if found := Woodbury.of(basis, base.Q[h], base.m[h], self.l2[h], f, Z):
+                own[h] = found
+            else:
+                M[h] += f.T @ f
+        if not parts.keys() <= own.keys():
+            base = Preconditioner.kronecker(M, self.l2, self.spectrum, U)
         return replace(base, own=own)
+
+    def contrasts(self, outputs: int) -> Tensor:
+        """Return directions that move classes against each other, (H, K, K-1): see contrasts."""
+        H, device = len(self.l2), self.l2.device
+        if self.present is None:
+            return contrasts(outputs).to(device).expand(H, -1, -1)
+        return torch.stack([contrasts(outputs, one) for one in self.present.cpu()]).to(device)[
+            self.group
+        ]
+
+    def centred(self, theta: Tensor) -> Tensor:
+        """Return theta (H, K, D) less what moves all classes together, which changes no softmax."""
+        if self.present is None:
+            return theta - theta.mean(1, keepdim=True)
+        among = self.present[self.group][..., None].to(theta.dtype)  # (H, K, 1)
+        return theta - among * (among * theta).sum(1, keepdim=True) / among.sum(1, keepdim=True)
 
     @property
     def spectrum(self) -> Tensor:
@@ -239,6 +273,7 @@ class Objective:
     def _dense(self, point: Point, hard: list[int], effort: Tensor, room: int) -> dict[int, Dense]:
         """Return the inverse Hessian of softmax heads with so few parameters that it pays."""
         N, D, K = len(self.rows), self.rows.width, point.gradient.shape[1]
+        U = self.contrasts(K)
         price = K * (K + 1.0) * N * D**2 + (K * D) ** 3.0
         own: dict[int, Dense] = {}
         for h in hard:
@@ -253,7 +288,7 @@ class Objective:
             blocks = torch.empty(K, K, D, D, dtype=torch.float64, device=p.device)
             for (k, j), gram in zip(upper.T.tolist(), grams, strict=True):
                 blocks[k, j] = blocks[j, k] = self.turned_gram(gram, h)
-            if found := Dense.of(blocks, self.l2[h], self.l2.dtype):
+            if found := Dense.of(blocks, self.l2[h], self.l2.dtype, U[h]):
                 own[h] = found
                 room -= found.nbytes
         return own
@@ -263,13 +298,15 @@ class Objective:
 
         A class is rare where few rows hold its curvature, w p_r (1 - p_r). Such a row's
         w (diag(p) - p p') has the part f f', f = sqrt(w p_r / (1 - p_r)) (e_r - p), that holds all
-        of the row's curvature along r: what is left has none there.
+        of the row's curvature along r: what is left has none there. A class with less curvature
+        than the penalty, such as one without a row, has none worth counting out.
         """
         p, w = self.curvature_of(point, head).double(), self.weights[self.group[head]].double()
         v = w * p * (1 - p)  # (K, N)
         share = v.sum(1).square() / v.square().sum(1).clamp_min(1e-300) * w.square().sum()
+        share = torch.where(v.sum(1) > self.l2[head], share, torch.inf)
         r = int(share.argmin())
-        if share[r] > RARE:
+        if not share[r] <= RARE:
             return None
         falling, order = v[r].sort(descending=True)
         rest = max(REST * float(falling.sum()), float(self.l2[head]))
@@ -282,14 +319,15 @@ class Objective:
         f = -p[:, rows]
         f[r] += 1
         f *= (w[rows] * p[r, rows] / (1 - p[r, rows])).sqrt()
-        return rows, f.T
+        return (rows, f.T) if bool(f.isfinite().all()) else None
 
     def _inverses(
         self, point: Point, hard: list[int], effort: Tensor, room: int
     ) -> dict[int, Inverse]:
         """Return the inverse Hessian of heads of one output, where it pays.
 
-        The rows with the last percent of the curvature are taken as one.
+        Where that makes the difference, the rows with the last percent of the curvature are taken
+        as one.
         """
         N, D = len(self.rows), self.rows.width
         curved = {
@@ -301,12 +339,10 @@ class Objective:
         least: dict[int, Tensor] = {}
         for h, v in curved.items():
             falling = v.sort(descending=True).values
-            n = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
-            if (
-                not v.sum() > TINY
-                or 8.0 * D**3 + 4.0 * n * D**2 > int(effort[h]) * (4.0 * N * D + FIXED)
-                or len(grams) == most
-            ):
+            some = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
+            worth = int(effort[h]) * (4.0 * N * D + FIXED)
+            n = next((n for n in (N - 1, some) if 8.0 * D**3 + 4.0 * n * D**2 <= worth), None)
+            if n is None or not v.sum() > TINY or len(grams) == most:
                 continue
             least[h] = falling[n]
             grams[h] = v[v < least[h]].sum() * self.bases[int(self.basis[h])].gram

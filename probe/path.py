@@ -20,7 +20,7 @@ from torch import Tensor
 
 from features.memory import available
 from probe.objective import Objective, Point
-from probe.solver import FLOOR, UNKNOWN, line_search, minimise
+from probe.solver import FLOOR, TRUST, UNKNOWN, bound, line_search, minimise
 
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
 SHARES = 8  # of the memory that is left, one for a batch's curvature: up to five copies are alive
@@ -61,8 +61,26 @@ class Path:
         self.effort = torch.zeros(shape, dtype=torch.long, device=device)
         self.bend = torch.full(shape, UNKNOWN, dtype=torch.float64, device=device)
 
-    def solve(self, objective: Objective, *, tol: float, progress: Progress | None = None) -> None:
-        """Solve every head that is not converged to a relative gap of tol."""
+    def check(self, objective: Objective, *, tol: float) -> None:
+        """Take back that heads are converged where a bound, in float64, says much more."""
+        theta, l2 = self.theta.flatten(0, 1), objective.l2
+        step = batch_size(objective, self.theta)
+        for heads in torch.split(torch.arange(len(l2), device=l2.device), step):
+            mine = objective.select(heads)
+            here = mine(theta[heads].to(l2.dtype))
+            far = bound(mine, here) > TRUST * tol * here.value.clamp_min(FLOOR)
+            self.converged.view(-1)[heads[far]] = False
+            self.gap.view(-1)[heads[far]] = torch.inf
+
+    def solve(
+        self,
+        objective: Objective,
+        *,
+        tol: float,
+        bounded: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Solve every head that is not converged to a relative gap of tol: see minimise."""
         J, B = self.gap.shape
         solved: list[int] = []
         again = not bool(self.value.isnan().any())  # solved before, now to a smaller gap
@@ -77,7 +95,7 @@ class Path:
             step = batch_size(objective, self.theta)
             for start in range(0, len(heads), step):
                 batch = heads[start : start + step].to(self.theta.device)
-                self._solve(objective, batch, ahead, tol, progress)
+                self._solve(objective, batch, ahead, tol, bounded, progress)
             solved = sorted(solved + wave)
 
     def _solve(
@@ -86,6 +104,7 @@ class Path:
         heads: Tensor,
         ahead: Ahead | None,
         tol: float,
+        bounded: bool,
         progress: Progress | None,
     ) -> None:
         done, total = int(self.converged.sum()), self.converged.numel()
@@ -102,7 +121,16 @@ class Path:
             start, here, _, tries = line_search(mine, start, known, step)
             self.passes.view(-1)[heads] += tries
         effort, bend = self.effort.view(-1)[heads], self.bend.view(-1)[heads]
-        found = minimise(mine, start, here=here, effort=effort, bend=bend, tol=tol, progress=report)
+        found = minimise(
+            mine,
+            start,
+            here=here,
+            effort=effort,
+            bend=bend,
+            tol=tol,
+            bounded=bounded,
+            progress=report,
+        )
         self.theta.flatten(0, 1)[heads] = found.theta  # views: what is written to them stays
         for name in ("value", "gap", "converged", "effort", "bend"):
             getattr(self, name).view(-1)[heads] = getattr(found, name)

@@ -29,9 +29,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from probe import factors
 from probe.rows import Rows
 
 ALIKE = 0.6  # the share of all rows from which a weighting takes the basis of all
+LOW = 1e-6  # of the largest curvature of class directions: below it the penalty counts as much
+ALONE = 4  # class directions whose rows are counted out one direction at a time, at most
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Basis:
         """Diagonalise the covariance of features whose Gram matrix, with a one each, is gram."""
         gram = gram / gram[-1, -1]
         mean = gram[-1, :-1]  # of the features, because the last column is ones
-        spectrum, V = torch.linalg.eigh(gram[:-1, :-1] - torch.outer(mean, mean))
+        covariance = gram[:-1, :-1] - torch.outer(mean, mean)
+        spectrum, V = factors.eigh(covariance)
+        spectrum = torch.where(spectrum.isnan(), covariance.diagonal(), spectrum)  # nearly so
         B = torch.zeros_like(gram)
         B[:-1, :-1] = V
         B[-1, :-1] = -mean @ V  # moving along a feature holds the mean logit still
@@ -96,10 +101,11 @@ class Inverse:
     def of(cls, hessian: Tensor, dtype: torch.dtype) -> Inverse | None:
         """Invert a Hessian, (D, D) in float64; None if rounding has left none to invert."""
         scale = hessian.diagonal().clamp_min(1e-300).rsqrt()
-        factor, failed = torch.linalg.cholesky_ex(hessian * torch.outer(scale, scale))
-        if failed:
+        found = factors.inverse(hessian * torch.outer(scale, scale))
+        scale = scale.to(dtype)
+        if found is None or not bool(scale.isfinite().all()):
             return None
-        return cls(torch.cholesky_inverse(factor).to(dtype), scale.to(dtype))
+        return cls(found.to(dtype), scale)
 
     @property
     def nbytes(self) -> int:
@@ -126,26 +132,42 @@ class Woodbury:
     factor: Tensor
 
     @classmethod
-    def of(cls, basis: Basis, Q: Tensor, m: Tensor, l2: Tensor, f: Tensor, Z: Tensor) -> Woodbury:
-        """Build it from class directions Q (K, q) of curvature m (q,), the first one small.
+    def of(
+        cls, basis: Basis, Q: Tensor, m: Tensor, l2: Tensor, f: Tensor, Z: Tensor
+    ) -> Woodbury | None:
+        """Build it from class directions Q (K, q) of curvature m (q,), ascending; None if it can't.
 
-        f (R, K) in float64, Z (R, D). The others share one l2 / m, which is
-        little beside their curvature, so that one Gram matrix of the rows serves them all.
+        f (R, K) in float64, Z (R, D). The first direction, and others with hardly any curvature
+        that the rows move, each take a Gram matrix of the rows. The rest share one l2 / m, which is
+        little beside their curvature, so that one Gram matrix serves them all.
         """
-        spectrum = basis.spectrum.double()
+        spectrum, some = basis.spectrum.double(), Q.any(0)
         penalty = torch.full_like(spectrum, float(l2))
         penalty[-1] = 0
-        first, others = m[0].clamp_min(0), m[1:]
-        rest = spectrum + penalty / others.mean()
-        scale = torch.cat([(first * spectrum + penalty)[None], others[:, None] * rest])
-        scale = torch.where(scale > 0, 1 / scale, 0)
+        Q, m = Q[:, some], m[some]
         f, Y = f @ Q.double(), Z @ basis.B.to(Z.dtype)
+        m = m.maximum(torch.finfo(Z.dtype).eps * m.max().clamp_min(0))  # see kronecker
+        low = m <= LOW * m.max()
+        low[0] = True
+        scale = m[:, None] * spectrum + penalty
+        rest = spectrum
+        if not bool(low.all()):
+            rest = spectrum + penalty / m[~low].mean()
+            scale[~low] = m[~low, None] * rest
+        scale = torch.where(scale > 0, 1 / scale, 0)
+        alone = (low & (f != 0).any(0)).nonzero()[:, 0].tolist()
+        if len(alone) > ALONE:
+            return None
         S = torch.eye(len(f), dtype=torch.float64, device=f.device)
-        G = Y.double() * (f[:, :1] * scale[0].sqrt())
-        S.addmm_(G, G.T)
-        G = Y / rest.to(Y.dtype).sqrt()
-        S += (f[:, 1:] / others) @ f[:, 1:].T * (G @ G.T).double()
-        scale, f, factor = (t.to(Z.dtype) for t in (scale, f, torch.linalg.cholesky(S)))
+        for q in alone:
+            G = Y.double() * (f[:, q : q + 1] * scale[q].sqrt())
+            S.addmm_(G, G.T)
+        G = Y * torch.where(rest > 0, rest.rsqrt(), 0).to(Y.dtype)
+        S += (f[:, ~low] / m[~low]) @ f[:, ~low].T * (G @ G.T).double()
+        factor = factors.cholesky(S)
+        if factor is None:
+            return None
+        scale, f, factor = (t.to(Z.dtype) for t in (scale, f, factor))
         return cls(Q, scale, f, Y, factor)
 
     @property
@@ -169,12 +191,15 @@ class Dense:
     inverse: Inverse
 
     @classmethod
-    def of(cls, blocks: Tensor, l2: Tensor, dtype: torch.dtype) -> Dense | None:
-        """Invert the curvature of classes k and l, (K, K, D, D) in float64; None if it can't be."""
-        K, _, D, _ = blocks.shape
-        U = contrasts(K).to(blocks.device)
-        H = torch.einsum("ka,lb,klde->adbe", U, U, blocks).reshape((K - 1) * D, (K - 1) * D)
-        penalty = H.new_full((K - 1, D), float(l2))
+    def of(cls, blocks: Tensor, l2: Tensor, dtype: torch.dtype, U: Tensor) -> Dense | None:
+        """Invert the curvature of classes k and l, (K, K, D, D) in float64; None if it can't be.
+
+        U (K, K-1) are the directions of classes; those that are zero are left out.
+        """
+        U = U[:, U.any(0)]
+        q, D = U.shape[1], blocks.shape[2]
+        H = torch.einsum("ka,lb,klde->adbe", U, U, blocks).reshape(q * D, q * D)
+        penalty = H.new_full((q, D), float(l2))
         penalty[:, -1] = 0
         H.diagonal().add_(penalty.flatten())
         found = Inverse.of(H, dtype)
@@ -200,24 +225,27 @@ class Preconditioner:
 
     Q: Tensor  # (H, K, K-1)
     scale: Tensor  # (H, K-1, D)
-    m: Tensor  # (H, K-1) the curvature of class directions, ascending, float64
+    m: Tensor  # (H, K-1) the curvature of class directions, ascending where it can be, float64
     most: Tensor  # (H,) the largest curvature that M ⊗ Gram has, float64
     own: Mapping[int, Own] = field(default_factory=dict)  # by head
 
     @classmethod
-    def kronecker(cls, M: Tensor, l2: Tensor, spectrum: Tensor) -> Preconditioner:
-        """Return the inverse of M ⊗ Gram + l2, with M (H, K, K) and spectrum (H, D) in float64.
+    def kronecker(cls, M: Tensor, l2: Tensor, spectrum: Tensor, U: Tensor) -> Preconditioner:
+        """Return the inverse of M ⊗ Gram + l2 along the directions U (H, K, K-1) of classes.
 
-        For K > 1 only what is off M's diagonal is read: the rows of diag(p) - p p' sum to zero, and
-        so they do to the last bit.
+        M (H, K, K) and spectrum (H, D) in float64. For K > 1 only what is off M's diagonal is read:
+        the rows of diag(p) - p p' sum to zero, and so they do to the last bit.
         """
-        U = torch.ones(1, 1, dtype=M.dtype, device=M.device)
-        if (K := M.shape[1]) > 1:
+        if M.shape[1] > 1:
             M.diagonal(dim1=1, dim2=2).zero_()
             M.diagonal(dim1=1, dim2=2).sub_(M.sum(2))
-            U = contrasts(K).to(M.device)
-        m, Q = torch.linalg.eigh(U.T @ M @ U)  # (H, K-1), (H, K-1, K-1)
-        scale = m.clamp_min(0)[:, :, None] * spectrum[:, None, :]
+        between = U.mT @ M @ U
+        m, Q = factors.eigh(between)  # (H, K-1), (H, K-1, K-1)
+        m = torch.where(m.isnan(), between.diagonal(dim1=1, dim2=2), m)  # nearly so
+        m = m.nan_to_num(0)  # of a head that left float32's range: its penalty is what is known
+        # Below the rounding of Q is nothing to divide by: a class without a row has no curvature.
+        least = torch.finfo(l2.dtype).eps * m.amax(1, keepdim=True).clamp_min(0)
+        scale = m.maximum(least)[:, :, None] * spectrum[:, None, :]
         most = scale.amax((1, 2))
         scale[..., :-1] += l2.double()[:, None, None]
         scale = torch.where(scale > 0, 1 / scale, 0).to(l2.dtype)
@@ -232,7 +260,7 @@ class Preconditioner:
         return out
 
     def without(self, broken: Tensor) -> Preconditioner:
-        """Leave out the own inverses of some heads, (H,) bool: rounding made them indefinite."""
+        """Leave out the own inverses of some heads, (H,) bool: rounding has broken them."""
         own = {h: one for h, one in self.own.items() if not broken[h]}
         return replace(self, own=own)
 
@@ -244,8 +272,19 @@ class Preconditioner:
         )
 
 
-def contrasts(K: int) -> Tensor:
-    """Return an orthonormal basis of the vectors summing to zero, (K, K-1): Helmert contrasts."""
+def contrasts(K: int, present: Tensor | None = None) -> Tensor:
+    """Return an orthonormal basis of the vectors summing to zero, (K, K-1): Helmert contrasts.
+
+    Of the vectors that are zero but for the classes `present` (K,), where they are given: the last
+    columns are zero then. Of one output all that there is, (1, 1).
+    """
+    if K == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if present is not None:
+        out, n = torch.zeros(K, K - 1, dtype=torch.float64), int(present.sum())
+        if n > 1:
+            out[present, : n - 1] = contrasts(n)
+        return out
     U = torch.triu(torch.ones(K, K - 1, dtype=torch.float64))
     U[torch.arange(1, K), torch.arange(K - 1)] = -torch.arange(1, K, dtype=torch.float64)
     return U / U.square().sum(0).sqrt()

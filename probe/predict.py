@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.backbones import load_backbone
-from features.errors import ProbeError
+from features.errors import ProbeError, StaleStoreError
 from features.extract import Progress, extract
 from features.fingerprint import decoding
 from features.manifest import Manifest
@@ -130,21 +130,27 @@ def predict_images(
         weights = "random"
     backbone = load_backbone(about["backbone"]["name"], weights, made["image"]["size"])
     backbone = backbone.normalised_by(*(tuple(made["normalize"][k]) for k in ("mean", "std")))
-    [report] = extract(
-        manifest,
-        [backbone],
-        out=features,
-        settings=Extraction(
-            layers="last" if layer == "final" else layer,
-            pools=() if pool == "tokens" else (pool,),
-            tokens=pool == "tokens",
-            **decoding(made),
-            precision=made["precision"],
-            device=device,
-        ),
-        progress=progress,
-        relabel=False,
-    )
+    try:
+        [report] = extract(
+            manifest,
+            [backbone],
+            out=features,
+            settings=Extraction(
+                layers="last" if layer == "final" else layer,
+                pools=() if pool == "tokens" else (pool,),
+                tokens=pool == "tokens",
+                **decoding(made),
+                precision=made["precision"],
+                device=device,
+            ),
+            progress=progress,
+            relabel=False,
+        )
+    except StaleStoreError as error:
+        reason = str(error).partition(". ")[0]
+        raise ProbeError(
+            f"{reason}. Give the images another --name, or another folder by --features"
+        ) from None
     return predict(head_path, report.store)
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
-from features.files import append_line, read_lines, replacing, sync
+from features.files import append_line, open_regular, read_lines, replacing, sync
 from features.lock import writing
 from features.schema import parse
 from probe.identity import Identity
@@ -305,9 +305,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def read_predictions(path: Path) -> Predictions:
     """Read what write_predictions wrote; ProbeError for a file that isn't there or isn't that."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file, and others may never end")
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        how = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with open_regular(path, "r", **how) as file:
             header, *rows = list(csv.reader(file))
         if not rows:
             raise ValueError("no rows")

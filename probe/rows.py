@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.errors import ProbeError
+from probe import factors
 
 CHUNK_BYTES = 32 << 20  # of rows that are read at once
 AT_ONCE = 4096  # in float64
 SHARES = 48  # of the memory that is left, one for a chunk, of which about five copies are alive
+SIZES = 1e-60, 1e60  # of features: their squares, and a penalty that undoes them, are numbers
 
 
 class Source(Protocol):
@@ -145,7 +147,7 @@ class Rows:
         if isinstance(source, Stored) and N < D:
             source = Whole(torch.cat(list(source.chunks())))
         shift = rounded(total(source, device) / N, source)
-        rows = cls.in_units(source, kind, device, shift, unit(squares(source, shift), N * D))
+        rows = cls.in_units(source, kind, device, shift, unit(size(source, shift), N * D))
         return rows.keep() if isinstance(source, Whole) else rows
 
     @classmethod
@@ -182,10 +184,11 @@ class Rows:
         turn = None
         if all_rows and X.shape[0] < X.shape[1]:
             Y = X.double()
-            spectrum, U = torch.linalg.eigh(Y @ Y.T)
+            spectrum, U = factors.eigh(Y @ Y.T)
             keep = spectrum > spectrum[-1] * 1e-13
-            turn = Y.T @ (U[:, keep] / spectrum[keep].sqrt())  # (D, r), orthonormal columns
-            X = Y @ turn
+            if not bool(spectrum.isnan().any()):  # else they stay as they are
+                turn = Y.T @ (U[:, keep] / spectrum[keep].sqrt())  # (D, r), orthonormal columns
+                X = Y @ turn
         Z = torch.cat([X, X.new_ones(len(X), 1)], 1)
         return replace(self, turn=turn, kept=Z)
 
@@ -280,6 +283,18 @@ class Rows:
         ends = (start + counts.cumsum(0)).tolist()
         return list(zip([start, *ends[:-1]], ends, kinds.tolist(), strict=True))
 
+    def squares(self, gram: Tensor) -> Tensor:
+        """Return the mean square of each feature in the units of X, (D,), from a Gram matrix.
+
+        gram (width, width) is the mean of z z' over some weighting of the rows z.
+        """
+        mean, spread = gram[-1, :-1], gram[:-1, :-1].diagonal()
+        if self.turn is not None:
+            mean = self.turn @ mean
+            spread = (self.turn @ gram[:-1, :-1] * self.turn).sum(1)
+        mean, spread = self.scale * mean, self.scale**2 * spread
+        return self.shift.square() + 2 * self.shift * mean + spread
+
     def back(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return coef (..., D) and intercept (...) in the units of X, from theta (..., r+1)."""
         coef = theta[..., :-1] / self.scale
@@ -307,16 +322,30 @@ def rounded(shift: Tensor, source: Source) -> Tensor:
     return shift.to(dtype).double()
 
 
-def squares(source: Source, shift: Tensor) -> float:
-    """Return the sum of the squares of all numbers less their column's shift (D,)."""
+def size(source: Source, shift: Tensor) -> float:
+    """Return the root of the sum of squares of all numbers less their column's shift (D,)."""
     found = 0.0
     for X in source.chunks():
         X = X.to(shift.device)
-        found += float((X - shift.to(X.dtype)).square().sum(dtype=torch.float64))
+        X = X - shift.to(X.dtype)
+        top = float(X.abs().amax()) if X.numel() else 0.0
+        if top > 0:  # squared as shares of the largest, which neither overflow nor vanish
+            share = float((X / top).square().sum(dtype=torch.float64))
+            found = math.hypot(found, top * math.sqrt(share))
     return found
 
 
-def unit(square: float, count: int) -> float:
-    """Return the root mean square of so many numbers as a power of two."""
-    size = math.sqrt(square / count)
-    return 2.0 ** round(math.log2(size)) if size > 0 else 1.0
+def unit(size: float, count: int) -> float:
+    """Return the root mean square of so many numbers as a power of two, from their `size`.
+
+    Raises ProbeError for features that float64 can't penalise.
+    """
+    size /= math.sqrt(max(count, 1))
+    if size == 0:
+        return 1.0
+    if not SIZES[0] < size < SIZES[1]:
+        raise ProbeError(
+            f"the features are {size:.0e} in size about their mean (root mean square), where "
+            f"{SIZES[0]:g} to {SIZES[1]:g} can be fitted: scale them"
+        )
+    return 2.0 ** round(math.log2(size))

@@ -31,6 +31,8 @@ ETA = 0.4  # of the model's decrease that a Newton step may leave while far from
 SAFETY = 4  # times what a step is estimated to leave is what its gap is said to be
 LEAST = 5  # products that a hard head takes before it is called done
 EASY = 8  # products in a step after which a head's own inverse is kept for the next
+TRUST = 10  # times the estimate of a gap that its bound may be, where it is asked for
+STRICTER = 1e-2  # what a step may leave, once the bound is found to be more
 NOTHING = 1e-20  # a decrease that is below every tolerance
 ROUNDED = 2.0**-9  # what rounding to bfloat16 changes in a number, at most
 BLUR = 2.0**-11  # the root of what products at bfloat16 leave of a decrease, per product needed
@@ -63,12 +65,14 @@ def minimise(
     effort: Tensor | None = None,
     bend: Tensor | None = None,
     tol: float = 1e-6,
+    bounded: bool = False,
     max_newton: int = 100,
     progress: Callable[[int, int], None] | None = None,
 ) -> Solution:
     """Minimise every head from theta (H, K, D) on, where `here` is the objective if it is known.
 
-    effort (H,) and bend (H,) are what a similar head had at its end. progress(passes, heads left)
+    effort (H,) and bend (H,) are what a similar head had at its end. `bounded` asks also for a
+    bound on the gap of TRUST times tol at most, which takes float64. progress(passes, heads left)
     is called once per Newton step; a pass is one product with the rows and one back.
     """
     H = len(theta)
@@ -85,21 +89,23 @@ def minimise(
     )
     active = torch.arange(H, device=theta.device)
     own: Mapping[int, Own] = {}
+    foretold, strict = torch.zeros_like(here.value), torch.ones_like(here.value)
     for _ in range(max_newton):
         effort, bend = done.effort[active], done.bend[active]
         close = tol * here.value.clamp_min(FLOOR)
         precondition = objective.preconditioner(here, effort, own)
         if precondition.own:
-            indefinite = decrement(objective, here, precondition) < -NOTHING
-            precondition = precondition.without(indefinite)
+            sound = decrement(objective, here, precondition) >= -NOTHING  # which NaN is not
+            precondition = precondition.without(~sound)
         stiff = ROUNDED**2 * precondition.most > objective.l2
-        goal = Goal(close, bend, effort, stiff)
+        goal = Goal(close * strict, bend, effort, stiff, foretold)
         found = newton_step(objective, here, precondition, goal)
         step, model, left = found.step, found.model, found.left
         # Where the model's own error is known to be small there is nothing to look at; a stiff
         # head's model may be wrong in float32 itself.
         off = 2 * bend * model**1.5
-        looked = (stiff | (model > close) | (SAFETY * left + off > close)).nonzero()[:, 0]
+        sure = (model <= close) & (SAFETY * left + off <= close)
+        looked = (stiff | ~sure | bounded).nonzero()[:, 0]
         part, old = objective.select(looked), here.select(looked)
         at, there, moved, tries = line_search(part, theta[looked], old, step[looked])
         theta, value = theta + step, here.value - model
@@ -109,6 +115,10 @@ def minimise(
         bend[seen] = (off[seen] / model[seen] ** 1.5).clamp(*BENDS)
         gap = SAFETY * left + off
         gap[looked] = gap[looked].maximum(decrement(part, there, precondition.select(looked)))
+        if bounded:
+            strict = torch.where(gap <= close, strict * STRICTER, strict)
+            gap = gap.maximum(bound(part, there) / TRUST)
+        gap = gap.nan_to_num(torch.inf, torch.inf)
         go = ~(gap <= close)
         go[looked] &= moved
         done.theta[active], done.value[active], done.converged[active] = theta, value, gap <= close
@@ -124,6 +134,7 @@ def minimise(
         keep = go.nonzero()[:, 0]
         easy = found.effort[keep] <= EASY
         own = {h: one for h, one in precondition.select(keep).own.items() if easy[h]}
+        foretold, strict = (bend * model)[keep].square(), strict[keep]
         active, theta, here = active[keep], theta[keep], there.select(go[looked].nonzero()[:, 0])
         objective = objective.select(keep)
     return done
@@ -133,13 +144,15 @@ def minimise(
 class Goal:
     """When a Newton step has gone far enough, (H,) each: see _search.
 
-    stiff: rounding to bfloat16 adds more curvature than l2, in some direction.
+    stiff: rounding to bfloat16 adds more curvature than l2, in some direction. foretold: what the
+    last step's bend lets the next one's decrease be, bend^2 q^2; 0 where there was none.
     """
 
     close: Tensor
     bend: Tensor
     effort: Tensor
     stiff: Tensor
+    foretold: Tensor
 
 
 @dataclass(frozen=True)
@@ -183,7 +196,7 @@ def newton_step(
         return found
     _search(replace(exact, coarse=True), objective.turn(residual), every, goal, found)
     if residual.shape[1] > 1:  # rounding moved all classes together, and no step moves them back
-        found.step.sub_(found.step.mean(1, keepdim=True))
+        found.step.copy_(objective.centred(found.step))
     found = replace(found, step=objective.turn(found.step, back=True))
     last = 2 * goal.bend * found.model**1.5 <= goal.close  # unless f is found to bend more
     early = goal.stiff & ~last
@@ -279,10 +292,11 @@ def _search(
     least[own] = least[own].clamp_max(LEAST)
     if coarse:
         least[goal.stiff] = 0
+    few = least.maximum(goal.effort.clamp_max(EASY))
     past = [found.model.clone()]
     image = equations.precondition(residual)
     direction, energy = equations.usable(image), _dot(residual, image)
-    stuck = energy < -NOTHING  # an inverse that rounding has made indefinite
+    stuck = ~(energy >= -NOTHING)  # an inverse that rounding has broken
     for k in range(1, max_iterations + 1):
         product = equations.product(direction)
         curvature, down = _dot(direction, product), _dot(direction, residual)
@@ -300,7 +314,8 @@ def _search(
         enough = torch.maximum(
             close / (2 * SAFETY), (0.5 * goal.bend[live] * q**1.5).clamp_max(ETA * q)
         ).maximum(2 * unseen)
-        doubt = (k < least[live]) & (left <= close)
+        enough_by_now = torch.where(q < goal.foretold[live], few[live], least[live])
+        doubt = (k < enough_by_now) & (left <= close)
         go = ahead & ((left > enough) | doubt)
         if not go.any():
             break
@@ -322,6 +337,16 @@ def decrement(objective: Objective, here: Point, precondition: Preconditioner) -
     return 0.5 * _dot(g, precondition(g))
 
 
+def bound(objective: Objective, here: Point) -> Tensor:
+    """Return nearly the certificate's bound on the gap (certificate.py), at no cost, (H,).
+
+    The intercept's gradient is nearly zero here, and counts as a row's size times as much.
+    """
+    g = here.gradient.double().square()
+    whole = g[..., :-1].sum((1, 2)) + g.shape[2] * g[..., -1].sum(1)
+    return whole / (2 * objective.l2.double())
+
+
 def line_search(
     objective: Objective, theta: Tensor, here: Point, step: Tensor, *, trials: int = 30
 ) -> tuple[Tensor, Point, Tensor, Tensor]:
@@ -329,9 +354,10 @@ def line_search(
 
     Returns theta, its Point, who moved (H,), and the tries (H,).
 
-    A rise within the rounding of f counts as level. A head that no length helps, or whose step does
-    not lead down, stays where it was, and is said not to have moved.
+    A rise within the rounding of f counts as level. A head that no length helps, or whose step is
+    not finite or does not lead down, stays where it was, and is said not to have moved.
     """
+    step = torch.where(step.isfinite().all(2).all(1)[:, None, None], step, 0)
     slope = _dot(here.gradient, step)
     rounding = 4 * torch.finfo(theta.dtype).eps * here.value.abs()
     length = torch.where(slope < 0, torch.ones_like(here.value), 0)

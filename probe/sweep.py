@@ -77,6 +77,10 @@ class Settings(evaluation.Scoring):
             )
         if self.C and (protocol.l2 is not None or protocol.per_size is not None):
             raise ProbeError(f"protocol {protocol.name} has its own penalty: leave --C out")
+        if head == "knn" and self.C:
+            raise ProbeError("a knn head has no strengths: leave --C out, or take --head linear")
+        if head != "knn" and (self.k or self.temperature):
+            raise ProbeError("--k and --temperature are of --head knn: leave them out")
         if head == "knn":
             protocol = protocols.find("knn") if protocol.head != "knn" else protocol
         return replace(
@@ -120,6 +124,7 @@ def probe_all(
         leaks = audited(store, manifest, strict=settings.strict_splits)
         for feature in _features(store, settings.feature):
             data = load(store, manifest, feature, settings.uncertain, settings.device)
+            evaluation.check(manifest, data.rows[~data.train], data.y[~data.train], settings)
             for shots in settings.shots or ():
                 started = time.perf_counter()
                 draws = _draws(manifest, data, settings, shots)

@@ -100,6 +100,11 @@ def train(
         state, weights, moments = found
         _check(folder, state, identity)
         history = state["history"]
+        if len(history) > settings.epochs + 1:
+            raise ProbeError(
+                f"{folder} holds this run after {len(history) - 1} epochs, more than --epochs "
+                f"{settings.epochs}: give as many, or another -o"
+            )
         try:
             model.load_state_dict(weights)
             optimizer.load_state_dict(moments)

@@ -1,7 +1,11 @@
 """The table of backbones is true, and weights are read without running anything."""
 
+import collections
+import contextlib
 import os
 import pickle
+import zipfile
+import zlib
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from safetensors.torch import save_file
 
 from features.backbones import BACKBONES, load_backbone
 from features.backbones.base import count_params
+from features.backbones.weights import check_size, read_state_dict
 from features.errors import BackboneError
 
 
@@ -75,6 +80,70 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_not_run(tmp_path, mon
     for name in ("text.pth", "text.safetensors", "none.pth"):
         with pytest.raises(BackboneError):
             load_backbone("efficientnet_lite0", name)
+    assert not (tmp_path / "was-executed").exists()
+
+
+def packed(file, out):
+    """The same PyTorch file with its records deflated."""
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for record in old.infolist():
+            new.writestr(record.filename, old.read(record))
+
+
+def test_weights_that_would_inflate_are_refused_before_they_do(tmp_path):
+    state = {"a": torch.zeros(3_000_000), "b": torch.zeros(3, dtype=torch.int64)}
+    torch.save(state, tmp_path / "plain.pt")
+    packed(tmp_path / "plain.pt", tmp_path / "packed.pt")
+    assert (tmp_path / "packed.pt").stat().st_size < 50_000
+    with pytest.raises(BackboneError, match=r"take 12.0 MB .* and the file has 0.0 MB: refused"):
+        read_state_dict(tmp_path / "packed.pt")
+    # A pickle that declares more than there is, in both formats
+    for name, modern in (("zip.pt", True), ("old.pt", False)):
+        torch.save({"a": torch.zeros(1000)}, tmp_path / name, _use_new_zipfile_serialization=modern)
+        data = (tmp_path / name).read_bytes()
+        assert data.count(b"M\xe8\x03") == 2  # 1000: of the storage, and of the tensor
+        more = data.replace(b"M\xe8\x03", b"M\xff\xff")
+        (tmp_path / name).write_bytes(_mended(tmp_path / name, more))
+        with pytest.raises(BackboneError, match=r"take 0.3 MB .*: refused"):
+            read_state_dict(tmp_path / name)
+
+
+def _mended(file, data):
+    """A zip's bytes with the checksums that its records have now."""
+    if not zipfile.is_zipfile(file):
+        return data
+    with zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            start = data.index(b"PK\3\4", record.header_offset)
+            name, extra = (
+                int.from_bytes(data[start + k : start + k + 2], "little") for k in (26, 28)
+            )
+            body = data[start + 30 + name + extra :][: record.file_size]
+            old, new = (n.to_bytes(4, "little") for n in (record.CRC, zlib.crc32(body)))
+            data = data.replace(old, new)
+    return data
+
+
+@pytest.mark.parametrize("modern", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.complex64])
+def test_every_true_file_of_weights_is_read(tmp_path, modern, dtype):
+    shared = torch.ones(5000).to(dtype)
+    state = collections.OrderedDict(a=shared, b=shared[10:20], c=torch.nn.Parameter(torch.ones(3)))
+    file = tmp_path / "w.pt"
+    torch.save({"model": state, "epoch": 3}, file, _use_new_zipfile_serialization=modern)
+    found = read_state_dict(file)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_reading_the_sizes_of_a_pickle_runs_nothing_and_takes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Payload()}, "w.pt")
+    with contextlib.suppress(Exception):
+        check_size(tmp_path / "w.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Payload(), protocol=2) * 5)
+    with contextlib.suppress(Exception):
+        check_size(tmp_path / "raw.pt")
     assert not (tmp_path / "was-executed").exists()
 
 

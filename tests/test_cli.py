@@ -117,9 +117,10 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
     assert row["command"].startswith("medprobe probe ")
     assert row["versions"]["torch"]
     said = call("predict", out / row["heads"], store)
-    assert said.stdout.startswith("id,predicted,p:class 0,p:class 1,p:class 2,reason\n")
+    classes = [f"{what}:class {k}" for what in ("p", "log_odds") for k in range(3)]
+    assert said.stdout.startswith(f"id,predicted,{','.join(classes)},reason\n")
     assert said.stdout.count("\n") == 121
-    assert said.stdout.splitlines()[5] == "00004.png,,,,,file is empty"
+    assert said.stdout.splitlines()[5] == "00004.png,,,,,,,,file is empty"
     assert "Warning: 1 of 120 images have no answer: file is empty (1)" in said.stderr
     page = call("report", out, "-o", tmp_path / "report")
     assert page.output.strip() == str(tmp_path / "report" / "index.html")
@@ -141,7 +142,7 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
         (["run", "-m", "b", "-d", "d", "--C", "0.1", "1"], "no spaces, such as --C 0.1,1,10"),
         (["extract", "sample", "-m", "a", "-m", "b", "--weights", "f"], "write BACKBONE=f, BACK"),
         (["extract", "sample", "-m", "a=f", "--weights", "a=g"], "a is given f and g: want one"),
-        (["probe", "{store}", "--metric", "auc"], "no metric 'auc' for a multiclass task"),
+        (["probe", "{store}", "--metric", "aucc"], "no metric 'aucc' for a multiclass task: did"),
         (["inspect", "README.md"], "README.md can't be opened as HDF5"),
         (["report", "nowhere"], "no results at nowhere"),
         (["predict", "none.json", "{store}"], "none.json is not a saved head"),
@@ -313,3 +314,43 @@ def test_control_characters_in_names_reach_no_terminal(tmp_path):
     for file in (tmp_path / "report").rglob("*.*"):
         if file.suffix in (".html", ".csv", ".md", ".tex", ".svg"):
             assert not set(file.read_text(encoding="utf-8")) & set("\x1b\x07\u202e\x9b"), file
+
+
+def test_options_that_do_nothing_or_can_t_be_followed_are_refused_before_any_fit(
+    tmp_path, monkeypatch
+):
+    from probe import sweep
+
+    y = np.arange(80) % 2
+    subject = np.array([f"p{i // 4}" for i in range(80)])  # of both classes each
+    manifest = make_manifest(
+        y, subject=subject, split=np.where(np.arange(80) // 4 % 4, "train", "test")
+    )
+    store = str(make_store(tmp_path / "b.h5", rng.standard_normal((80, 4)), manifest))
+    monkeypatch.setattr(sweep, "_choose", lambda *_, **__: pytest.fail("heads were fitted"))
+    for words, said in (
+        (["--by", "nosuch"], "has no column 'nosuch'"),
+        (["--aggregate", "max"], "have different classes"),
+        (["--unit", "sex"], "--unit sex joins nothing"),
+        (["--head", "knn", "--C", "1"], "no strengths"),
+        (["--k", "3"], "are of --head knn"),
+        (["--seed", "-3"], "-3 is not in the range"),
+    ):
+        done = CliRunner().invoke(cli, ["probe", store, "-o", str(tmp_path / "out"), *words])
+        assert done.exit_code == 2 and said in done.stderr, (words, done.output)
+
+
+def test_compare_takes_the_results_of_one_metric(tmp_path):
+    y = np.arange(80) // 4 % 2
+    X = rng.standard_normal((80, 4)) + y[:, None]
+    out = ["-o", str(tmp_path / "out"), "--folds", "2", "--bootstrap", "100"]
+    store = str(make_store(tmp_path / "b.h5", X, make_manifest(y)))
+    for words in (["--C", "1"], ["--C", "0.01"], ["--C", "1", "--metric", "auc"]):
+        done = CliRunner().invoke(cli, ["probe", store, *out, *words])
+        assert done.exit_code == 0, done.output
+    both = CliRunner().invoke(cli, ["compare", str(tmp_path / "out")])
+    assert "name one by --metric" in both.stderr
+    one = CliRunner().invoke(cli, ["compare", str(tmp_path / "out"), "--metric", "acc"])
+    assert one.exit_code == 0 and "made C 0.01" in one.stdout
+    none = CliRunner().invoke(cli, ["compare", str(tmp_path / "out"), "--metric", "kappa"])
+    assert "no result by kappa: found accuracy, auroc" in none.stderr

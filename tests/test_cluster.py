@@ -236,7 +236,9 @@ def test_the_command_probes_with_the_same_answer(tmp_path, cluster):
     assert here["C"] == there["C"]
     assert there["converged"]
     for name, score in here["metrics"].items():
-        assert there["metrics"][name]["value"] == pytest.approx(score["value"], abs=1e-5), name
+        # An image next to the edge of a bin may be on either side of it.
+        near = 2 / here["n_test"] if name == "ece" else 1e-5
+        assert there["metrics"][name]["value"] == pytest.approx(score["value"], abs=near), name
     np.testing.assert_allclose(there["folds"]["scores"], here["folds"]["scores"], atol=1e-5)
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from features.datasets import Options, open_dataset
 from features.errors import DatasetError
+from features.manifest import natural_order
 from features.splits import deal
 
 
@@ -236,6 +237,72 @@ def test_a_drawn_split_never_tests_a_class_that_it_does_not_train(tmp_path):
             if "val_share" in options:
                 assert set(found.split[names == "two"]) == {"train", "test"}
             assert set(names[found.split == "test"]) <= set(names[found.split == "train"])
+
+
+@pytest.mark.parametrize("again", ["./img/0.png", "img/../img/0.png", "img//0.png", "/img/0.png"])
+def test_an_image_listed_under_two_spellings_is_listed_twice(tmp_path, again):
+    again = f"{tmp_path}{again}" if again[0] == "/" else again
+    lines = [f"img/{i}.png,{'ab'[i % 2]}" for i in range(20)]
+    with pytest.raises(DatasetError, match=rf"lists 1 images .* img/0.png, again as {again}: want"):
+        open_dataset(write_csv(tmp_path, rows(*lines, f"{again},b")))
+    urls = [f"s3://b/{path},{label}" for path in ("0.png", "/0.png") for label in "a"]
+    lines = [*lines, "IMG/0.png,a", *urls]  # others, as far as one can tell
+    assert len(open_dataset(write_csv(tmp_path, rows(*lines)))) == 23
+
+
+def test_too_few_subjects_for_a_test_part_are_said(tmp_path):
+    table = rows(*(f"{line},p" for line in GOOD), header="path,label,subject")
+    words = r"1 subject is too few for a test part \(drawn by subject, .*found train \(20\)"
+    for options in ({}, {"val_share": 0.2}, {"test_fold": (1, 2)}):
+        with pytest.raises(DatasetError, match=words):
+            open_dataset(write_csv(tmp_path, table), Options(**options))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Grade 1", "Grade 2", "Grade 10"],
+        ["1a", "2a", "10a", "10b", "x"],
+        ["0.25 mm", "0.5 mm", "10 mm"],
+        ["T1 N2", "T1 N10", "T2 N1"],
+        ["-1", "0", "0.5", "2", "10"],
+        ["1", "2", "10", "nan"],  # a word here
+        ["Mass", "edema", "no finding", "\u00e9"],
+    ],
+)
+def test_classes_are_in_natural_order_whatever_the_order_of_rows(names):
+    for order in (names, names[::-1], sorted(names), names[1:] + names[:2]):
+        assert natural_order(order) == names
+
+
+@settings(max_examples=100)
+@given(st.sets(st.text(st.characters(exclude_categories=["Nd", "Cs"]), max_size=4)))
+def test_classes_without_numbers_are_in_the_order_of_text(names):
+    assert natural_order(list(names - {"inf", "nan"})) == sorted(names - {"inf", "nan"})
+
+
+@pytest.mark.parametrize(
+    ("merge", "words"),
+    [
+        (("1=2+3",), "1 is already a class: write 1=1[+]2[+]3, or"),
+        (("a=0+1", "a=2+3"), "a is already a class: write a=a[+]2[+]3"),
+        (("a=0+1", "b=1+2"), "1 went into a already"),
+        (("a=0+7",), "names no class of 0, 1, 2, 3"),
+    ],
+)
+def test_a_merge_never_makes_two_classes_of_one_name(tmp_path, merge, words):
+    lines = [f"{i}.png,{i % 4}" for i in range(40)]
+    findings = [f"{i}.png," + ",".join("01"[i % 4 == k] for k in range(4)) for i in range(40)]
+    header = "path," + ",".join(f"label_{k}" for k in range(4))
+    for text in (rows(*lines), rows(*findings, header=header)):
+        source = write_csv(tmp_path, text)
+        with pytest.raises(DatasetError, match=words):
+            open_dataset(source, Options(merge=merge))
+        joined = open_dataset(source, Options(merge=("1=1+2+3",)))
+        assert joined.classes == ("0", "1")
+        label = joined.label if joined.label.ndim == 1 else joined.label[:, 1]
+        assert label.tolist() == [int(i % 4 > 0) for i in range(40)]
+        assert open_dataset(source, Options(merge=("a=0+1", "1=2+3"))).classes == ("a", "1")
 
 
 def test_real_tables_are_read_as_their_readmes_say(shared_data):

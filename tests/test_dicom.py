@@ -1,6 +1,7 @@
 """DICOM is shown as pydicom's own functions and the files' known values say, or refused aloud."""
 
 import csv
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +9,29 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels import (
+    apply_color_lut,
+    apply_modality_lut,
+    apply_presentation_lut,
+    apply_voi_lut,
+    apply_windowing,
+)
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from features import dicom
+from cli import cli
+from features import dicom, dicom_grey
 from features.datasets import Options, open_dataset
-from features.dicom import decode_dicom, is_dicom
+from features.dicom import decode_dicom, is_dicom, show_dicom
 from features.errors import DatasetError, ImageError
+from features.extract import extract
 from features.images import decode as decode_any
+from features.reasons import Remark
+from features.store import FeatureStore
 
 BUNDLED = sorted(
     path
@@ -56,8 +68,6 @@ def made(pixels, **header):
     ds.PixelData = pixels.tobytes()
     for keyword, value in header.items():
         setattr(ds, keyword, value)
-    import io
-
     file = io.BytesIO()
     pydicom.dcmwrite(file, ds, enforce_file_format=True)
     return file.getvalue()
@@ -131,8 +141,6 @@ def test_grey_is_what_pydicom_s_modality_and_voi_functions_make(name):
 def test_each_window_function_is_pydicom_s(function):
     header = {"WindowCenter": [100, 0], "WindowWidth": [777, 1], "VOILUTFunction": function}
     data = made(RAMP, RescaleSlope="1.5", RescaleIntercept="-30", **header)
-    import io
-
     ds = pydicom.dcmread(io.BytesIO(data))
     wanted = apply_voi_lut(apply_modality_lut(RAMP, ds), ds)
     low, high = -32768 * 1.5 - 30, 32767 * 1.5 - 30
@@ -174,6 +182,24 @@ def test_eight_bits_without_a_window_are_shown_as_they_are_and_more_by_their_ext
     assert (grey(decode(made(np.full((8, 8), 7, dtype=np.uint16)))) == 0).all()
 
 
+@pytest.mark.parametrize("pixels", [np.int16, np.uint8], ids=str)
+def test_bands_of_rows_leave_no_trace(monkeypatch, pixels):
+    stored = np.random.default_rng(0).integers(0, 120, (40, 30)).astype(pixels)
+    header = {"RescaleSlope": "1.7", "RescaleIntercept": "-3.1", "PixelPaddingValue": 7}
+    window = {"WindowCenter": "60", "WindowWidth": "99"}
+    for said in (header, header | window, header | {"PhotometricInterpretation": "MONOCHROME1"}):
+        data = made(stored, **said)
+        whole = grey(decode(data))
+        monkeypatch.setattr(dicom_grey, "BAND", 65)
+        np.testing.assert_array_equal(grey(decode(data)), whole)
+        monkeypatch.undo()
+    values = stored * 1.7 + -3.1  # the rule as it is written, all at once
+    display = np.clip((values - (59.5 - 98 / 2)) / 98, 0, 1)
+    display[stored == 7] = 0
+    wanted = (display * 255 + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(grey(decode(made(stored, **header, **window))), wanted)
+
+
 def test_palettes_are_pydicom_s():
     path = get_testdata_file("examples_palette.dcm")
     ds = pydicom.dcmread(path)
@@ -205,12 +231,134 @@ def test_frames_of_enhanced_objects_have_their_own_window():
         np.testing.assert_allclose(grey(decode_dicom(data, frame=number)), wanted, atol=0.51)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("shape", ["INVERSE", "IDENTITY"])
+def test_the_presentation_lut_s_shape_is_pydicom_s(photometric, shape):
+    header = {"WindowCenter": "100", "WindowWidth": "777", "VOILUTFunction": "LINEAR_EXACT"}
+    header |= {"PhotometricInterpretation": photometric, "PresentationLUTShape": shape}
+    data = made(RAMP, **header)
+    ds = pydicom.dcmread(io.BytesIO(data))
+    wanted = apply_presentation_lut(apply_windowing(RAMP, ds), ds)
+    wanted = (wanted - wanted.min()) / (wanted.max() - wanted.min()) * 255
+    np.testing.assert_allclose(grey(decode(data)), wanted, atol=0.51)
+    given = grey(decode_dicom(data, window=(100, 777))).astype(int)
+    assert abs(given - grey(decode(data))).max() <= 1
+
+
+def test_without_a_shape_monochrome1_alone_is_the_negative():
+    plain = grey(decode(made(RAMP))).astype(int)
+    negative = grey(decode(made(RAMP, PhotometricInterpretation="MONOCHROME1")))
+    assert abs(255 - plain - negative).max() <= 1
+    odd = grey(decode(made(RAMP, PresentationLUTShape="LIN OD")))  # of films: not for images
+    np.testing.assert_array_equal(odd, plain)
+
+
+def test_real_files_are_shown_as_pydicom_s_chain_of_functions_has_them():
+    """All grey ones of pydicom: the same up to the choice of black and white, inverted or not."""
+    compared = 0
+    for path in BUNDLED:
+        out = io.BytesIO()
+        try:
+            ds = pydicom.dcmread(path)
+            ds.PresentationLUTShape = ("INVERSE", "IDENTITY")[compared % 2]
+            ds.save_as(out)
+            stored = ds.pixel_array
+            values = apply_voi_lut(apply_modality_lut(stored, ds), ds)
+            values = apply_presentation_lut(values, ds).astype(float)
+        except Exception:  # a file that is broken on purpose, or has no pixels
+            continue
+        if not ds.PhotometricInterpretation.startswith("MONOCHROME"):
+            continue
+        if values.ndim == 3:
+            values, stored = values[len(values) // 2], stored[len(stored) // 2]
+        image = stored != ds.get("PixelPaddingValue", -1)  # padding is black in any case
+        ours, wanted = grey(decode(out.getvalue()))[image].astype(float), values[image]
+        if not np.isfinite(wanted).all() or not np.ptp(wanted):
+            continue
+        wanted = (wanted - wanted.min()) / np.ptp(wanted)
+        slope, offset = np.polyfit(wanted, ours, 1)
+        assert slope > 0, path
+        assert abs(slope * wanted + offset - ours).max() < 1, path
+        compared += 1
+    assert compared > 25
+
+
+UNUSABLE = [
+    {"WindowCenter": ["5", "100"], "WindowWidth": ["0", "777"]},
+    {"WindowCenter": ["5", "100"], "WindowWidth": ["-3", "777"]},
+    {"WindowCenter": ["5", "100"], "WindowWidth": ["0.5", "777"]},
+    {"WindowCenter": ["1e999", "100"], "WindowWidth": ["9", "777"]},
+    {"WindowCenter": ["1", "2", "100"], "WindowWidth": ["0", "0", "777"]},
+]
+
+
+@pytest.mark.parametrize("header", UNUSABLE, ids=str)
+def test_the_first_window_that_can_be_used_is_taken_and_it_is_said(header):
+    data = made(RAMP, **header)
+    image, remark = show_dicom(data)
+    ds = pydicom.dcmread(io.BytesIO(data))
+    wanted = apply_windowing(RAMP, ds, index=len(header["WindowWidth"]) - 1)
+    wanted = (wanted - wanted.min()) / (wanted.max() - wanted.min()) * 255
+    np.testing.assert_allclose(grey(image), wanted, atol=0.51)
+    assert remark == Remark.NEXT_WINDOW.value
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"WindowCenter": "1", "WindowWidth": "0"},
+        {"WindowCenter": ["1", "2"], "WindowWidth": ["0", "-1"]},
+        {"WindowCenter": "1", "WindowWidth": "100", "VOILUTFunction": "SPLINE"},
+        {"WindowCenter": "1e999", "WindowWidth": "100"},
+    ],
+    ids=str,
+)
+def test_without_any_usable_window_the_image_has_its_own_range_and_it_is_said(header):
+    image, remark = show_dicom(made(RAMP, **header))
+    wanted = (RAMP + 2000.0) / 4095 * 255
+    np.testing.assert_allclose(grey(image), wanted, atol=0.51)
+    assert remark == Remark.NO_WINDOW.value
+
+
+def test_a_window_that_is_no_number_is_not_used():
+    data = made(RAMP, WindowCenter="40", WindowWidth="777")
+    image, remark = show_dicom(data.replace(b"777 ", b"wide"))
+    assert remark == Remark.NO_WINDOW.value
+    assert (grey(image).min(), grey(image).max()) == (0, 255)
+
+
+def test_nothing_is_said_where_the_header_is_followed_or_has_no_window():
+    for header in ({}, {"WindowCenter": "", "WindowWidth": ""},
+                   {"WindowCenter": "9", "WindowWidth": "1"}):  # fmt: skip
+        assert show_dicom(made(RAMP, **header))[1] == ""
+    assert show_dicom(made(RAMP, WindowCenter="9", WindowWidth="0"), window=(0, 9))[1] == ""
+
+
+def test_what_is_said_of_good_images_is_stored_counted_and_shown(tmp_path, backbone):
+    for number, name in enumerate(["a/1.dcm", "a/2.dcm", "b/3.dcm", "b/4.dcm"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        width = "0" if number < 3 else "100"
+        same = RAMP if number else RAMP.T.copy()  # two are the same but for nothing
+        data = made(same, WindowCenter="9", WindowWidth=width)
+        (tmp_path / name).write_bytes(data)
+    manifest = open_dataset(f"folder:{tmp_path}", Options(test_share=0.5))
+    [report] = extract(manifest, [backbone], out=tmp_path / "out")
+    assert report.remarks == {Remark.NO_WINDOW.value: 3}
+    assert not report.bad
+    with FeatureStore.open(report.store) as store:
+        assert set(store.remarks()) == {0, 1, 2}
+        assert not store.bad()
+        assert not any(rows.size for _, rows in store.verify())
+    run = CliRunner().invoke(cli, ["inspect", str(report.store)])
+    assert f"3 images: {Remark.NO_WINDOW.value}" in run.output
+
+
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        ({"WindowCenter": "1", "WindowWidth": "0"}, "window of width 0: give one with --window"),
+        ({"PixelData": b"1234"}, "DICOM that can't be decoded: the data is damaged"),
         ({"Rows": 60000, "Columns": 60000}, "over 179 megapixels"),
-        ({"PhotometricInterpretation": "HSV"}, "photometric interpretation HSV: not supported"),
+        ({"PhotometricInterpretation": "HSV"}, "photometric interpretation that is not supported"),
     ],
 )
 def test_what_can_t_be_shown_says_why(header, words):

@@ -159,7 +159,7 @@ def test_too_few_subjects_for_any_interval_are_said_of_the_main_result(tmp_path)
     rare = np.where(np.arange(N) // 2 < 6, 1, 0)  # two patients of the test split
     for k, (truth, rows, words) in enumerate((
         (TRUTH, N, ""),
-        (rare, N, "few test subjects (2 of well): no interval is sure to hold its 95 %"),
+        (rare, N, "few test subjects (class well: 2): no interval is sure to hold its 95 %"),
         (TRUTH[:60], 60, "few test subjects (10 subjects in all"),
     )):  # fmt: skip
         manifest = make_manifest(

@@ -129,6 +129,29 @@ def test_new_labels_need_no_extraction(tmp_path, image_folder, backbone):
     assert before.tobytes() == after.tobytes()
 
 
+def test_a_store_with_classes_in_another_order_is_relabelled_by_name(
+    tmp_path, image_folder, backbone, monkeypatch
+):
+    paths = sorted(p.relative_to(tmp_path).as_posix() for p in image_folder.rglob("*.*"))
+    wanted = [f"Grade {(1, 2, 10)[i % 3]}" for i in range(40)]
+    lines = [f"{p},{y}" for p, y in zip(paths, wanted, strict=True)]
+    (tmp_path / "images.csv").write_text("path,label\n" + "\n".join(lines))
+
+    def made():
+        data = open_dataset(f"csv:{tmp_path / 'images.csv'}")
+        return extract(data, [backbone], out=tmp_path / "out")[0]
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("features.datasets.drawing.natural_order", lambda names: sorted(set(names)))
+        before, manifest = read(made())
+    assert manifest.classes == ("Grade 1", "Grade 10", "Grade 2")
+    report = made()  # nothing is warned of: they are the same classes
+    after, manifest = read(report)
+    assert (report.computed, manifest.classes) == (0, ("Grade 1", "Grade 2", "Grade 10"))
+    assert [manifest.classes[k] for k in manifest.label] == wanted
+    assert before.tobytes() == after.tobytes()
+
+
 def test_an_image_that_changed_is_noticed_and_only_it_is_computed_anew(
     tmp_path, image_folder, backbone
 ):
@@ -154,7 +177,7 @@ def test_bad_images_are_recorded_with_their_reasons_and_tried_again(
     spoil = {
         "cat/00.png": (good[: len(good) // 2], "truncated|can't be decoded"),
         "cat/04.png": (b"", "file is empty"),
-        "dog/01.jpg": (b"no image at all", "not an image that Pillow knows"),
+        "dog/01.jpg": (b"no image at all", "not an image of a known kind"),
     }
     for name, (data, _) in spoil.items():
         (image_folder / name).write_bytes(data)

@@ -234,6 +234,8 @@ def test_a_killed_run_goes_on_to_the_same_losses(made, tmp_path):
 
     assert losses(resumed) == losses(undisturbed)  # to the last bit
     assert resumed.value == undisturbed.value
+    with pytest.raises(ProbeError, match="after 4 epochs, more than --epochs 2"):
+        tune(made, tmp_path / "killed", epochs=2)
     other = tune(made, tmp_path / "killed", epochs=1, lr=5e-3)  # begins anew, beside it
     assert Path(other.heads).parent != Path(resumed.heads).parent
     assert results.load(tmp_path / "killed") == [resumed, other]

@@ -50,7 +50,8 @@ def test_a_file_is_read_in_order_and_whole():
 @pytest.mark.parametrize("head", ["linear", "knn"])
 def test_a_probe_of_what_does_not_fit_says_the_same(tmp_path, monkeypatch, head):
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y))
-    settings = Settings(head=head, C=(1e-3, 1.0), k=(5, 20), folds=3)
+    own = {"k": (5, 20)} if head == "knn" else {"C": (1e-3, 1.0)}
+    settings = Settings(head=head, folds=3, **own)
     here = probe(path, out=tmp_path / "here", settings=settings)
     monkeypatch.setattr(data, "available", lambda *_: 4 * X.nbytes - 1)
     there = probe(path, out=tmp_path / "there", settings=settings)

@@ -150,7 +150,7 @@ def test_no_image_that_can_be_read_is_a_fault(ward):
     result = call("extract", f"csv:{ward / 'labels.csv'}", *BACKBONE)
     assert result.exit_code == 1
     assert result.stdout.endswith(": 0 images computed, 0 already there, 24 bad\n")
-    assert "none of its 24 images could be read: not an image that Pillow knows" in result.stderr
+    assert "none of its 24 images could be read: not an image of a known kind" in result.stderr
 
 
 # --- predict ------------------------------------------------------------------------------------
@@ -255,3 +255,18 @@ def test_one_table_with_two_tasks_is_two_data_sets_of_a_grid_with_names(ward):
     (ward / "grid.toml").write_text(f'{text}{source}label-col = "other"\nname = "other"\n')
     cells = json.loads(call("run", ward / "grid.toml", "--dry-run", "--json").stdout)
     assert [name.split(" x ")[0] for name, _ in cells] == ["ward-labels", "other"]
+
+
+def test_one_image_alone_is_predicted(ward, tmp_path):
+    """The commonest use: there is nothing to split."""
+    assert call("extract", f"csv:{ward / 'labels.csv'}", *BACKBONE).exit_code == 0
+    store = "features/ward-labels/efficientnet_lite0.h5"
+    done = call("probe", store, "--C", "1", "--folds", "3", "--bootstrap", "100")
+    assert done.exit_code == 0, done.output
+    [head] = (tmp_path / "results").rglob("heads.json")
+    (tmp_path / "alone").mkdir()
+    shutil.copy(ward / "img" / "3.jpg", tmp_path / "alone")
+    done = call("predict", head, f"folder:{tmp_path / 'alone'}")
+    assert done.exit_code == 0, done.output
+    [row] = csv.DictReader(io.StringIO(done.stdout))
+    assert row["predicted"] and not row["reason"]

@@ -104,7 +104,7 @@ def test_a_store_of_some_images_grows_in_parts_to_the_bit(
         first = limited(images, 13, seed=1)
         extract(first, [backbone], out=tmp_path / out, settings=SETTINGS, engine=some)
         [report] = extract(images, [backbone], out=tmp_path / out, settings=SETTINGS, engine=some)
-        assert report.computed >= 27
+        assert (report.computed, report.reused) == (26, 13)
     here, there = (tmp_path / out / "images" / "efficientnet_lite0.h5" for out in ("here", "there"))
     assert contents(here) == contents(there)
 
@@ -245,8 +245,8 @@ def test_a_table_and_its_images_may_be_at_urls():
     assert isinstance(manifest, Manifest)
     assert manifest.dataset == "seven"
     assert [str(manifest.file(i)) for i in (0, 1)] == ["memory://ward/a.png", "memory://ward/b.png"]
-    assert manifest.file(1).read_bytes() == b"here"
+    assert manifest.file(1).read(9)[0] == b"here"
     assert manifest.file(1).stat().st_size == 4
     assert manifest.file(1).stat().st_mtime_ns > 1e18
     with pytest.raises(FileNotFoundError):
-        manifest.file(0).read_bytes()
+        manifest.file(0).read(9)

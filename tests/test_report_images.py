@@ -13,7 +13,7 @@ from PIL import Image
 from reporting import HOSTILE, Page, add, said, stored
 
 from features.manifest import Manifest
-from features.urls import Url
+from features.urls import Stat, Url
 from probe.report import Options, make, write_report
 
 JPEG = b"\xff\xd8\xff"
@@ -120,15 +120,14 @@ def test_images_at_urls_are_fetched_only_where_it_is_asked_for(tmp_path, monkeyp
         return Url(f"http://127.0.0.1:9/{row}" if row % 2 else f"nothing://{row}")
 
     monkeypatch.setattr(Manifest, "file", file)
-    monkeypatch.setattr(Url, "read_bytes", lambda self: pytest.fail("it was fetched"))
+    monkeypatch.setattr(Url, "read", lambda self, most: pytest.fail("it was fetched"))
     assert make([tmp_path], Options()).datasets[0].thumbnails == {}
     assert asked
     monkeypatch.undo()
     monkeypatch.setattr(Manifest, "file", file)
     assert make([tmp_path], Options(fetch=True)).datasets[0].thumbnails == {}
-    monkeypatch.setattr(
-        Url, "read_bytes", lambda self: (manifest.root / "scan-4001.png").read_bytes()
-    )
+    picture = (manifest.root / "scan-4001.png").read_bytes()
+    monkeypatch.setattr(Url, "read", lambda self, most: (picture, Stat(len(picture), 0)))
     pictures = make([tmp_path], Options(fetch=True)).datasets[0].thumbnails
     assert list(pictures) == ["id-scan-4001.png"]  # of the others the bytes are not theirs
 

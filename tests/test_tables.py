@@ -161,6 +161,85 @@ def test_splits_and_groups_written_by_pandas_are_read_as_it_meant_them(tmp_path)
     assert manifest.columns["stage"][:4].tolist() == ["1", "1", "", "2"]
 
 
+def with_column(folder, name, values, options=None):
+    lines = [f"{i}.png,{'ab'[i % 2]},{value}" for i, value in enumerate(values)]
+    return open_dataset(table(folder, "\n".join([f"path,label,{name}", *lines])), options)
+
+
+@pytest.mark.parametrize(
+    "name", ["patient", "Patient_ID", "patientid", "PatientID", "subject_id", "case id", "MRN"]
+)
+def test_a_column_that_looks_like_subjects_is_said_and_not_kept(tmp_path, name):
+    people = [f"p{i // 5}" for i in range(40)]
+    with pytest.warns(UserWarning, match=f"column {name} looks like subjects: give --subject-col"):
+        manifest = with_column(tmp_path, name, people)
+    assert not manifest.has_subjects and not manifest.columns
+    assert set(with_column(tmp_path, name, people, Options(subject_col=name)).subject) == {*people}
+    with_column(tmp_path, name, range(40))  # no two images are of one
+    with_column(tmp_path, name, [""] * 40)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "name",
+        "pname",
+        "patient_name",
+        "PatientName",
+        "last name",
+        "dob",
+        "patient_dob",
+        "BirthYear",
+        "birth_date",
+        "date",
+        "StudyDate",
+        "studydate",
+        "visit_date",
+        "scan_datetime",
+    ],
+)
+def test_columns_called_as_persons_or_dates_are_not_kept(tmp_path, name):
+    assert not with_column(tmp_path, name, ["x", "y"] * 20).columns
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        (["2020-01-31", "2021-02-28"], False),
+        (["2020-01-31T10:00:00", ""], False),
+        (["20200131", "19990101"], False),
+        (["Doe^Jane", "Roe^Max^^Dr"], False),
+        (["20209931", "20200131"], True),  # a number
+        (["2020", "2021"], True),
+        (["x^2", "y"], True),
+        (["F", "M"], True),
+    ],
+)
+def test_columns_full_of_dates_or_persons_are_not_kept(tmp_path, values, kept):
+    assert set(with_column(tmp_path, "what", values * 20).columns) == ({"what"} if kept else set())
+
+
+@pytest.mark.parametrize("name", ["device_name", "candidate", "adobe", "update", "surface", "site"])
+def test_other_names_are_of_groups(tmp_path, name):
+    assert set(with_column(tmp_path, name, ["x", "y"] * 20).columns) == {name}
+
+
+@pytest.mark.parametrize("name", ["study", "Lesion_ID", "eye", "StudyInstanceUID", "exam no"])
+def test_a_column_of_units_is_kept_with_any_number_of_values(tmp_path, name):
+    for values in ([f"{i // 2:03}" for i in range(300)], list(map(str, range(40))), ["7"] * 40):
+        kept = with_column(tmp_path, name, values).columns
+        assert kept[name.lower()].tolist() == values
+    assert not with_column(tmp_path, name, ["", "NA"] * 20).columns
+
+
+def test_of_columns_that_differ_in_case_the_first_is_kept_and_said(tmp_path):
+    lines = [f"{i}.png,{'ab'[i % 2]},{'MF'[i % 2]},{'xyz'[i % 3]}" for i in range(40)]
+    text = "\n".join(["path,label,Sex,sex", *lines])
+    with pytest.warns(UserWarning, match="columns Sex and sex have one name here: Sex is kept"):
+        manifest = open_dataset(table(tmp_path, text))
+    assert manifest.columns["sex"].tolist() == ["M", "F"] * 20
+
+
 # --- what is no label ---------------------------------------------------------------------------
 
 
@@ -294,6 +373,10 @@ def test_excel_s_first_line_names_the_separator(tmp_path):
             r"no column 'path': .*did you mean Path or PATH\?.*--path-col",
         ),
         ("image_id,label\na,x\n", r"did you mean image_id\?\); name the right one with --path-col"),
+        ("path|label\na|x\n", r"one column, 'path.label': its cells seem to have '\|' betw"),
+        ("path label\na x\n", "seem to have ' ' between them; want a comma, semicolon or tab"),
+        ("my:path\na\n", "seem to have ':' between"),
+        ("image path\na\n", r"found image path \(did you mean image path\?\); name the right one"),
         ("path,Diagnosis\na,x\n", r"no column 'label'.*did you mean Diagnosis\?.*--label-col"),
         (b"path,label\na.png,gr\xfcn\n", "is not a UTF-8 table.*Save it as UTF-8"),
     ],

@@ -211,3 +211,14 @@ def test_a_store_of_an_earlier_version_opens_and_says_what_cannot_be_checked(tmp
     with h5py.File(earlier(path), "r+") as file:
         file["done"][:8] = 2  # by their reasons it is seen even without checksums
     assert fault(path)["done"] == [0, 1, 2, 4, 5, 6, 7]
+
+
+def test_a_remark_on_a_good_image_is_no_fault_and_is_covered(tmp_path):
+    path = store_of_all_kinds(tmp_path / "s.h5")
+    rows, source = np.array(PENDING), {"hash": ["f" * 64] * 2, "size": [2] * 2, "mtime_ns": [2] * 2}
+    with FeatureStore.open(path, write=True) as store:
+        store.commit(rows, {"final/mean": X[rows]}, source, {}, {10: "its window was not used"})
+    assert fault(path) == {}
+    with h5py.File(path, "r+") as file:
+        file["reason"][10] = b"another"
+    assert fault(path) == {"source": [10]}

@@ -94,7 +94,7 @@ def test_an_image_that_kills_its_worker_twice_is_bad_and_the_others_are_not(
     with Workers(recipe, 1) as pool:
         facts, _ = ask(pool, [*files[:3], poison, *files[3:6]], recipe)
     reasons = [fact.reason for fact in facts]
-    assert reasons[3] == "decoding it killed the worker process (SIGABRT), twice"
+    assert reasons[3] == ("decoding it killed the worker process (signal 6), the second time alone")
     assert not any(reasons[:3] + reasons[4:])
 
 

@@ -1,10 +1,17 @@
-"""Weights: read a file running nothing in it, load it strictly."""
+"""Weights: read a file running nothing in it and inflating nothing, load it strictly.
+
+torch.load takes memory by what a PyTorch file declares: the sizes of the records of its zip, which
+may be packed, and of the tensors in its pickle. torch.save packs nothing, so both are at most the
+size of the file; check_size sees to it before torch.load reads anything.
+"""
 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
@@ -14,6 +21,9 @@ from features.errors import BackboneError
 
 WRAPPERS = ("state_dict", "model", "teacher")
 DATA_PARALLEL = "module."
+ITEM = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4,
+        "QInt32": 4, "Half": 2, "BFloat16": 2, "Short": 2}  # fmt: skip  # bytes; others have one
+LEGACY = 4  # pickles of a file without a zip, the last with the tensors: before PyTorch 1.6
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
@@ -26,6 +36,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
+        check_size(file)
         found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
@@ -33,6 +44,8 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             f"weights {file} hold more than tensors and are refused, "
             f"because reading them would run code: {reason}"
         ) from None
+    except BackboneError:
+        raise
     except Exception as error:  # on damaged data torch raises KeyError, EOFError, RuntimeError ...
         reason = str(error).partition("\n")[0]
         raise BackboneError(
@@ -49,6 +62,78 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     if all(name.startswith(DATA_PARALLEL) for name in tensors):
         return {name.removeprefix(DATA_PARALLEL): v for name, v in tensors.items()}
     return tensors
+
+
+def check_size(file: Path) -> None:
+    """Raise BackboneError for a PyTorch file that takes more memory to read than it has bytes.
+
+    Raises what pickle and zipfile raise for damaged data, too.
+    """
+    size = file.stat().st_size
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            found = sum(record.file_size for record in records)
+            if found <= size and not any(record.compress_type for record in records):
+                found = 0
+                for record in records:
+                    if record.filename.rpartition("/")[2] == "data.pkl":
+                        with archive.open(record) as stream:
+                            found += _declared(stream, 1)
+            else:
+                found = max(found, size + 1)
+    else:
+        with file.open("rb") as stream:
+            found = _declared(stream, LEGACY)
+    if found > size:
+        raise BackboneError(
+            f"weights {file} take {found / 1e6:,.1f} MB of memory by what they declare, and the "
+            f"file has {size / 1e6:,.1f} MB: refused, because torch.save packs nothing; "
+            "load it where that is safe and save it again"
+        )
+
+
+def _declared(stream: IO[bytes], pickles: int) -> int:
+    """Return the bytes of all tensors that the last of some pickles declares; nothing is run."""
+    reader = _Sizes(stream)
+    for _ in range(pickles):
+        reader = _Sizes(stream)
+        reader.load()
+    return sum(reader.sizes.values())
+
+
+class _Thing:
+    """Stands for any object of a pickle: takes what is done to it, does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Thing:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, _: Any, __: Any) -> None:
+        pass
+
+    append = extend = add = update = __setstate__
+
+
+# The one in C would take memory for as many remembered objects as a pickle says it has.
+class _Sizes(pickle._Unpickler):
+    """Reads a pickle of torch.save for the sizes of its storages; every class is _Thing."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream, encoding="latin1")
+        self.sizes: dict[str, int] = {}
+
+    def find_class(self, _: str, name: str) -> Any:
+        return type(name, (_Thing,), {})
+
+    def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) > 4 and pid[0] in ("storage", b"storage"):
+            kind, key, numel = pid[1], str(pid[2]), int(pid[4])
+            each = ITEM.get(getattr(kind, "__name__", "").removesuffix("Storage"), 1)
+            self.sizes[key] = max(self.sizes.get(key, 0), numel * each)
+        return _Thing()
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

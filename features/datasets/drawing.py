@@ -5,9 +5,11 @@ Checks, class order, and a split where none is given.
 
 from __future__ import annotations
 
+import posixpath
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,12 +78,7 @@ def build(
     """
     if not len(paths):
         raise DatasetError(f"{where} holds no images")
-    twice = [path for path, n in Counter(paths).items() if n > 1]
-    if twice:
-        raise DatasetError(
-            f"{where} lists {len(twice)} images more than once, the first is {twice[0]}: "
-            "want one row per image (several labels of one image go into one cell, see --label-sep)"
-        )
+    _refuse_twice(root, paths, where)
     if options.merge:
         label, classes = merge_classes(label, classes, options.merge, where)
     for alike in apart(classes):
@@ -100,7 +97,9 @@ def build(
     subject = path if subjects is None else np.array(subjects, dtype=np.str_)
     if options.split in ("study", "official") and splits is None:
         raise DatasetError(f"{where} has no {options.split} split: leave --split out")
-    if splits is not None and options.split != "drawn":
+    if not options.labelled:  # to be predicted: no part is trained on
+        split, split_from = np.full(len(path), NO_SPLIT, dtype="<U5"), "none: not trained on"
+    elif splits is not None and options.split != "drawn":
         split = _given_split(splits, path, where)
     else:
         used = np.ones(len(path), dtype=bool) if unused is None else ~unused
@@ -108,13 +107,8 @@ def build(
         split[used] = _drawn_split(subject[used], label[used], classes, path[used], options, where)
         by = "image" if subjects is None else "subject"
         split_from = f"drawn by {by}, stratified, {_parts(options)}, seed {options.seed}"
-    for name in ("train", "test"):
-        if name not in split:
-            found = ", ".join(f"{s} ({int((split == s).sum())})" for s in SPLITS if s in split)
-            raise DatasetError(
-                f"{where} has no {name} split: found {found}; "
-                "name the split column with --split-col, or leave splits out and one is drawn"
-            )
+    if options.labelled:
+        _need_parts(split, subject, where, by=split_from)
     return Manifest(
         dataset=dataset,
         root=root,
@@ -132,23 +126,57 @@ def build(
     )
 
 
+def _refuse_twice(root: Location, paths: Sequence[str], where: str) -> None:
+    """Raise DatasetError for an image listed twice, however its path is spelled (a.png, ./a.png).
+
+    Links are not followed, and URLs are taken as they are.
+    """
+    base = str(root) if isinstance(root, Path) else ""
+    spelled = defaultdict(list)
+    for path in paths:
+        whole = path if "://" in path else posixpath.normpath(posixpath.join(base, path))
+        spelled[whole].append(path)
+    twice = [found for found in spelled.values() if len(found) > 1]
+    if twice:
+        first, *others = dict.fromkeys(twice[0])
+        also = f", again as {others[0]}" if others else ""
+        raise DatasetError(
+            f"{where} lists {len(twice)} images more than once, the first is {first}{also}: "
+            "want one row per image (several labels of one image go into one cell, see --label-sep)"
+        )
+
+
+def _need_parts(split: NDArray[np.str_], subject: NDArray[np.str_], where: str, *, by: str) -> None:
+    """Raise DatasetError where nothing is trained on, or nothing tested. `by`: split_from."""
+    for name in ("train", "test"):
+        if name in split:
+            continue
+        found = ", ".join(f"{s} ({int((split == s).sum())})" for s in SPLITS if s in split)
+        if by.startswith("drawn"):
+            n = len(np.unique(subject[split != NO_SPLIT]))
+            raise DatasetError(
+                f"{where}: {n} subject{'s are' if n != 1 else ' is'} too few for a {name} part "
+                f"({by}): found {found or 'none'}; a label is tested if two subjects have it. Give "
+                "more subjects, or a column of splits"
+            )
+        raise DatasetError(
+            f"{where} has no {name} split: found {found}; "
+            "name the split column with --split-col, or draw one with --split drawn"
+        )
+
+
 def merge_classes(
     label: NDArray[np.int32], classes: tuple[str, ...], merges: Sequence[str], where: str
 ) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     """Join classes, or findings, as "new=old+old" says; the new one stands where its first stood.
 
     A merged finding is present where any of its parts is, else uncertain where any is, else absent
-    where any is stated.
+    where any is stated. Raises DatasetError for a name that is no class, or is another's already.
     """
     names = list(classes)
+    gone: dict[str, str] = {}  # classes that were joined, and into what
     for merge in merges:
-        new, _, rest = merge.partition("=")
-        parts = [name.strip() for name in rest.split("+")]
-        wrong = [name for name in parts if name not in names]
-        if not new.strip() or wrong:
-            raise DatasetError(
-                f"{where}: --merge {merge!r} names no class of {', '.join(names)}: want NEW=OLD+OLD"
-            )
+        new, parts = _merge(merge, names, gone, where)
         old = [names.index(name) for name in parts]
         if label.ndim == 1:
             joined = np.where(np.isin(label, old), min(old), label)
@@ -158,7 +186,8 @@ def merge_classes(
             height = np.vectorize(order.__getitem__)(label[:, old]).max(1)
             joined = label.copy()
             joined[:, min(old)] = states[height]
-        names[min(old)] = new.strip()
+        names[min(old)] = new
+        gone |= {name: new for name in parts}
         kept = [k for k in range(len(names)) if k not in old or k == min(old)]
         if label.ndim == 1:
             place = np.full(len(names) + 1, NO_LABEL, dtype=np.int32)  # the last is NO_LABEL's
@@ -168,6 +197,30 @@ def merge_classes(
             label = joined[:, kept]
         names = [names[k] for k in kept]
     return label, tuple(names)
+
+
+def _merge(
+    merge: str, names: Sequence[str], gone: Mapping[str, str], where: str
+) -> tuple[str, list[str]]:
+    """Return the new name and the old ones of "new=old+old"."""
+    new, _, rest = merge.partition("=")
+    new, parts = new.strip(), [name.strip() for name in rest.split("+")]
+    wrong = [name for name in parts if name not in names]
+    if wrong and wrong[0] in gone:
+        raise DatasetError(
+            f"{where}: --merge {merge!r}: {wrong[0]} went into {gone[wrong[0]]} already; "
+            "name each class in one --merge"
+        )
+    if not new or wrong:
+        raise DatasetError(
+            f"{where}: --merge {merge!r} names no class of {', '.join(names)}: want NEW=OLD+OLD"
+        )
+    if new in names and new not in parts:
+        raise DatasetError(
+            f"{where}: --merge {merge!r}: {new} is already a class: "
+            f"write {new}={'+'.join([new, *parts])}, or take another name"
+        )
+    return new, parts
 
 
 def _patient_ids(root: Location, paths: Sequence[str], where: str) -> list[str]:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.datasets.cells import MISSING, apart, clean, spellings
+from features.datasets.cells import MISSING, apart, clean
 from features.datasets.drawing import build, index_classes
+from features.datasets.grouping import groups, warn_of_subjects
 from features.datasets.labels import one_class, split_cells, states
 from features.datasets.naming import table_name
 from features.datasets.options import Options
@@ -27,12 +28,12 @@ from features.manifest import Manifest
 from features.presence import exist
 from features.urls import Location, Url
 
-GROUPS = 100
 FINDING = "label_"
 OFTEN = {  # what columns are called often
     "path": ("path", "file", "image", "img", "dicom"),
     "label": ("label", "class", "target", "diagnosis", "grade", "finding", "category"),
 }
+OTHERS = ("|", ":", "^", "~", " ")  # separators that are not read
 SHOWN = 12  # columns that an error names
 
 
@@ -50,17 +51,21 @@ def read(file: Location, options: Options) -> Manifest:
     subject_col = _optional(table, options.subject_col, "--subject-col", "subject")
     split_col = _optional(table, options.split_col, "--split-col", "split")
     used |= {path_col, subject_col, split_col}
+    others = [name for name in table.header if name and name not in used]
+    subjects = _subjects(table, subject_col, options) if subject_col else None
+    if subjects is None and not options.subject_from_dicom:
+        warn_of_subjects(table, others)
     return build(
         dataset=table_name(file),
         root=root,
         paths=_paths(table, path_col, root),
         label=label,
         classes=classes,
-        subjects=_subjects(table, subject_col, options) if subject_col else None,
+        subjects=subjects,
         splits=_splits(table, split_col) if split_col else None,
         options=options,
         where=where,
-        columns=_groups(table, [name for name in table.header if name and name not in used]),
+        columns=groups(table, others),
     )
 
 
@@ -79,6 +84,11 @@ def _find(table: Table, name: str, option: str) -> str:
         return _said(table, name, alike[0])
     found = [other for other in table.header if other]
     shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if found[SHOWN:] else "")
+    if len(found) == 1 and (mark := _separator(found[0], given=name)):
+        raise DatasetError(
+            f"{table.where} has one column, {found[0]!r}: its cells seem to have {mark!r} between "
+            "them; want a comma, semicolon or tab"
+        )
     close = alike or _close(name.casefold(), found)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise DatasetError(
@@ -103,6 +113,18 @@ def _close(name: str, found: Sequence[str]) -> list[str]:
     words = OFTEN.get(name, ())
     meant = [other for other in found if any(word in other.casefold() for word in words)]
     return meant[:3] or difflib.get_close_matches(name, found, 2)
+
+
+def _separator(header: str, *, given: str) -> str | None:
+    """Return what stands between the names of a header that was read as one, if anything does."""
+    for mark in OTHERS:
+        parts = {part.strip(" '\"").casefold() for part in header.split(mark)}
+        known = [bool(parts & {*words}) for words in OFTEN.values()]
+        if len(parts) == 1:
+            continue
+        if all(known) or (mark != " " and (any(known) or given.casefold() in parts)):
+            return mark
+    return None
 
 
 def _said(table: Table, name: str, found: str) -> str:
@@ -192,24 +214,3 @@ def _splits(table: Table, name: str) -> list[str] | None:
     splits = [clean(cell) for cell in table.cells(name)]
     splits = ["" if split in MISSING and split != "None" else split for split in splits]
     return splits if any(splits) else None
-
-
-def _groups(table: Table, names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the columns that divide the images into groups, for metrics by group.
-
-    Others (free text, names, dates: more than GROUPS values, or fewer than two images per value)
-    stay in the table, as do several columns of one name.
-    """
-    found = {}
-    for name in names:
-        if names.count(name) > 1:
-            continue
-        cells = table.cells(name)
-        cleaned = {cell: clean(cell) for cell in set(cells)}
-        called = spellings(value for value in cleaned.values() if value not in MISSING)
-        if len(called) > GROUPS:
-            continue
-        values = [called.get(cleaned[cell], "") for cell in cells]
-        if 2 <= len(set(values)) <= min(GROUPS, len(values) // 2):
-            found[name.lower().replace("/", "-")] = values
-    return found

@@ -12,8 +12,9 @@ from features import dicom
 from features.datasets.drawing import SPLIT_NAMES, build, index_classes
 from features.datasets.options import Options
 from features.errors import DatasetError
+from features.files import NotRegularError
 from features.manifest import Manifest
-from features.urls import Location, Url
+from features.urls import Location, Url, opened
 
 SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
@@ -75,5 +76,8 @@ def is_image(path: Location) -> bool:
         return True
     if not dicom.may_be_dicom(path.name):
         return False
-    with path.open("rb") as file:
-        return dicom.is_dicom(file.read(dicom.HEAD))
+    try:
+        with opened(path) as file:
+            return dicom.is_dicom(file.read(dicom.HEAD))
+    except NotRegularError:
+        return False

@@ -52,6 +52,7 @@ def gain(found: Sequence[Column]) -> Iterator[Chart]:
         ],
         sizes=[None if c.random else _pretraining(c.result.backbone) for c in cells],
         doubtful=[cell.random for cell in cells],
+        reference=order.index(reference),
         caption=f"Score relative to {reference}, mean over {where}. Under each bar its classifier "
         "and its foundation; below, how many images it was pre-trained on (none where its weights "
         "are random, and then the bar is hollow).",

@@ -39,15 +39,16 @@ def matches(leads: Sequence[Cell]) -> list[Match]:
     """Return the pairs of A and B, tested."""
     left, right = ([c for c in leads if c.side == side] for side in SIDES)
     shared = [part for part in PARTS if _values(left, part) & _values(right, part)]
-    found = [
-        _test(a, b)
+    belong = [
+        (a, b)
         for a, b in product(left, right)
         if a.column == b.column
         and all(getattr(a.result, part) == getattr(b.result, part) for part in shared)
     ]
     out: list[Match] = []
-    for _, group in groupby(found, key=lambda match: match.a.column):
-        pairs = list(group)
+    for _, group in groupby(belong, key=lambda pair: pair[0].column):
+        both = list(group)
+        pairs = [_test(a, b, len(both)) for a, b in both]
         adjusted = iter(holm([m.difference.p for m in pairs if m.difference]).tolist())
         out += [replace(m, p=next(adjusted)) if m.difference else m for m in pairs]
     return out
@@ -112,11 +113,11 @@ def _both(match: Match) -> str:
     return a if a == b else f"{a} / {b}"
 
 
-def _test(a: Cell, b: Cell) -> Match:
+def _test(a: Cell, b: Cell, pairs: int) -> Match:
     metric = METRICS.get((a.result.task, a.result.metric))
     if a.predictions is None or b.predictions is None or metric is None:
         return Match(a, b, why_not="no predictions" if metric else "not a metric of this task")
     ours, theirs = in_order(a.predictions), in_order(b.predictions)
     if why_not := unpaired(ours, theirs):
         return Match(a, b, why_not=why_not)
-    return Match(a, b, paired_test(metric, ours, theirs, n=RESAMPLES, seed=0))
+    return Match(a, b, paired_test(metric, ours, theirs, n=RESAMPLES, seed=0, pairs=pairs))

@@ -237,7 +237,7 @@
       const steep = width / n < 7.5 * longest;
       const foot = steep ? 0.42 : 0.3; // where the labels begin
       const traces = [
-        { type: "bar", x: places, y: chart.values, width: 0.62, text: chart.values.map((v) => v === 0 ? "reference" : gain(v)), textposition: "outside", cliponaxis: false, textfont: { size: 11 },
+        { type: "bar", x: places, y: chart.values, width: 0.62, text: chart.values.map((v, i) => i === chart.reference ? "reference" : gain(v)), textposition: "outside", cliponaxis: false, textfont: { size: 11 },
           marker: { color: own.map((c, i) => chart.doubtful[i] ? "rgba(0,0,0,0)" : c), line: { color: own, width: 1.4 } }, ...hover },
         { type: "bar", x: places, y: chart.sizes, base: 1e4, width: 0.62, xaxis: "x", yaxis: "y2", marker: { color: look("fold") }, ...hover },
       ];
