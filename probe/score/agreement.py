@@ -19,7 +19,7 @@ Scorer: TypeAlias = Callable[[Array], Array]
 
 
 def accuracy(y: Array, p: Array) -> Scorer:
-    """Share that is called right."""
+    """Share of images that is called right, of y (N,) and p (N, K): a Scorer (B, N) -> (B,)."""
     right = totals((p.argmax(1) == y).astype(float)[:, None])
 
     def scorer(weights: Array) -> Array:
@@ -30,24 +30,28 @@ def accuracy(y: Array, p: Array) -> Scorer:
 
 
 def balanced_accuracy(y: Array, p: Array) -> Scorer:
-    """Mean share that is called right over the classes that are there."""
+    """Mean over the classes that are there of the share called right (recall); y (N,), p (N, K)."""
     return _per_class(y, p, lambda right, there, called: mean_defined(right / there))
 
 
 def f1_macro(y: Array, p: Array) -> Scorer:
-    """Mean F1 over classes; one that is neither there nor called is left out."""
+    """Mean F1 over classes, of y (N,) and p (N, K); one neither there nor called is left out."""
     return _per_class(y, p, lambda right, there, called: mean_defined(_f1(right, there, called)))
 
 
 def f1(y: Array, p: Array) -> Scorer:
-    """F1 of two classes' second; of more classes the mean."""
+    """F1 of two classes' second, of y (N,) and p (N, K); of more classes the mean."""
     if p.shape[1] > 2:
         return f1_macro(y, p)
     return _per_class(y, p, lambda right, there, called: _f1(right, there, called)[:, 1])
 
 
 def kappa(y: Array, p: Array) -> Scorer:
-    """Cohen 1960: agreement beyond chance. NaN where one class only is there and called."""
+    """Agreement beyond chance (Cohen 1960), of y (N,) and p (N, K).
+
+    kappa = 1 - (share missed) / (share missed by chance, as labels and calls are distributed). NaN
+    where one class only is there and called.
+    """
 
     def score(right: Array, there: Array, called: Array) -> Array:
         n = there.sum(1)
@@ -59,7 +63,11 @@ def kappa(y: Array, p: Array) -> Scorer:
 
 
 def matthews(y: Array, p: Array) -> Scorer:
-    """Gorodkin 2004's correlation of two labellings; 0 where either is all of one class."""
+    """Correlation of labels and calls (Gorodkin 2004, equation 8), of y (N,) and p (N, K).
+
+    cov(label, call) / sqrt(cov(label, label) cov(call, call)), each summed over classes. 0 where
+    either is all of one class.
+    """
 
     def score(right: Array, there: Array, called: Array) -> Array:
         n = there.sum(1)
@@ -72,7 +80,11 @@ def matthews(y: Array, p: Array) -> Scorer:
 
 
 def quadratic_kappa(y: Array, p: Array) -> Scorer:
-    """Cohen 1968 with squared distances of class indices. NaN where kappa is."""
+    """Weighted kappa (Cohen 1968) with squared distances of class indices; y (N,), p (N, K).
+
+    1 - E[(label - call)^2] / E_chance[(label - call)^2]; by chance the two are independent, so that
+    the denominator is var(label) + var(call) + (mean label - mean call)^2. NaN where kappa is.
+    """
     called = p.argmax(1)
     missed = totals(((y - called).astype(float) ** 2)[:, None])
     sums = [sums_by(which, p.shape[1]) for which in (y, called)]
@@ -89,7 +101,7 @@ def quadratic_kappa(y: Array, p: Array) -> Scorer:
 
 
 def mean_defined(columns: Array) -> Array:
-    """Return the mean over axis 1 of what is not NaN; NaN where nothing is left."""
+    """Return the mean over axis 1 of columns (B, K) but NaN, (B,); NaN where nothing is left."""
     there = ~np.isnan(columns)
     with np.errstate(invalid="ignore"):
         return np.where(there, columns, 0).sum(1) / there.sum(1)

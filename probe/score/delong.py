@@ -40,7 +40,7 @@ def delong(
 def delong_difference(
     truth: NDArray[Any], a: NDArray[Any], b: NDArray[Any]
 ) -> tuple[float, float, float, float] | None:
-    """Return AUROC(a) - AUROC(b), the ends of its interval, and its two-sided p.
+    """Return AUROC(a) - AUROC(b), the ends of its interval, and its two-sided p; truth, a, b (N,).
 
     None where that can't be told: fewer than ENOUGH images of a class, or a variance of zero.
     """

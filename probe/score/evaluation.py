@@ -68,7 +68,7 @@ class Answers:
 
     @cached_property
     def p(self) -> NDArray[np.float64]:
-        """Return the probabilities."""
+        """Return the probabilities, of z's shape (N, K) or (N, L)."""
         return log_odds.probabilities(self.z)
 
 
@@ -80,10 +80,11 @@ def answers(
     y_train: NDArray[Any],
     settings: Scoring,
 ) -> Answers:
-    """Return what is scored: one answer per image (rows of the manifest), or per unit.
+    """Return what is scored: one answer per image, or per unit.
 
-    A finding that training showed one side of only has no label here: a head can't rank it, and
-    scored it would be .5.
+    rows (N,) of the manifest; y (N,) or (N, L), z (N, K) or (N, L) of these. A finding that
+    training showed one side of only has no label here: a head can't rank it, and scored it would be
+    .5.
     """
     if y.ndim == 2:
         both = (y_train == 1).any(0) & (y_train == 0).any(0)
@@ -99,7 +100,7 @@ def answers(
 def check(
     manifest: Manifest, rows: NDArray[np.integer], y: NDArray[Any], settings: Scoring
 ) -> None:
-    """Raise ProbeError for columns or units that can't be scored, before anything is fitted."""
+    """Raise ProbeError where columns or units can't be scored, before a fit; rows (N,)."""
     answers(manifest, rows, y, np.zeros((len(y), len(manifest.classes))), y, settings)
 
 
@@ -112,7 +113,10 @@ def extras(
     chosen_on: str,
     settings: Scoring,
 ) -> dict[str, Any]:
-    """Return what a Result says beside its scores, by the names of its fields."""
+    """Return what a Result says beside its scores, by the names of its fields.
+
+    held_out is (y, z) of images outside the test split, shapes (M,) or (M, L) and (M, K).
+    """
     again: dict[str, Any] = {
         "n": settings.bootstrap,
         "seed": settings.seed,
@@ -137,7 +141,7 @@ def extras(
 
 
 def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
-    """Return a column of the manifest. Raises ProbeError where there is none of this name."""
+    """Return a column of the manifest at rows (N,). Raises ProbeError where it has none."""
     if name in ("subject", "path", "id"):
         return np.asarray(getattr(manifest, name)[rows])
     if name not in manifest.columns:
@@ -152,8 +156,8 @@ def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[
 def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
     """Return one answer per unit: the mean, or the largest, of its images' probabilities.
 
-    A finding is there where any image has it. Raises ProbeError for images of one unit with
-    different classes, or of different subjects.
+    units (N,) names the unit of each image. A finding is there where any image has it. Raises
+    ProbeError for images of one unit with different classes, or of different subjects.
     """
     names, first, member = np.unique(units, return_index=True, return_inverse=True)
     if (answers.subjects != answers.subjects[first][member]).any():
@@ -245,8 +249,8 @@ def few(
 ) -> str:
     """Say of what a test set has too few for its interval to be trusted; "" where of nothing.
 
-    That is fewer than FEW subjects, or fewer than RARE of a class that is there, or of a side of
-    a finding that has both.
+    y (N,) or (N, L), subjects (N,). That is fewer than FEW subjects, or fewer than RARE of a class
+    that is there, or of a side of a finding that has both.
     """
     said = []
     if (count := len(np.unique(subjects))) < FEW:
@@ -276,7 +280,7 @@ def caveat(low: float, high: float, subjects: int, unit: str = "subject") -> str
 
 
 def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> float | None:
-    """Return the threshold at or above which is called positive, chosen on given answers.
+    """Return the threshold at or above which is called positive, by truth (N,) and score (N,).
 
     youden: largest sensitivity + specificity; f1: largest F1. Of equals the highest. None where
     one side is missing.

@@ -64,7 +64,8 @@ def intervals(
 ) -> dict[str, dict[str, float | None]]:
     """Return {"value", "ci_low", "ci_high"} of every metric; None where it isn't defined.
 
-    Of the percentile and BCa bootstraps, resamples in which a metric is not defined are left out.
+    y (N,) or (N, L), p (N, K) or (N, L), subject (N,); n resamples. Of the percentile and BCa
+    bootstraps, resamples in which a metric is not defined are left out.
     """
     values = {metric.name: float(evaluate(metric, y, p)[0]) for metric in metrics}
     if method == "bayesian":
@@ -112,14 +113,14 @@ class Scale:
 
     @classmethod
     def of(cls, name: str, scores: Array) -> Scale:
-        """Return a metric's scale; one that changes nothing where scores are beyond its bounds."""
+        """Return a metric's scale; one without bounds where scores (B,) are beyond the metric's."""
         low, high = BOUNDS.get(name, (0.0, 1.0))
         if len(scores) and not (low - NEAR <= scores.min() and scores.max() <= high + NEAR):
             return cls(-np.inf, np.inf)
         return cls(low, high)
 
     def onto(self, scores: Array) -> Array:
-        """Return the logit between the bounds, or the logarithm above the lower one."""
+        """Return the logit of scores (B,) between the bounds, or the log above the lower one."""
         if self.low == -np.inf:
             return scores
         above = np.log(np.maximum(scores - self.low, NEAR))
@@ -137,7 +138,7 @@ class Scale:
 
 
 def ends(scores: Array, factor: float) -> tuple[float, float]:
-    """Return the 95 % quantiles of draws, their distances to the median stretched by a factor."""
+    """Return the 95 % quantiles of draws (B,), their distances to the median times a factor."""
     low, middle, high = np.quantile(scores[np.isfinite(scores)], [ENDS[0], 0.5, ENDS[1]])
     return float(middle + factor * (low - middle)), float(middle + factor * (high - middle))
 
@@ -145,7 +146,9 @@ def ends(scores: Array, factor: float) -> tuple[float, float]:
 def influences(one: Anchored, y: NDArray[Any], subject: NDArray[Any]) -> Array | None:
     """Return what each subject (or each of GROUPS groups) moves the score by, were it there twice.
 
-    None where every class has MANY subjects: no correction for few is worth its time.
+    (S,), the empirical influence values of Efron & Tibshirani 1993, section 21.3, by differences; y
+    (N,) or (N, L), subject (N,). None where every class has MANY subjects: no correction for few is
+    worth its time.
     """
     if fewest(y, subject) >= MANY:
         return None
@@ -163,7 +166,7 @@ def influences(one: Anchored, y: NDArray[Any], subject: NDArray[Any]) -> Array |
 
 
 def stretch(moves: Array | None, y: NDArray[Any]) -> float:
-    """Return by how much an interval of few subjects is to be longer, from their influences.
+    """Return by how much an interval of few subjects is to be longer, from their influences (S,).
 
     That is Student's quantile by the normal one. Where few subjects (those of a rare class) make
     most of the variance V, its degrees of freedom are few: 2 V^2 / Var(V), by how the squares of
@@ -182,7 +185,7 @@ def stretch(moves: Array | None, y: NDArray[Any]) -> float:
 
 
 def fewest(y: NDArray[Any], subject: NDArray[Any]) -> int:
-    """Return how many subjects the rarest class that is there has, or side of a finding."""
+    """Return how many subjects the rarest class of y (N,) has, or side of a finding of y (N, L)."""
     return min((count for _, _, count in sides_of(y, subject)), default=0)
 
 

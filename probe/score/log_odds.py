@@ -48,13 +48,13 @@ def of_logits(logits: Tensor, kind: str) -> Tensor:
 
 
 def of_probabilities(p: NDArray[Any]) -> Floats:
-    """Return the log-odds of probabilities in [0, 1]; those of 0 and 1 are infinite."""
+    """Return the log-odds of probabilities (N, K), 0 to 1; those of 0 and 1 are infinite."""
     found: Floats = logit(np.asarray(p, dtype=np.float64))
     return found
 
 
 def probabilities(z: Floats) -> Floats:
-    """Return the probabilities, in [0, 1]; rows of classes sum to 1 as nearly as z says them."""
+    """Return the probabilities (N, K) of z (N, K); rows of classes sum to 1 as nearly as z says."""
     found: Floats = expit(z)
     return found
 

@@ -54,7 +54,7 @@ class Metric:
 
 
 def evaluate(metric: Metric, y: Array, p: Array, weights: Array | None = None) -> Array:
-    """Return the metric under each weighting, (B,); weights default to one row of ones."""
+    """Return the metric under each weighting, (B,); weights (B, N) default to one row of ones."""
     scorer = metric.make(y, p)
     if weights is None:
         return scorer(np.ones((1, len(y))))
@@ -70,7 +70,7 @@ def evaluate_log_odds(metric: Metric, y: Array, z: Array, weights: Array | None 
 
 
 def scores_for(metric: Metric, z: Array) -> Array:
-    """Return what the metric takes of log-odds: themselves where it ranks, else probabilities."""
+    """Return what the metric takes of log-odds z (N, K): z where it ranks, else probabilities."""
     return z if metric.ranking else log_odds.probabilities(z)
 
 
@@ -248,7 +248,7 @@ def best_of(metric: Metric, scores: Array) -> int:
 
 
 def unranked(y: Array, classes: Sequence[str]) -> list[str]:
-    """Name the classes or findings that have no positive, or no negative, image."""
+    """Name the classes or findings of y, (N,) or (N, L), without a positive or a negative image."""
     if y.ndim == 2:
         positive, negative = (y == 1).sum(0), (y == 0).sum(0)
     else:
@@ -261,7 +261,7 @@ def unranked(y: Array, classes: Sequence[str]) -> list[str]:
 def per_output(y: Array, p: Array, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
     """Return AUROC, average precision and the number of positives of every class or finding.
 
-    p: log-odds, or what else grows with probabilities.
+    y (N,) or (N, L); p (N, K) or (N, L): log-odds, or what else grows with probabilities.
     """
     names = classes if y.ndim == 2 or len(classes) > 2 else classes[1:]
     ones = np.ones((1, len(y)))

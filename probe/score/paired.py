@@ -53,10 +53,11 @@ def compare(
 ) -> Difference:
     """Return score(a) - score(b) on the same test images.
 
-    The interval is the paired Bayesian bootstrap's, by subject, with anchors that one model has
-    right and the other wrong (as Agresti & Min 2005 add to the table of paired proportions). p is
-    of a permutation test that exchanges the two models' answers subject by subject, two-sided. As
-    many are drawn as it takes (see _p); `pairs` is for how many pairs p will be adjusted.
+    y (N,) or (N, L); a and b (N, K) or (N, L), what `metric` takes; subject (N,). The interval is
+    the paired Bayesian bootstrap's, by subject, with anchors that one model has right and the other
+    wrong (as Agresti & Min 2005 add to the table of paired proportions). p is of a permutation test
+    that exchanges the two models' answers subject by subject, two-sided. As many are drawn as it
+    takes (see _p); `pairs` is for how many pairs p will be adjusted.
 
     What is exchanged must mean the same of both models:
 
@@ -149,7 +150,7 @@ def _sizes(n: int, most: int) -> Iterator[int]:
 
 
 def delong_test(truth: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> Difference | None:
-    """Return AUROC(a) - AUROC(b) with DeLong's interval and two-sided p.
+    """Return AUROC(a) - AUROC(b) with DeLong's interval and two-sided p; truth, a, b (N,).
 
     None where no such test can be made: see delong_difference.
     """

@@ -25,7 +25,12 @@ Scorer: TypeAlias = Callable[[Array], Array]
 
 
 def auroc(truth: Array, score: Array) -> Scorer:
-    """Area under the ROC curve; ties count half. NaN where one side has no weight."""
+    """Area under the ROC curve of truth (N,), score (N,); ties count half.
+
+    It is the share of pairs (positive, negative) in which the positive has the higher score (Hanley
+    & McNeil 1982): per step, positives above it times its negatives. NaN where one side has no
+    weight.
+    """
     steps = steps_of(truth, score, merge_positive=True)
 
     def scorer(weights: Array) -> Array:
@@ -61,7 +66,10 @@ def auroc_against(y: Array, k: int, score: Array, sums: Scorer) -> Scorer:
 
 
 def average_precision(truth: Array, score: Array) -> Scorer:
-    """Sum of precision times the step in recall. NaN where no positive has weight."""
+    """Sum over steps of precision times the rise in recall, of truth (N,) and score (N,).
+
+    scikit-learn's average_precision_score, without interpolation. NaN where no positive has weight.
+    """
     steps = steps_of(truth, score)
 
     def scorer(weights: Array) -> Array:
@@ -75,7 +83,7 @@ def average_precision(truth: Array, score: Array) -> Scorer:
 
 
 def sensitivity_at(truth: Array, score: Array, *, specificity: float) -> Scorer:
-    """Largest sensitivity of any threshold with at least this specificity.
+    """Largest sensitivity of any threshold with at least this specificity; truth, score (N,).
 
     NaN where one side has no weight.
     """
@@ -135,7 +143,7 @@ class Steps:
 
 
 def steps_of(truth: Array, score: Array, *, merge_positive: bool = False) -> Steps:
-    """Return the steps of a ranking, highest score first.
+    """Return the steps of a ranking, highest score first; truth (N,) of 1, 0, NaN, score (N,).
 
     `merge_positive` joins steps of positives only, for what depends on them just by their sum.
     """

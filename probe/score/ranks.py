@@ -35,7 +35,10 @@ class Ranks:
 
 
 def ranks(table: NDArray[np.float64]) -> Ranks:
-    """Return the models' mean ranks over the data sets, and whether they differ."""
+    """Return the mean ranks of k models over n data sets, table (n, k), and whether they differ.
+
+    The critical difference is Nemenyi's, q sqrt(k (k + 1) / (6 n)) (Demsar 2006, section 3.2.2).
+    """
     n, k = table.shape
     mean = rankdata(-table, axis=1).mean(0)
     if n < ENOUGH_SETS or k < ENOUGH_MODELS:
@@ -46,10 +49,11 @@ def ranks(table: NDArray[np.float64]) -> Ranks:
 
 
 def friedman(table: NDArray[np.float64]) -> float:
-    """Return p of Friedman's test in Iman and Davenport's form.
+    """Return p of Friedman's test in Iman and Davenport's form (1980); table (n, k).
 
-    It is 1 where no model differs from another on any data set. Where all data sets rank alike F
-    is infinite, and p is exact: one of (k! / ties!) ^ (n - 1) orders.
+    F = (n - 1) chi2 / (n (k - 1) - chi2), with k - 1 and (k - 1)(n - 1) degrees of freedom. It is 1
+    where no model differs from another on any data set. Where all data sets rank alike F is
+    infinite, and p is exact: one of (k! / ties!) ^ (n - 1) orders.
     """
     n, k = table.shape
     if (table == table[:, :1]).all():
@@ -82,7 +86,7 @@ def wilcoxon_holm(table: NDArray[np.float64]) -> NDArray[np.float64] | None:
 
 
 def holm(p: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
-    """Return p values adjusted for how many there are (Holm 1979)."""
+    """Return p values (m,) adjusted for how many there are (Holm 1979): (m,), in the same order."""
     raw = np.asarray(p, dtype=np.float64)
     order = np.argsort(raw)
     steps = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))

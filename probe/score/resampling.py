@@ -38,7 +38,10 @@ Draw: TypeAlias = Callable[[NDArray[Any], int, np.random.Generator], Array]
 
 
 def bootstrap_weights(subject: NDArray[Any], n: int, rng: np.random.Generator) -> Array:
-    """Return how often each image is drawn in n bootstrap resamples of the subjects, (n, N)."""
+    """Return how often each image is drawn in n bootstrap resamples of the subjects, (n, N).
+
+    subject (N,) names the subject of each image.
+    """
     names, member = np.unique(subject, return_inverse=True)
     S = len(names)
     counts = np.empty((n, S))
@@ -123,8 +126,9 @@ def anchored(
 ) -> Anchored:
     """Return a metric's scorer with anchors: for each class one image all right and one all wrong.
 
-    `turned` has them the other way round, for the second of two models whose difference is taken.
-    A loss, which is about probabilities, has none: no image is as wrong as can be.
+    y (N,) or (N, L), p (N, K) or (N, L), subject (N,). `turned` has them the other way round, for
+    the second of two models whose difference is taken. A loss, which is about probabilities, has
+    none: no image is as wrong as can be.
     """
     if not metric.higher or p.size > HUGE:
         return Anchored(metric.make(y, p), np.zeros(0))
@@ -170,7 +174,7 @@ def _anchors(
 
 
 def midranks(p: NDArray[Any]) -> Array:
-    """Return the ranks of each column's scores among the images, 1 to N, ties in their middle."""
+    """Return the ranks of each column of p (N, K), 1 to N, ties in their middle."""
     from scipy.stats import rankdata
 
     return np.asarray(rankdata(p, axis=0), dtype=np.float64)

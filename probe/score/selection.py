@@ -60,7 +60,8 @@ def choose(
 ) -> Chosen:
     """Return the best of models; each is the answers of one or more seeds, scored by their mean.
 
-    `best` is its place where that is known already: of equal scores it may be any.
+    y (N,) or (N, L); answers (N, K) or (N, L), what `metric` takes; subject (N,). `best` is its
+    place where that is known already: of equal scores it may be any.
     """
     sign = 1.0 if metric.higher else -1.0
     owner = np.repeat(np.arange(len(models)), [len(seeds) for seeds in models])
