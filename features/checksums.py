@@ -39,7 +39,7 @@ def of_rows(values: NDArray[Any]) -> NDArray[np.uint32]:
 
 
 def of_sources(columns: Columns, rows: NDArray[np.integer]) -> NDArray[np.uint32]:
-    """Return the CRC-32 of each row's hash, size, mtime and reason, one after the other."""
+    """Return the CRC-32 of the hash, size, mtime and reason of each of rows (n,), (n,)."""
     names = (*(f"manifest/{name}" for name in SOURCE), "reason")
     parts = [columns[name].take(rows) for name in names]
     rest = (b"".join(part[i].tobytes() for part in parts) for i in range(len(rows)))
@@ -84,7 +84,7 @@ def size_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def wrong_marks(columns: Columns) -> NDArray[np.int64]:
-    """Return rows whose mark is damaged: by its checksum, or bad ones that have no reason."""
+    """Return rows (n,) whose mark is damaged: by its checksum, or bad ones without a reason."""
     done, wrong = marks(columns)
     for start, reasons in columns["reason"].blocks(1 << 24):
         here = done[start : start + len(reasons)]
@@ -93,7 +93,7 @@ def wrong_marks(columns: Columns) -> NDArray[np.int64]:
 
 
 def wrong_rows(columns: Columns, name: str, block_bytes: int) -> Iterator[NDArray[np.int64]]:
-    """Yield, block by block, the committed rows of a feature's dataset that are damaged."""
+    """Yield, block by block, the committed rows (n,) of a feature's dataset that are damaged."""
     done, sums = columns["done"].read(), columns[f"checksums/{name}"].read()
     for start, block in columns[name].blocks(block_bytes):
         inside = np.flatnonzero(done[start : start + len(block)] == DONE)
@@ -101,7 +101,7 @@ def wrong_rows(columns: Columns, name: str, block_bytes: int) -> Iterator[NDArra
 
 
 def wrong_sources(columns: Columns) -> NDArray[np.int64]:
-    """Return the rows, committed or bad, whose source or reason is damaged."""
+    """Return the rows (n,), committed or bad, whose source or reason is damaged."""
     rows = np.flatnonzero(columns["done"].read() != PENDING)
     wrong = of_sources(columns, rows) != columns["checksums/source"].read()[rows]
     return np.asarray(rows[wrong])

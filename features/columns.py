@@ -38,14 +38,14 @@ class Column:
         return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Return rows start to stop."""
+        """Return rows start to stop, (stop - start, ...)."""
         start, stop, _ = slice(start, stop).indices(self.shape[0])
         out = np.empty((max(stop - start, 0), *self.shape[1:]), self.dtype)
         self._read_into(out, start)
         return out
 
     def take(self, rows: NDArray[np.integer]) -> NDArray[Any]:
-        """Return rows in the given order; neighbours are read together."""
+        """Return rows (n,) in the given order, (n, ...); neighbours are read together."""
         rows = np.asarray(rows)
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for a, b in runs(rows):
@@ -53,7 +53,7 @@ class Column:
         return out
 
     def write(self, rows: NDArray[np.integer], values: NDArray[Any]) -> None:
-        """Write rows. Raises OSError, for example where the disk is full."""
+        """Write values (n, ...) at rows (n,). Raises OSError, as where the disk is full."""
         values = np.ascontiguousarray(values, dtype=self.dtype)
         for a, b in runs(np.asarray(rows)):
             data = values[a:b].reshape(-1).view(np.uint8).data

@@ -79,11 +79,11 @@ class Worker:
         self._now = (-1, 0, 0)  # first row of the part in hand, images done of it, bad ones
 
     def measure(self, some: Some) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return size and mtime_ns of files."""
+        """Return size and mtime_ns of n files, (n,) each."""
         return measure(some.images)
 
     def hashes(self, some: Some) -> NDArray[np.bytes_]:
-        """Return the hashes of files."""
+        """Return the hashes of n files, (n,)."""
         return hashes(some.images)
 
     def progress(self) -> tuple[int, int, int]:

@@ -291,7 +291,7 @@ class _Known:
                 self._first.setdefault(bytes.fromhex(self._stored[i].decode())[:16], i)
 
     def copies(self, rows: NDArray[np.int64], images: Sequence[Loaded]) -> dict[int, int]:
-        """Take in the next rows that were read; return those whose bytes an earlier row has."""
+        """Take in the next rows (B,) read; return those whose bytes an earlier row has."""
         if self._stored is not None:
             for i in range(self._next, int(rows[0])):  # what was passed over: done before
                 if self._stored[i]:

@@ -205,7 +205,7 @@ def _encode(texts: NDArray[Any]) -> NDArray[np.bytes_]:
 
 
 def decode(texts: NDArray[np.bytes_]) -> NDArray[np.str_]:
-    """Return a column of text as str; bytes that aren't UTF-8 as Python's file names have them."""
+    """Return texts (n,) as str (n,); bytes that aren't UTF-8 as Python's file names have them."""
     found = [text.decode("utf-8", "surrogateescape") for text in texts.tolist()]
     return np.array(found, dtype=np.str_)
 

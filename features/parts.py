@@ -93,7 +93,7 @@ class Part:
 def deal(
     manifest: Manifest, jobs: Sequence[Job], left: NDArray[np.bool_], workers: int
 ) -> list[Part]:
-    """Return what is still to be done as parts, a few for each worker."""
+    """Return what is still to be done as parts, a few for each worker; left (N,) is left out."""
     todo = [job.todo & ~left for job in jobs]
     anywhere, step = np.any(todo, axis=0), chunk_size(jobs)
     chunks = [s for s in range(0, len(manifest), step) if anywhere[s : s + step].any()]

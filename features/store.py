@@ -264,7 +264,7 @@ class FeatureStore:
     def examine(
         self, feature: str, rows: NDArray[np.integer] | slice = slice(None)
     ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
-        """Return what `read` does, and which of the rows are damaged."""
+        """Return what `read` does, (n, ...), and which of the rows are damaged, (m,)."""
         if feature not in self.features:
             raise StoreError(
                 f"{self.path} has no feature {feature!r}: found {', '.join(self.features)}"
@@ -294,7 +294,7 @@ class FeatureStore:
         return np.asarray(there[~same], dtype=np.int64)
 
     def verify(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """Yield, for `done`, each feature and the `source`, the rows that are damaged.
+        """Yield, for `done`, each feature and the `source`, the rows (m,) that are damaged.
 
         Of features these are committed rows. Raises StoreError where the structure of the file or
         the manifest is damaged, or where features are missing.
@@ -375,7 +375,7 @@ class FeatureStore:
             self._write("checksums/source", rows, checksums.of_sources(self.columns, rows))
 
     def gather(self, part: FeatureStore, rows: NDArray[np.integer]) -> None:
-        """Copy what a part has committed, with its checksums; its row k is row rows[k] here.
+        """Copy what a part has committed, with its checksums; its row k is row rows[k] here, rows (n,).
 
         A part is a store of some of the images with the same features. When it returns, the rows
         survive a power cut. Raises StoreError where the disk is full.
@@ -414,7 +414,7 @@ class FeatureStore:
             ) from None
 
     def forget(self, rows: NDArray[np.integer]) -> None:
-        """Mark rows as still to be done, and what is written of them as of no worth."""
+        """Mark rows (n,) as still to be done, and what is written of them as worth nothing."""
         for right in self._right.values():
             right[rows] = False
         nothing = np.full(len(rows), PENDING)

@@ -71,7 +71,11 @@ def linear(
     progress: Progress | None = None,
     fit: Fit = fit_heads,
 ) -> list[Chosen]:
-    """Fit every strength on every fold of every draw, and choose."""
+    """Fit every strength on every fold of every draw in one call, and choose; y (n,) or (n, L).
+
+    A draw of F folds makes F + 1 weightings of the rows: all of them first, then each without one
+    fold.
+    """
     used = np.unique(np.concatenate([draw.rows for draw in draws]))
     groups: list[NDArray[np.float32]] = []  # weights (m,) of each head group
     first = []  # the group of each draw's refit
@@ -155,7 +159,7 @@ def neighbours(
     metric: metrics.Metric,
     device: str,
 ) -> list[Chosen]:
-    """Score every k on every fold of every draw, and choose; then all rows of the draw vote."""
+    """Score every k on every fold of every draw, y (n,) or (n, L); the best votes with all rows."""
     found = []
     for draw in draws:
         mine, labels = features.take(draw.rows), y[draw.rows]
@@ -214,7 +218,7 @@ def least_squares(
     classes: Sequence[str],
     metric: metrics.Metric,
 ) -> list[Chosen]:
-    """Fit one head per draw in closed form; folds only report. ProbeError for findings."""
+    """Fit one head per draw in closed form, y (n,); folds only report. ProbeError for findings."""
     if y.ndim == 2:
         raise ProbeError(
             "least squares takes one class per image: this data set has several labels"

@@ -248,7 +248,7 @@ class LogisticSweep(Linear):
         return found
 
     def score(self, X: Array, y: Array, sample_weight: Array | None = None, **params: Any) -> float:
-        """Return the score by `scoring`; `params` go to the scorer by metadata routing."""
+        """Return the score by `scoring` of X (N, D), y (N,); `params` are routed to the scorer."""
         _raise_for_params(params, self, "score")
         _, to_scorer = self._routed("score", sample_weight, params)
         return float(self._scorer()(self, X, y, **to_scorer))

@@ -21,7 +21,7 @@ class Folds:
 
 
 def folds(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -> Folds:
-    """Return folds over some rows: the given val split if any, else k, stratified, by subject."""
+    """Return folds over rows (n,): the given val split if any, else k, stratified, by subject."""
     val = manifest.split[rows] == "val"
     if val.any():
         return Folds("the val split", val[None])
@@ -61,7 +61,7 @@ def few(
 
 
 def within(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -> Folds:
-    """Return folds over a few rows, at most k, none of which holds out a class's only subjects.
+    """Return folds over a few rows (n,), at most k; none holds out a class's only subjects.
 
     There are none at all where a class has a single subject.
     """

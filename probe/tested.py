@@ -52,8 +52,9 @@ def tested(
 ) -> dict[str, Any]:
     """Return what a Result says of its store and its test answers, by the names of its fields.
 
-    held_out and chosen_on are as in evaluation.extras, data is what data_of returned. Raises
-    ProbeError where the metric is not defined on the test split.
+    held_out is (y, z) of images outside the test split, (M,) or (M, L) and (M, K), chosen_on what
+    they are; data is what data_of returned. Raises ProbeError where the metric is not defined on
+    the test split.
     """
     scores = scored(metrics.of_task(manifest.task), said, settings)
     score = scores[metric.name]
@@ -94,7 +95,7 @@ def remarks(
 ) -> list[str]:
     """Return what a reader of the number must know; `found` is what `tested` returned.
 
-    uncertain is what -1 counted as, "" where there are no findings.
+    y_train is (n,) or (n, L); uncertain is what -1 counted as, "" where there are no findings.
     """
     notes = [manifest.note] if manifest.note else []
     notes.append(f"split: {manifest.split_from}")
@@ -145,6 +146,6 @@ def predictions_of(said: Answers, classes: Sequence[str]) -> Predictions:
 
 
 def unranked(manifest: Manifest, y: NDArray[Any]) -> str:
-    """Name the classes or findings that the test split has only one side of."""
+    """Name the classes or findings that the test split, y (N,) or (N, L), has one side of only."""
     names = metrics.unranked(y, manifest.classes)
     return f"no positive or no negative test image: {', '.join(names)}" if names else ""

@@ -72,6 +72,8 @@ def build(
 ) -> Manifest:
     """Check the table and return the Manifest. `where` names the source in errors.
 
+    label is (N,) class index or (N, L) states of findings, unused (N,); texts are N long.
+
     Without splits, parts of `options.test_share` and `options.val_share`, or one fold, are dealt
     by subject, stratified, from `options.seed`. Raises DatasetError for no images, an image listed
     twice, a label that can't be split, or no test split. Images that are `unused` are in no part.
@@ -168,7 +170,9 @@ def _need_parts(split: NDArray[np.str_], subject: NDArray[np.str_], where: str, 
 def merge_classes(
     label: NDArray[np.int32], classes: tuple[str, ...], merges: Sequence[str], where: str
 ) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Join classes, or findings, as "new=old+old" says; the new one stands where its first stood.
+    """Join classes of label (N,), or findings of (N, L), as "new=old+old" says.
+
+    The new one stands where its first part stood.
 
     A merged finding is present where any of its parts is, else uncertain where any is, else absent
     where any is stated. Raises DatasetError for a name that is no class, or is another's already.

@@ -41,7 +41,7 @@ class Feed(Protocol):
     """Batches of a model's input."""
 
     def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
-        """Yield the input of each part's rows."""
+        """Yield the input of each part's rows (B,): pixels (B, S, S, 3) or features (B, ...)."""
         ...
 
 

@@ -174,7 +174,10 @@ def run_epoch(
     accelerator: Accelerator,
     weigh: Tensor,
 ) -> tuple[float, float]:
-    """Train on every batch of an epoch; return the mean loss and the last rate of learning."""
+    """Train on every batch of an epoch; return the mean loss and the last learning rate.
+
+    weigh is the weight of each class (K,), or of each finding's positives (L,).
+    """
     world, rank = accelerator.num_processes, accelerator.process_index
     batches = batches_of(task, settings, epoch, world)
     pieces = [np.array_split(batch[rank::world], settings.accumulate) for batch in batches]
@@ -289,7 +292,7 @@ def predict(
 
 
 def kind_of(y: NDArray[Any]) -> str:
-    """Return what a trained head's logits are: of a softmax of classes, or a sigmoid per label."""
+    """Return what a head's logits are of: a softmax where y is (N,), sigmoids where (N, L)."""
     return "softmax" if y.ndim == 1 else "sigmoid"
 
 
