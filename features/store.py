@@ -375,7 +375,7 @@ class FeatureStore:
             self._write("checksums/source", rows, checksums.of_sources(self.columns, rows))
 
     def gather(self, part: FeatureStore, rows: NDArray[np.integer]) -> None:
-        """Copy what a part has committed, with its checksums; its row k is row rows[k] here, rows (n,).
+        """Copy what a part has committed, with its checksums; row k of it is row rows[k] here (n,).
 
         A part is a store of some of the images with the same features. When it returns, the rows
         survive a power cut. Raises StoreError where the disk is full.
