@@ -126,6 +126,7 @@ ORDER = [
     "probe.figures",
     "probe.report.gather",
     "probe.report.verdict",
+    "probe.report.standings",
     "probe.report.curves",
     "probe.report.overview",
     "probe.report.versus",
