@@ -12,9 +12,10 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_cur
 
 from cli import cli
 from features.errors import ProbeError
-from probe import evaluation, results
-from probe.evaluation import Answers, aggregate, choose_threshold
-from probe.metrics import evaluate_log_odds, find, of_task
+from probe import results
+from probe.score import evaluation
+from probe.score.evaluation import Answers, aggregate, choose_threshold
+from probe.score.metrics import evaluate_log_odds, find, of_task
 from probe.sweep import Settings, probe
 
 rng = np.random.default_rng(0)

@@ -24,9 +24,9 @@ from sklearn.metrics import (
 )
 
 from features.errors import ProbeError
+from probe.draw.tables import Scored, Table, interval, p_value, power, score
 from probe.report import Options, make, write_report
 from probe.results import Predictions
-from probe.tables import Scored, Table, interval, p_value, power, score
 
 
 def chart(page, end):

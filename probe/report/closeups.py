@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from probe import calibration
-from probe.charts import Axis, Chart, Dots, Heat, Lines, Series
-from probe.metrics import per_output
+from probe.draw.charts import Axis, Chart, Dots, Heat, Lines, Series
+from probe.draw.tables import power, score
 from probe.report.curves import Band, bands
 from probe.report.gather import measure, more_is_better
 from probe.report.overview import folds
-from probe.resampling import LEVEL
 from probe.results import Predictions, Result
-from probe.tables import power, score
+from probe.score import calibration
+from probe.score.metrics import per_output
+from probe.score.resampling import LEVEL
 
 NAMED = 3  # curves without a band that are named
 CURVES = 8  # outputs that are drawn one by one; of more, the commonest

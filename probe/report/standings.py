@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from probe.draw.tables import Scored, Table
 from probe.report.verdict import Column
-from probe.tables import Scored, Table
 
 
 def main_table(found: Sequence[Column]) -> Table:
