@@ -56,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Best:
-    """The best model of a data set, held against those with the same test images.
+    """The best trained model of a data set, held against others with the same test images.
 
     `chosen` has its corrected score, and p of it being better than each of `models` (itself first).
     """
@@ -144,7 +144,9 @@ def compare_results(
         firsts = {model: seeds[0] for model, seeds in said.items()}
         pairs += _pairs(dataset, metric, firsts, missing, n=n, seed=seed)
         score = {model: _better_is_more(scores[dataset, model], cells) for model in there}
-        order = sorted(said, key=lambda model: -score[model])
+        untrained = [m for m, runs in there.items() if runs[0][1].weights == "random"]
+        notes += [f"{dataset}: {model} is untrained, so never the best" for model in untrained]
+        order = sorted({*said} - {*untrained}, key=lambda model: (-score[model], model))
         answers = [said[m] for m in order]
         kept, chosen = chosen_among(metric, answers, n=n, seed=seed) if order else ([], None)
         if chosen:

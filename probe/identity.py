@@ -27,6 +27,7 @@ PARTS = (
     *("backbone", "weights", "scenario", "head", "feature", "protocol", "scored_by"),
     "shots",
 )
+SEPARATOR = " · "  # between the parts of a name, none of which has it in it
 
 
 @dataclass(frozen=True)
@@ -163,38 +164,68 @@ def _data_name(one: Identity, known: set[tuple[str, str, str]]) -> str:
 
 
 def model_names(identities: Sequence[Identity]) -> list[str]:
-    """Return a name of each one's model: its backbone, and as much as tells models apart.
+    """Return a name of each one's model, as in "dinov2 · frozen, linear · protocol paper"."""
+    return [in_one(parts) for parts in model_parts(identities)]
 
-    A part that takes several values where those before it are alike is said of all models of that
-    backbone. Models that are alike in all parts, on the same data, get what else differs: of their
-    settings, or of how their features were made.
+
+def in_one(parts: Mapping[str, str]) -> str:
+    """Return the parts of a model's name as one text."""
+    return SEPARATOR.join(parts.values())
+
+
+def model_parts(identities: Sequence[Identity], *, settings: bool = True) -> list[dict[str, str]]:
+    """Return what names each one's model: its backbone, and as much as tells models apart.
+
+    Keys are of PARTS, in their order; each value says what it is of. A part that takes several
+    values where those before it are alike is said of all models of that backbone. Models that are
+    alike in all parts, on the same data, get what else differs, of their settings or of how their
+    features were made, under the key "settings"; not where `settings` is false.
     """
-    parts: dict[str, list[str]] = {}
+    said: dict[str, list[str]] = {}
     for backbone in {one.backbone for one in identities}:
         mine = [one for one in identities if one.backbone == backbone]
-        said = ["backbone"]
+        said[backbone] = ["backbone"]
         for part in PARTS[1:]:
             alike: dict[tuple[Any, ...], set[str]] = {}
             for one in mine:
-                key = tuple(getattr(one, p) for p in said)
+                key = tuple(getattr(one, p) for p in said[backbone])
                 alike.setdefault(key, set()).add(str(getattr(one, part)))
             if any(len(values) > 1 for values in alike.values()):
-                said.append(part)
-        parts[backbone] = said
-    names = [" ".join(_word(one, part) for part in parts[one.backbone]) for one in identities]
+                said[backbone].append(part)
+    named = [{part: _word(one, part) for part in said[one.backbone]} for one in identities]
+    if not settings:
+        return named
     same: dict[tuple[Any, ...], list[Identity]] = {}
-    for name, one in zip(names, identities, strict=True):
-        same.setdefault((name, one.data), []).append(one)
+    for parts, one in zip(named, identities, strict=True):
+        same.setdefault((in_one(parts), one.data), []).append(one)
+    rest = [
+        _rest(one, same[in_one(parts), one.data])
+        for parts, one in zip(named, identities, strict=True)
+    ]
     return [
-        " ".join([name, *_rest(one, same[name, one.data])])
-        for name, one in zip(names, identities, strict=True)
+        parts | ({"settings": ", ".join(words)} if words else {})
+        for parts, words in zip(named, rest, strict=True)
     ]
 
 
+def in_scenario(scenario: str) -> str:
+    """Return a scenario as one says it: "frozen, linear"."""
+    return scenario.replace("-", ", ")
+
+
 def _word(one: Identity, part: str) -> str:
+    """Return a part of an identity in words that say what it is."""
+    value = getattr(one, part)
     if part == "shots":
-        return "all images" if one.shots is None else f"{one.shots} shots"
-    return str(getattr(one, part))
+        return "all images" if value is None else f"{value} shots"
+    words = {
+        "weights": {"file": "weights from a file"}.get(value, f"{value} weights"),
+        "scenario": in_scenario(str(value)),
+        "head": f"{value} head",
+        "protocol": f"protocol {value}",
+        "scored_by": f"per {value}",
+    }
+    return words.get(part, str(value))
 
 
 def _rest(one: Identity, alike: Sequence[Identity]) -> list[str]:

@@ -83,6 +83,7 @@ class Group(TypedDict):
     value: Value
     ci_low: Value
     ci_high: Value
+    left_out: NotRequired[list[str]]
 
 
 class Threshold(TypedDict):

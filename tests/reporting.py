@@ -126,7 +126,7 @@ class Page(HTMLParser):
         names = [name for name, _ in attrs]
         assert len(set(names)) == len(names)
         self.builder.start(tag, {name: value or "" for name, value in attrs})
-        if tag in ("meta", "link"):
+        if tag in ("meta", "link", "img"):
             self.builder.end(tag)
         else:
             self.open.append(tag)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from reporting import GRADES, HOSTILE, add, stored
 
-from probe.report import Options, html, make
+from probe.report import Options, html, make, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
@@ -21,6 +21,7 @@ def every_kind(folder):
         facts["weights"] = "random" if name == "deit" else "published"
         stored(folder, backbone=name, names=HOSTILE[:5], seed=k, **facts)
         add(folder, classes=GRADES, backbone=name, seed=k, feature="final/mean", **facts)
+    stored(folder, backbone="sam", names=HOSTILE[:5], seed=2, metrics=facts["metrics"])
     history = [{"epoch": k, "train_loss": 1 / (k + 1), "value": 0.5 + k / 10} for k in range(4)]
     history[0]["train_loss"] = None
     facts = {"feature": "final/mean", "history": history, "folds": {}, "C": None}
@@ -58,6 +59,15 @@ def index(tmp_path_factory, browser):
     options = Options(analysis=folder / "analysis")
     (folder / "index.html").write_text(html(make([folder], options), options))
     return (folder / "index.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, browser):
+    """The page as the command writes it, with pictures of its charts."""
+    folder = tmp_path_factory.mktemp("written")
+    add(folder, seed=1)
+    add(folder, seed=2, backbone="sam")
+    return write_report([folder], folder / "report").as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +151,14 @@ def test_the_table_sorts_by_a_column_both_ways(page):
     button.focus()
     page.keyboard.press("Enter")
     down = names(page)
-    assert [n.split()[0] for n in down[:2]] == ["dinov2", "deit"]
+    place = button.locator("xpath=..").evaluate("th => th.cellIndex")
+    values = "(rows, k) => rows.slice(0, 3).map(r => Number(r.cells[k].dataset.value))"
+    falling = page.eval_on_selector_all("table.main tbody tr", values, place)
+    assert falling == sorted(falling, reverse=True) and falling[0] > falling[2] > 0
+    assert {n.split()[0] for n in down[:3]} == {"dinov2", "deit", "sam"}
     assert button.locator("xpath=..").get_attribute("aria-sort") == "descending"
     button.click()
-    assert [n.split()[0] for n in names(page)[:2]] == ["deit", "dinov2"]
+    assert page.eval_on_selector_all("table.main tbody tr", values, place) == falling[::-1]
     last = page.locator(".main tbody tr").last
     assert "unfrozen" in last.inner_text()  # without a value: last, both ways
 
@@ -156,7 +170,10 @@ def test_filters_leave_a_scenario_and_show_another_metric(page):
     page.select_option("#scenario", "")
     page.select_option("#metric", "auroc")
     cell = page.locator("table.main tr", has_text="deit").locator("td[data-cell]").last
-    assert cell.locator(".value").inner_text() == ".900" and "best" in cell.get_attribute("class")
+    assert cell.locator(".value").inner_text() == ".900"
+    assert page.locator("table.main td.best").count() == 1  # deit's weights are random
+    best = page.locator("table.main td.best")
+    assert best.locator("xpath=..").inner_text().startswith("sam")
     assert page.is_hidden("#marks") and page.is_visible("#untested")
     page.select_option("#metric", "")
     assert cell.locator(".value").inner_text() == ".833"
@@ -246,6 +263,87 @@ def test_nothing_sticks_out_at_either_width(page, size, tmp_path):
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     with Image.open(tmp_path / "page.png") as seen:
         assert seen.width == size["width"] and len(seen.convert("RGB").getcolors(1 << 24)) > 500
+
+
+@pytest.mark.parametrize("why", ["reduced motion", "no observer", "print"])
+def test_where_nothing_scrolls_charts_are_drawn_at_once(browser, index, why):
+    page = browser.new_page(viewport=WIDE, reduced_motion="reduce" if why[0] == "r" else None)
+    if why == "no observer":
+        page.add_init_script("delete window.IntersectionObserver")
+    page.goto(index)
+    if why == "print":
+        page.emulate_media(media="print", color_scheme="dark")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('figure.chart')].every("
+        "f => f.dataset.drawn || !f.querySelector('.plot').clientWidth)"
+    )
+    assert page.evaluate("scrollY") == 0
+    if why == "print":  # on paper, whatever the system's colours
+        assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+    page.close()
+
+
+def test_pictures_stand_where_no_script_runs_and_until_it_has_run(browser, written):
+    page = browser.new_page(viewport=WIDE, java_script_enabled=False)
+    page.goto(written)
+    stills = page.locator("img.still")
+    assert stills.count() > 5
+    assert page.locator(".plot").first.bounding_box()["height"] < 20  # no gap for what won't come
+    for still in stills.all():
+        box = still.bounding_box()
+        assert box["width"] > 200 and box["height"] > 80  # it was read: a broken one has no height
+    page.close()
+    page = browser.new_page(viewport=WIDE)  # plotly is never there
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(written)
+    first = page.locator("figure.chart:has(.plot img.still)").first
+    assert first.locator("img.still").first.evaluate("i => i.naturalWidth") > 200
+    page.close()
+
+
+def test_a_table_wider_than_the_page_says_that_it_scrolls(browser, index):
+    page = browser.new_page(viewport=NARROW)
+    page.goto(index)
+    box = page.locator(".scroll:has(table.results)")
+    hint = page.locator(".sideways:has(+ .scroll table.results)")
+    hint.wait_for()
+    assert "scroll sideways" in hint.inner_text()
+    assert "more" in box.get_attribute("class").split()
+    box.evaluate("b => { b.scrollLeft = b.scrollWidth; }")
+    page.wait_for_function("b => !b.classList.contains('more')", arg=box.element_handle())
+    assert "less" in box.get_attribute("class").split()
+    page.close()
+
+
+def test_long_names_are_broken_into_lines_and_not_cut(browser, tmp_path):
+    facts = {"folds": {}, "C": None, "scenario": "unfrozen-linear", "protocol": "finetune"}
+    for k, which in enumerate(("all", "last:1")):
+        add(tmp_path, seed=k, settings={"unfreeze": which, "lr": 0.001 * (k + 1)}, **facts)
+    for k, protocol in enumerate(("dinov2-logreg", "bigvision-fewshot")):
+        add(tmp_path, seed=k, protocol=protocol)
+    options = Options()
+    (tmp_path / "index.html").write_text(html(make([tmp_path], options), options))
+    for size in (WIDE, NARROW):
+        page = browser.new_page(viewport=size)
+        page.goto((tmp_path / "index.html").as_uri())
+        for chart, selector in (
+            ("gain", ".main-svg .xtick"),
+            ("scenarios", ".main-svg .ytick"),
+            ("scenarios", ".legend bdi"),
+            ("C-", ".legend bdi"),
+        ):
+            figure = page.locator(f"figure[data-chart*='000-{chart}']").first
+            figure.scroll_into_view_if_needed()
+            figure.locator(".main-svg").first.wait_for(state="attached")
+            said = figure.locator(selector).all_inner_texts()
+            said = said if all(said) else figure.locator(selector).all_text_contents()
+            assert said and not [text for text in said if "\u2026" in text], (chart, said)
+            outer = figure.locator(".plot").bounding_box()
+            for tick in figure.locator(".main-svg .xtick, .main-svg .ytick").all():
+                box = tick.bounding_box()
+                assert box["x"] >= outer["x"] - 1, (chart, tick.text_content())
+                assert box["y"] + box["height"] <= outer["y"] + outer["height"] + 1
+        page.close()
 
 
 def test_on_paper_all_charts_of_the_page_are_light_and_drawn(browser, index):

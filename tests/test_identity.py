@@ -109,7 +109,7 @@ def test_trained_and_random_weights_in_one_folder_are_compared_with_each_other(t
         said = read_predictions(tmp_path / "results" / row.predictions)
         assert row.value == accuracy_score(said.labels, said.probabilities.argmax(1))
     [pair] = compare_results([tmp_path / "results"], n=500).pairs
-    assert {pair.a, pair.b} == {"made published", "made random"}
+    assert {pair.a, pair.b} == {"made · published weights", "made · random weights"}
     assert abs(pair.difference.value) > 0.2 and pair.difference.p < 0.05
 
 
@@ -120,11 +120,26 @@ def test_models_are_told_apart_by_what_differs_between_them(tmp_path):
     found = compare_results([tmp_path / "results"], n=100)
     assert sorted(found.models) == sorted(
         [
-            "made C 0.1 image.size None",
-            "made C 0.1 image.size 448",
-            "made C 10 image.size None",
+            "made · C 0.1, image.size None",
+            "made · C 0.1, image.size 448",
+            "made · C 10, image.size None",
         ]
     )
+
+
+def test_every_part_of_a_name_says_what_it_is_of(tmp_path):
+    one = replace(run(tmp_path).identity, backbone="dinov2")
+    others = [
+        replace(one, protocol="dinov2-logreg", scenario="frozen-linear"),
+        replace(one, protocol="study", scenario="frozen-linear"),
+        replace(one, protocol="study", scenario="unfrozen-linear"),
+    ]
+    assert model_names(others) == [
+        "dinov2 · frozen, linear · protocol dinov2-logreg",
+        "dinov2 · frozen, linear · protocol study",
+        "dinov2 · unfrozen, linear · protocol study",
+    ]
+    assert model_names(others[:1]) == ["dinov2"]
 
 
 def test_results_of_other_splits_and_labels_are_other_data(tmp_path):

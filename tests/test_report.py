@@ -26,6 +26,7 @@ from sklearn.metrics import (
 from features.errors import ProbeError
 from probe.draw.tables import Scored, Table, interval, p_value, power, score
 from probe.report import Options, make, write_report
+from probe.results import Predictions
 
 
 def chart(page, end):
@@ -99,6 +100,60 @@ def test_the_curves_are_scikit_learns_within_their_bands(tmp_path):
         assert inside.mean() > 0.9 and (high - low).max() > 0.05
 
 
+def test_a_curve_without_a_band_says_why(tmp_path):
+    y = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 2])
+    subjects = ["a", "b", "c", "d", "e", "e", "f", "g", "h", "i"]  # class one: one subject
+    z = np.random.default_rng(0).dirichlet(np.ones(3), len(y))
+    z[y == 2, 2] += 5  # told apart without an error: every resample is the same curve
+    p = z / z.sum(1, keepdims=True)
+    tiny = Predictions([str(i) for i in range(10)], subjects, y, p, ["zero", "one", "two"])
+    few = {"few": "few test subjects: 9 in all; no interval is sure", "n_subjects_test": 9}
+    add(tmp_path, predictions=tiny, classes=tiny.classes, **few)
+    charts = {c.title: c for c in make([tmp_path], Options()).charts()}
+    roc = charts["ROC"]
+    bands = {s.name.split(" (")[0]: len(s.low) for s in roc.series}
+    assert bands["zero"] and not (bands["one"] or bands["two"] or bands["mean of all"])
+    assert "from resampling subjects. With few subjects it is not sure." in roc.caption
+    assert "No band for one: one test subject with it." in roc.caption
+    assert "No band for two: all resamples give the same curve." in roc.caption
+    page = Page(write_report([tmp_path], tmp_path / "report"))
+    assert "No band for one: one test subject with it." in said(page.root)
+
+    add(tmp_path / "images", subjects_known=False)
+    (roc,) = [c for c in make([tmp_path / "images"], Options()).charts() if c.title == "ROC"]
+    assert roc.caption.startswith("The band is 95 %, pointwise, from resampling images.")
+
+
+def test_groups_say_what_their_means_are_without_and_images_where_no_subjects_are_known(tmp_path):
+    group = {"column": "sex", "n": 9, "subjects": 9, "value": 0.5, "ci_low": 0.4, "ci_high": 0.6}
+    group |= {"small": False}
+    known = [
+        group | {"group": "F", "left_out": []},
+        group | {"group": "M", "left_out": ["Hernia", "Mass"]},
+    ]
+    old = [group | {"group": "F"}]
+    findings = {"classes": ["Hernia", "Mass"], "many": True, "metric": "auroc"}
+    for k, (groups, caption) in enumerate((
+        (known, "A score is the mean over the findings that the group has: groups differ"),
+        (old, "that the group has, which may not be the same in each: groups differ"),
+    )):  # fmt: skip
+        folder = tmp_path / str(k)
+        add(folder, subgroups=groups, subjects_known=k == 0, **findings)
+        page = Page(write_report([folder], folder / "report"))
+        assert caption in said(page.root)
+        rows = page.rows("groups")
+        expected = [".500 [.400, .600]"]
+        if k:
+            assert rows == [["sex F", "9", *expected]]
+        else:
+            assert rows == [
+                ["sex F", "9", "9", *expected, ""],
+                ["sex M", "9", "9", *expected, "Hernia, Mass"],
+            ]
+        (table,) = (folder / "report" / "tables").glob("*-groups.md")
+        assert "groups differ" in table.read_text()
+
+
 def test_hostile_names_stay_text_everywhere(tmp_path):
     first = {"dataset": HOSTILE[0], "backbone": HOSTILE[1], "notes": [HOSTILE[2]]}
     add(tmp_path, classes=HOSTILE, **first, store="it's here.h5", n_bad=2, command=HOSTILE[5])
@@ -111,7 +166,10 @@ def test_hostile_names_stay_text_everywhere(tmp_path):
     kinds = [("data", "application/json"), ("plotly", "text/plain"), (None, None)]
     assert scripts == kinds  # data, data, and the page's own
     for element in page.root.iter():
-        assert element.tag not in ("img", "i", "iframe", "object", "foreignobject", "form", "base")
+        if element.tag == "img":  # a still, of our own making
+            assert element.get("src").startswith(("data:image/svg+xml;base64,", "data:image/png;"))
+            assert set(element.attrib) == {"class", "alt", "src"}
+        assert element.tag not in ("i", "iframe", "object", "foreignobject", "form", "base")
         assert not [name for name in element.attrib if name.startswith("on")]
     text = "".join(page.root.itertext())
     for name in HOSTILE:
@@ -147,7 +205,10 @@ def test_the_page_reaches_for_nothing_outside_itself(tmp_path):
     assert len(set(ids)) == len(ids)
     for element in page.root.iter():
         for name, value in element.attrib.items():
-            assert name not in ("src", "srcset", "action", "data", "poster")
+            assert name not in ("srcset", "action", "data", "poster")
+            if name == "src":
+                assert element.tag == "img" and value.startswith("data:image/")
+                continue
             if name == "href" and value != "data:,":
                 assert value.removeprefix("#") in ids and value.startswith("#")
             value = re.sub(r"'sha256-[^']*'", "", value)  # base64 may have // by chance

@@ -62,19 +62,146 @@ def test_the_answer_is_the_paired_test_of_compare(tmp_path):
     assert f"the next, {second.cell.name} (frozen, linear), {second.said}. Chosen as" in markdown
 
 
+def tags(page, name="tag"):
+    """Return the words of one class of every row of the main table."""
+    return [
+        [said(e) for e in row.iter("span") if name in e.get("class", "").split()]
+        for row in page.find("table", "main")[0].find("tbody")
+    ]
+
+
 def test_other_test_images_are_not_compared_and_random_weights_wear_a_mark(tmp_path):
     told(tmp_path, 0.9, weights="random", notes=["not medical: handwritten digits"])
     add(tmp_path, backbone="blip", metric="accuracy", converged=False, N=50)
     page = Page(write_report([tmp_path], tmp_path / "report"))
     headline = said(page.find("h1", "headline")[0])
-    assert "dinov2 (frozen, linear, random weights)" in headline
-    assert headline.endswith("can't be tested against it (not the same test images and labels).")
+    assert headline.startswith("On idrid, blip (frozen, linear): accuracy")
+    assert "Untrained, dinov2 (frozen, linear, random weights) has" in headline
+    assert headline.endswith("(it can't be tested: not the same test images and labels).")
     text = said(page.root)
     assert "1 of 2 results are of backbones that were never trained" in text
     assert "not medical: handwritten digits" in text
-    tags = [[said(e) for e in row.iter("span") if "tag" in e.get("class", "").split()]
-            for row in page.find("table", "main")[0].find("tbody")]  # fmt: skip
-    assert tags == [["random weights"], ["not converged"]]
+    assert tags(page) == [["untrained: random weights"], ["not converged"]]
+
+
+@pytest.mark.parametrize("trained", [0, 1, 2])
+def test_an_untrained_model_is_never_the_best_and_one_model_is_no_contest(tmp_path, trained):
+    told(tmp_path, 0.95, backbone="noise", weights="random")
+    told(tmp_path, 0.94, backbone="static", weights="random", noise=4)
+    for k, name in enumerate(("dinov2", "sam")[:trained]):
+        told(tmp_path, 0.8, backbone=name, noise=1 + k)
+    report = make([tmp_path], Options())
+    (column,) = report.columns
+    assert [s.mark for s in column.standings if s.untrained] == ["", ""]
+    page = Page(write_report([tmp_path], tmp_path / "report"))
+    text = said(page.root)
+    headline = said(page.find("h1", "headline")[0])
+    marks = [word for row in tags(page, "mark") for word in row]
+    latex = (tmp_path / "report" / "tables" / "000-main.tex").read_text()
+    if trained == 2:
+        assert marks == ["best", "≈ best"] and column.chosen and column.among == 2
+        tests = {row[3]: row for row in report.tables[1].rows}
+        noise = tests["noise (random weights)"]
+        assert noise[4].value < 0 and noise[5] < 0.001 and noise[6] is None
+    else:
+        assert marks == [] and "the best" not in headline and "Chosen as" not in text
+        assert "textbf" not in latex and "bold" not in latex
+    if trained:
+        assert not column.best.untrained and "Untrained, noise" in headline
+        assert "(p < .001 for a difference of −." in headline  # noqa: RUF001
+    else:
+        assert headline.startswith("On idrid, where no model is trained, noise (")
+    found = compare_results([tmp_path], n=100).best
+    assert [best.models for best in found] == (
+        [[s.cell.name for s in column.standings if not s.untrained]] if trained == 2 else []
+    )
+
+
+def test_the_headline_is_of_the_data_with_a_choice_and_enough_subjects_and_says_what_is_few(
+    tmp_path,
+):
+    few = "few test {}: 3 in all; no interval is sure to hold its 95 %"
+    told(tmp_path, 0.9, dataset="a-tiny", few=few.format("subjects"), n_subjects_test=3)
+    told(tmp_path, 0.9, dataset="b-alone", n_subjects_test=9000)
+    told(tmp_path, 0.9, dataset="c-small", n_subjects_test=90)
+    told(tmp_path, 0.8, dataset="c-small", n_subjects_test=90, backbone="sam", noise=1)
+    images = {"few": few.format("images"), "subjects_known": False}
+    told(tmp_path, 0.8, dataset="d-images", backbone="blip", noise=1, **images)
+    page = Page(write_report([tmp_path], tmp_path / "report"))
+    headline = said(page.find("h1", "headline")[0])
+    assert headline.startswith("On c-small, dinov2") and "few" not in headline
+    answers = [said(p) for p in page.find("p", "answer")]
+    assert [a.split(",")[0] for a in answers] == ["On a-tiny", "On b-alone", "On d-images"]
+    assert "few subjects, so that the interval is not sure" in answers[0]
+    assert "few images, so that the interval is not sure" in answers[2]
+    assert tags(page) == [["few subjects"], [], ["few images"]]
+    markdown = (tmp_path / "report" / "results.md").read_text()
+    assert "**few subjects**: the interval" in markdown and "**few images**" in markdown
+    for kind in ("csv", "md", "tex"):
+        table = (tmp_path / "report" / "tables" / f"000-main.{kind}").read_text()
+        assert "few subjects" in table and "few images" in table
+
+    (tmp_path / "tiny").mkdir()
+    told(tmp_path / "tiny", 0.9, few=few.format("subjects"))
+    page = Page(write_report([tmp_path / "tiny"], tmp_path / "report"))
+    assert "few subjects, so that" in said(page.find("h1", "headline")[0])
+
+
+def test_where_less_is_better_the_lowest_leads_and_axes_hold_every_interval(tmp_path):
+    for k, (name, value) in enumerate((("dinov2", 0.4), ("sam", 1.9), ("blip", 3.5))):
+        facts = {"ci_low": value - 0.2, "ci_high": value + 0.3}
+        told(tmp_path, 0.9 - k / 10, backbone=name, noise=k, metric="log_loss", value=value,
+             missing=True, **facts)  # fmt: skip
+        told(tmp_path, 0.9 - k / 10, backbone=name, noise=k, scenario="unfrozen-linear",
+             metric="log_loss", value=value + 0.1, missing=True, **facts)  # fmt: skip
+    report = make([tmp_path], Options())
+    (column,) = report.columns
+    assert column.best.cell.result.value == 0.4 and column.span == (0, 3.8)
+    assert column.words == "log loss (less is better)"
+    page = Page(write_report([tmp_path], tmp_path / "report"))
+    drawn = [
+        {e.get("class"): [float(e.get(x)) for x in ("x1", "x2")] for e in svg}
+        for svg in page.find("svg", "range")
+    ]
+    ends = [(s.cell.result.ci_low, s.cell.result.ci_high) for s in column.standings]
+    places = sorted(line["span"] for line in drawn)
+    for place, end in zip(places, sorted(ends), strict=True):  # in scale, and none cut off
+        np.testing.assert_allclose(place, 2 + 96 * np.array(end) / 3.8, atol=0.01)
+    charts = [c for section in report.sections for c in section.charts]
+    titles = {c.x.title for c in charts if c.kind == "dots"}
+    titles |= {c.y.title for c in charts if c.kind == "lines"}
+    assert titles == {"log loss (less is better)"}
+    (gain,) = [c for c in charts if c.kind == "bars"]
+    assert list(gain.values) == sorted(gain.values, reverse=True)
+    assert gain.foundations[0] == "dinov2" and "Upwards is better" in gain.caption
+
+
+def test_every_bar_and_every_line_has_a_name_of_its_own(tmp_path):
+    tuned = {"scenario": "unfrozen-linear", "protocol": "finetune", "folds": {}, "C": None}
+    for k, which in enumerate(("all", "last:1")):
+        how = {"unfreeze": which}
+        history = [{"epoch": e, "train_loss": 0.5, "value": 0.6} for e in range(2)]
+        told(tmp_path, 0.9, noise=k, settings=how, tuned=how, history=history, **tuned)
+    for k, protocol in enumerate(("paper", "dinov2-logreg")):
+        told(tmp_path, 0.8, noise=5 + k, protocol=protocol)
+        for shots in (1, 4):
+            told(tmp_path, 0.6, noise=9 + k + shots, protocol=protocol, shots=shots)
+        told(tmp_path, 0.6, noise=20 + k, protocol=protocol, feature="block00/cls")
+    found = sections(tmp_path)
+    (bars,) = found["gain"]
+    labels = list(zip(bars.classifiers, bars.foundations, strict=True))
+    assert len(set(labels)) == 4 and {f for _, f in labels} == {"dinov2"}
+    assert "unfrozen, linear · protocol finetune · unfreeze last:1" in bars.classifiers
+    assert "frozen, linear · protocol paper" in bars.classifiers
+    for key in ("strength", "depth", "shots", "convergence"):
+        for chart in found[key]:
+            drawn = [s.name for s in chart.series if s.legend]
+            assert len(set(drawn)) == len(drawn) == 2, key
+            assert all("protocol" in n or "unfreeze" in n for n in drawn), drawn
+    (chart,) = found["scenarios"]
+    at = [(s.name, y) for s in chart.series for y in s.y]
+    assert len(set(at)) == len(at) == 4
+    assert "frozen, linear · protocol paper" in [s.name for s in chart.series]
 
 
 def test_over_several_data_sets_the_answer_is_a_mean_rank(tmp_path):
@@ -132,7 +259,7 @@ def test_parts_appear_with_their_data_and_only_then(tmp_path):
     assert [chart.shares for chart in found["cka"]] == [[[1, 0.25], [0.25, 1]], [[0.5, 0.75]]]
     # The table has the final layer and all training images only.
     names = [s.cell.name for s in make([tmp_path], Options()).columns[0].standings]
-    assert names == ["dinov2 unfrozen-linear", "dinov2 frozen-linear", "sam"]
+    assert names == ["dinov2 · unfrozen, linear", "dinov2 · frozen, linear", "sam"]
 
     (tmp_path / "analysis" / "cka_bad.csv").write_text(",a,b\na,1\n")
     with pytest.raises(ProbeError, match=r"cka_bad.csv is no table of CKA"):
@@ -164,12 +291,12 @@ def test_two_sets_are_compared_in_what_they_can_agree_in(tmp_path):
             )
     sides = (tmp_path / "a", tmp_path / "b")
     report = make([], Options(compare=sides))
-    rows = {row[2].split(",")[0]: row for row in report.versus.rows}
+    rows = {row[2].split(" · ")[0]: row for row in report.versus.rows}
     assert set(rows) == {"dinov2", "sam"}
-    assert rows["dinov2"][3] == "dinov2, unfrozen-linear"
+    assert rows["dinov2"][3] == "dinov2 · unfrozen, linear"
     assert rows["dinov2"][6].value < -0.05 and rows["dinov2"][8] < 0.05 < rows["sam"][8]
     pairs = {(p.a, p.b): p for p in compare_results(sides).pairs}
-    expected = pairs["dinov2 frozen-linear", "dinov2 unfrozen-linear"].difference
+    expected = pairs["dinov2 · frozen, linear", "dinov2 · unfrozen, linear"].difference
     assert rows["dinov2"][6].value == expected.value and rows["dinov2"][7] == expected.p
     assert report.sections[0].key == "versus"
     page = Page(write_report([], tmp_path / "report", Options(compare=sides)))

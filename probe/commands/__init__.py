@@ -235,6 +235,8 @@ def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
 
 def say_result(result: Result, *, several: bool) -> None:
     """Print a result in one line, and on standard error what must be known of it."""
+    from probe.score.evaluation import uneven
+
     cell = [result.feature] if several else []
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
     chosen = f"C = {result.C:.3g}" if result.C else ""
@@ -256,6 +258,8 @@ def say_result(result: Result, *, several: bool) -> None:
         echo(f"  {result.notes[-1]}", err=True)
     for group in result.subgroups:
         say_group(result.metric, group, subjects=result.subjects_known)
+    if said := uneven(result.subgroups):
+        echo(f"  {said}")
     if result.weights == "random":
         echo("  the backbone's weights are random: the score says nothing about it", err=True)
     if not result.converged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from probe.draw.drawing import (
     style,
 )
 from probe.draw.tables import power, score
+from probe.identity import SEPARATOR
 
 NUMBERED = 15  # rows up to which a cell of a matrix holds its text
 NAMED = 40  # rows up to which it names them
@@ -55,7 +57,7 @@ def _lines(chart: Lines) -> Figure:
         (drawn,) = axes.plot(x, y, color=colour, linewidth=0.8 if s.thin else 1.5)
         drawn.set(linestyle=line, marker=looks[s.look], markersize=3.4, markeredgewidth=0.8)
         if s.legend:
-            drawn.set_label(_short(s.name, 34))
+            drawn.set_label(_wrapped(s.name))
         if s in banded and (len(banded) < 3 or s is banded[0]):  # more would hide each other
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
         elif len(low) and s.look != "line":
@@ -76,7 +78,9 @@ def _lines(chart: Lines) -> Figure:
 
 def _dots(chart: Dots) -> Figure:
     L, S = len(chart.rows), len(chart.series)
-    figure = Figure(figsize=(5.2, 0.9 + (0.17 + 0.09 * S) * L), layout="constrained")
+    names = [_wrapped(name) for name in chart.rows]
+    tall = max([0.17 + 0.09 * S, *(0.06 + 0.14 * (1 + name.count("\n")) for name in names)])
+    figure = Figure(figsize=(5.2, 0.9 + tall * L), layout="constrained")
     axes = figure.add_subplot()
     if chart.line is not None:
         axes.axvline(chart.line, color=INK, linewidth=0.8, linestyle=DASH)
@@ -85,10 +89,10 @@ def _dots(chart: Dots) -> Figure:
         colour = _colour(s.colour)
         if len(s.low):
             axes.hlines(rows, _array(s.low), _array(s.high), color=colour, linewidth=1.2, alpha=0.6)
-        axes.plot(_array(s.x), rows, "o", color=colour, markersize=4.5, label=_short(s.name, 34))
+        axes.plot(_array(s.x), rows, "o", color=colour, markersize=4.5, label=_wrapped(s.name))
     _axis(axes, chart.x, "x")
     axes.set_ylim(L - 0.4, -0.6)
-    axes.set_yticks(np.arange(L), [_short(name, 34) for name in chart.rows])
+    axes.set_yticks(np.arange(L), names)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
@@ -101,7 +105,9 @@ def _dots(chart: Dots) -> Figure:
 def _bars(chart: Bars) -> Figure:
     """Draw bars above, the sizes of pre-training below, each model named between them."""
     n = len(chart.values)
-    figure = Figure(figsize=(max(3.6, 1.2 + 0.5 * n), 4.2), layout="constrained")
+    figure = Figure(
+        figsize=(max(3.6, 1.2 + max(0.5, 0.17 * _lines_of(chart)) * n), 4.2), layout="constrained"
+    )
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     places = np.arange(n)
     colours = [PALETTE[0] if v >= 0 else VERMILLION for v in chart.values]
@@ -110,13 +116,16 @@ def _bars(chart: Bars) -> Figure:
         face = "none" if hatch else colours[i]
         above.bar(i, value, 0.62, color=face, edgecolor=colours[i], hatch=hatch, linewidth=0.9)
         side = "bottom" if value >= 0 else "top"
-        above.text(i, value, f"{value:+.1f}".replace("-", "−"), ha="center", va=side, fontsize=7.5)  # noqa: RUF001
+        said = f"{value:+.1f}".replace("-", "−")  # noqa: RUF001
+        said = "reference" if i == chart.reference else said
+        above.text(i, value, said, ha="center", va=side, fontsize=7.5)
     above.axhline(0, color=INK, linewidth=0.8)
     above.margins(y=0.15)
     above.set_ylabel(_short(chart.y.title, 40))
     words = zip(chart.classifiers, chart.foundations, strict=True)
-    labels = [f"{_short(c, 14)}\n{_short(f, 18)}" for c, f in words]
-    above.set_xticks(places, labels, rotation=90 if n > 5 else 0, fontsize=7.5)
+    labels = [_wrapped(f"{c}{SEPARATOR}{f}", 24) for c, f in words]
+    steep = n > 5 or max(len(line) for label in labels for line in label.split("\n")) > 14
+    above.set_xticks(places, labels, rotation=90 if steep else 0, fontsize=7.5)
     above.tick_params(axis="x", length=0, labelbottom=True)
     sizes = _array(chart.sizes)
     below.bar(places, np.nan_to_num(sizes, nan=1.0), 0.62, color=FOLD)
@@ -195,11 +204,33 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
+def _wrapped(text: str, limit: int = 34) -> str:
+    """Return a name in lines, broken between its parts, and within one that is longer than a line.
+
+    Only a word that is longer than a line is cut.
+    """
+    lines: list[str] = []
+    for part in printable(text).split(SEPARATOR):
+        longer = SEPARATOR.join([*lines[-1:], part])
+        if len(longer) <= limit:
+            lines[-1:] = [longer]
+        else:
+            lines += wrap(part, limit, break_long_words=False, break_on_hyphens=False) or [part]
+    return "\n".join(_short(line, limit) for line in lines)
+
+
+def _lines_of(chart: Bars) -> int:
+    """Return the lines of the longest label under a bar."""
+    pairs = zip(chart.classifiers, chart.foundations, strict=True)
+    return max(1 + _wrapped(SEPARATOR.join(pair), 24).count("\n") for pair in pairs)
+
+
 def _legend(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     few = {label: handle for handle, label in zip(handles[:14], labels[:14], strict=True)}
     look = {"frameon": False, "fontsize": 8.5, "handlelength": 1.6, "columnspacing": 1.4}
-    columns = 3 if max(map(len, few)) < 20 else 2
+    longest = max(len(line) for label in few for line in label.split("\n"))
+    columns = 3 if longest < 20 else 2 if longest < 35 else 1
     figure.legend(
         few.values(), few.keys(), loc="outside upper left", ncols=columns, borderaxespad=0, **look
     )

@@ -1,7 +1,8 @@
 """Turn results into a page that opens anywhere, with its figures and tables as files beside it.
 
     gather     results and predictions -> cells           verdict    which model, how surely
-    overview   cells -> charts across results             versus     A and B -> paired tests
+    standings  its tables                                 versus     A and B -> paired tests
+    overview   cells -> charts across results
     panels     one cell, by closeups (its charts),        curves     ROC and precision-recall, bands
                listings (its tables) and examples
     stores     what is still in the stores: map, audit    thumbnails images that are still there
@@ -17,7 +18,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -30,12 +31,13 @@ from probe.draw.charts import Chart, to_json
 from probe.draw.tables import Scored, Table, csv_table, in_words
 from probe.report import overview
 from probe.report.analysis import cka_charts
-from probe.report.gather import Cell, gather, leading
+from probe.report.gather import Cell, direction, gather, leading
 from probe.report.page import page, scripts
 from probe.report.panels import Panel, panel
 from probe.report.processes import Map, alone, several
+from probe.report.standings import main_table, tests_table
 from probe.report.stores import Stored, audited, look
-from probe.report.verdict import Column, Overall, columns, main_table, tests_table
+from probe.report.verdict import Column, Overall, columns, headline
 from probe.report.verdict import overall as rank
 from probe.report.versus import SIDES, matches, versus_charts, versus_table
 from probe.results import ABANDONED, Result
@@ -83,6 +85,7 @@ class Report:
 
     cells: list[Cell]
     columns: list[Column]
+    first: Column | None  # what the headline is about, where it isn't about all
     overall: Overall | None
     sections: list[Section]
     datasets: list[Dataset]
@@ -135,7 +138,7 @@ def write_report(sources: Sequence[Path], out: Path, options: Options | None = N
 
 
 def _write(sources: Sequence[Path], draft: Path, options: Options) -> None:
-    from probe.report.files import write_figures, write_tables
+    from probe.report.files import stills, write_figures, write_tables
 
     with several() as run:
         report = make(sources, options, run)
@@ -145,9 +148,16 @@ def _write(sources: Sequence[Path], draft: Path, options: Options) -> None:
     for name, text in (
         ("results.csv", csv_table(report.results)),
         ("results.md", said),
-        ("index.html", html(report, options)),
+        ("index.html", html(report, options, stills(draft / "figures", _first_charts(report)))),
     ):
         (draft / name).write_text(text, encoding="utf-8", newline="")
+
+
+def _first_charts(report: Report) -> list[Chart]:
+    """Return the charts that a page shows at first: those of the whole, and a result of each."""
+    panels = [dataset.panels[0] for dataset in report.datasets]
+    groups = [section.charts for section in report.sections] + [one.charts for one in panels]
+    return list(chain.from_iterable(groups))
 
 
 def _take_place(draft: Path, out: Path) -> None:
@@ -173,13 +183,15 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     cells = gather(sides or [("", [])], private=options.private)
     leads = leading(cells)
     found = columns(leads, cells)
+    ranked = rank(found)
     tables = [main_table(found), tests_table(found), provenance(cells)]
     pairs = matches(leads) if options.compare else []
     versus = versus_table(pairs) if options.compare else None
     return Report(
         cells=cells,
         columns=found,
-        overall=rank(found),
+        first=None if ranked else headline(found),
+        overall=ranked,
         sections=_sections(cells, leads, found, options, versus_charts(pairs)),
         datasets=_datasets(leads, options, run),
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
@@ -283,8 +295,8 @@ def _renamed(one: Any, name: str) -> Any:
     return replace(one, name=name)
 
 
-def html(report: Report, options: Options) -> str:
-    """Return the page."""
+def html(report: Report, options: Options, stills: Mapping[str, str] | None = None) -> str:
+    """Return the page; `stills` are pictures of charts, for where no script runs."""
     three = ("value", "ci_low", "ci_high")
     scores = {
         cell.key: {name: [m.get(k) for k in three] for name, m in cell.result.metrics.items()}
@@ -296,14 +308,14 @@ def html(report: Report, options: Options) -> str:
         "scores": scores,
     }
     results = report.results
-    lowest = min(0.0, *(r.ci_low for r in results), *(r.value for r in results))
+    ways = {(name, direction(r.task, name)) for r in results for name in r.metrics}
     return page(
         "report.html.j2",
         report=report,
         data=data,
         private=options.private,
-        lowest=int(lowest * 10 - 0.999) / 10,
-        metrics=sorted({name for r in results for name in r.metrics}),
+        stills=stills or {},
+        metrics=dict(sorted(ways)),
         scenarios=sorted({r.scenario for r in results}),
         several={
             name: len({getattr(r, name) for r in results}) > 1

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from probe.draw.charts import Axis, Chart, Dots, Heat, Lines, Series
-from probe.draw.tables import in_words, power, score
+from probe.draw.tables import power, score
 from probe.report.curves import Band, bands
+from probe.report.gather import measure, more_is_better
 from probe.report.overview import folds
 from probe.results import Predictions, Result
 from probe.score import calibration
 from probe.score.metrics import per_output
 from probe.score.resampling import LEVEL
 
+NAMED = 3  # curves without a band that are named
 CURVES = 8  # outputs that are drawn one by one; of more, the commonest
 
 
@@ -31,7 +33,7 @@ def charts_of(r: Result, said: Predictions | None, stem: str) -> list[Chart]:
     elif said:
         charts += _findings(r, said, stem)
     if said:
-        charts += _ranked(*bands(said), said, stem)
+        charts += _ranked(*bands(said), r, said, stem)
         charts.append(_reliability(r, said, stem))
     if len(folds(r)[0]):
         charts.append(_strengths(r, stem))
@@ -82,8 +84,10 @@ def _findings(r: Result, said: Predictions, stem: str) -> list[Chart]:
     ]
 
 
-def _ranked(roc: Sequence[Band], pr: Sequence[Band], said: Predictions, stem: str) -> list[Chart]:
-    """Draw ROC and precision-recall curves with their bands."""
+def _ranked(
+    roc: Sequence[Band], pr: Sequence[Band], r: Result, said: Predictions, stem: str
+) -> list[Chart]:
+    """Draw ROC and precision-recall curves with their bands, and say which have none and why."""
     if not roc:
         return []
     labels = said.labels
@@ -123,10 +127,28 @@ def _ranked(roc: Sequence[Band], pr: Sequence[Band], said: Predictions, stem: st
                 series=series,
                 diagonal=kind == "roc",
                 focus=True,
-                caption="The band is 95 %, pointwise, from resampling subjects." + more,
+                caption=_of_bands(shown, r) + more,
             )
         )
     return charts
+
+
+def _of_bands(shown: Sequence[Band], r: Result) -> str:
+    """Say what the bands are, whether they are sure, and of what there is none, and why."""
+    unit = "subject" if r.subjects_known else "image"
+    missing: dict[str, list[str]] = {}
+    for b in shown:
+        if b.why_not:
+            missing.setdefault(b.why_not.format(unit), []).append(b.name)
+    said = ""
+    if any(not b.why_not for b in shown):
+        said = f"The band is 95 %, pointwise, from resampling {unit}s."
+        said += f" With few {unit}s it is not sure." if r.few else ""
+    for why, names in missing.items():
+        rest = len(names) - NAMED
+        more = f" and {rest} more" if rest > 0 else ""
+        said += f" No band for {', '.join(names[:NAMED])}{more}: {why}."
+    return said.strip()
 
 
 def _reliability(r: Result, said: Predictions, stem: str) -> Lines:
@@ -170,7 +192,7 @@ def _strengths(r: Result, stem: str) -> Lines:
     mean = [
         float(row[ok].mean()) if ok.any() else None for row, ok in zip(scores, defined, strict=True)
     ]
-    F, words = scores.shape[1], in_words(r.metric)
+    F, words = scores.shape[1], measure(r)
     columns = [[v if v == v else None for v in column] for column in scores.T.tolist()]
     series = [
         Series("each fold", x, column, colour="fold", thin=True, legend=k == 0)
@@ -185,8 +207,10 @@ def _strengths(r: Result, stem: str) -> Lines:
         series.append(Series("not converged", *loose, colour="mark", look="cross", thin=True))
     alt = f"{words} on {F} folds against {len(C)} values of C from {power(C[0])} to {power(C[-1])}"
     if known := [(m, c) for m, c in zip(mean, x, strict=True) if m is not None]:
-        top, at = max(known)
-        alt += f"; the mean is highest, {top:.3f}, at C = {power(at)}"
+        more = more_is_better(r.task, r.metric)
+        top, at = max(known) if more else min(known)
+        word = "highest" if more else "lowest"
+        alt += f"; the mean is {word}, {top:.3f}, at C = {power(at)}"
     alt += f"; C = {power(r.C)} was chosen"
     alt += f"; {int((~converged).sum())} of {converged.size} fits did not converge."
     return Lines(

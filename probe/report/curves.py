@@ -27,13 +27,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Band:
-    """A curve of one output on GRID, (G,) each; `area` is that under it."""
+    """A curve of one output on GRID, (G,) each; `area` is that under it.
+
+    Where there is no band, low and high are empty, and `why_not` says why, with {} for the unit.
+    """
 
     name: str
     middle: Array
     low: Array
     high: Array
     area: float
+    why_not: str = ""
 
 
 def bands(said: Predictions, *, seed: int = 0) -> tuple[list[Band], list[Band]]:
@@ -52,15 +56,17 @@ def bands(said: Predictions, *, seed: int = 0) -> tuple[list[Band], list[Band]]:
     weights = bootstrap_weights(np.asarray(said.subjects), RESAMPLES, rng)
     weights = np.concatenate([np.ones((1, weights.shape[1])), weights])  # the first is the curve
     curves = [_curves(truth, score, weights) for _, truth, score in both]
+    alone = [_alone(truth, np.asarray(said.subjects)) for _, truth, _ in both]
     found = []
     for place, area in enumerate((ranking.auroc, ranking.average_precision)):
         each = [
-            (name, curve[place], float(area(truth, score)(weights[:1])[0]))
-            for (name, truth, score), curve in zip(both, curves, strict=True)
+            (name, curve[place], float(area(truth, score)(weights[:1])[0]), why)
+            for (name, truth, score), curve, why in zip(both, curves, alone, strict=True)
         ]
         if len(each) > 1:
-            mean = np.mean([curve for _, curve, _ in each], axis=0)
-            each.insert(0, (MEAN, mean, float(np.mean([area for *_, area in each]))))
+            mean = np.mean([curve for _, curve, _, _ in each], axis=0)
+            why = "it is of curves without one" if any(alone) else ""
+            each.insert(0, (MEAN, mean, float(np.mean([area for _, _, area, _ in each])), why))
         found.append([_band(*one) for one in each])
     return found[0], found[1]
 
@@ -81,9 +87,24 @@ def _curves(truth: NDArray[Any], score: NDArray[Any], weights: Array) -> tuple[A
     return tpr, ppv
 
 
-def _band(name: str, curve: Array, area: float) -> Band:
-    """Return the first of (B, G) curves, with quantiles of the others that are defined."""
+def _alone(truth: NDArray[Any], subjects: NDArray[Any]) -> str:
+    """Say on which side of an output there is one subject only; "" where on neither."""
+    for value, word in ((1, "with"), (0, "without")):
+        if len(np.unique(subjects[truth == value])) < 2:
+            return f"one test {{}} {word} it"
+    return ""
+
+
+def _band(name: str, curve: Array, area: float, why_not: str) -> Band:
+    """Return the first of (B, G) curves, with quantiles of the others that are defined.
+
+    No band is a width that is not known: with one subject of a side there is none, nor where all
+    resamples that are defined give one curve.
+    """
     defined = curve[1:][np.isfinite(curve[1:]).all(1)]
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(defined, ends, axis=0) if len(defined) else (curve[0], curve[0])
+    if not why_not and (len(defined) < 2 or np.ptp(defined, axis=0).max() == 0):
+        why_not = "all resamples give the same curve"
+    if why_not:
+        return Band(name, curve[0], np.zeros(0), np.zeros(0), area, why_not)
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return Band(name, curve[0], low, high, area)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,17 @@ def write_figures(folder: Path, charts: Sequence[Chart], run: Map) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for _ in run(partial(_write, folder), charts, few=FEW):
         pass
+
+
+def stills(folder: Path, charts: Sequence[Chart]) -> dict[str, str]:
+    """Return the written figures as data URIs by their names: the smaller of SVG and PNG."""
+    found = {}
+    for chart in charts:
+        files = [folder / f"{chart.name}.{kind}" for kind in ("svg", "png")]
+        file = min(files, key=lambda file: file.stat().st_size)
+        kind = "svg+xml" if file.suffix == ".svg" else "png"
+        found[chart.name] = f"data:image/{kind};base64,{b64encode(file.read_bytes()).decode()}"
+    return found
 
 
 def write_tables(folder: Path, tables: Sequence[Table]) -> None:

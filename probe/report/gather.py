@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 from features.errors import ProbeError
 from probe.compare import predictions_of
 from probe.draw.drawing import printable
-from probe.identity import Identity, data_names, model_names
+from probe.draw.tables import in_words
+from probe.identity import Identity, data_names, in_one, in_scenario, model_parts
 from probe.results import Predictions, Result, load
 from probe.score.metrics import METRICS
 
@@ -40,7 +41,7 @@ class Cell:
     identity: Identity  # that of the row, before it was cleaned
     predictions: Predictions | None = None
     missing: str = ""  # why there are no predictions
-    name: str = ""  # its model: the backbone, and of the rest what varies
+    parts: Mapping[str, str] = field(default_factory=dict)  # of its model's name, see model_parts
 
     @property
     def random(self) -> bool:
@@ -48,17 +49,35 @@ class Cell:
         return self.result.weights == "random"
 
     @property
+    def name(self) -> str:
+        """Return its model's name: the backbone, and of the rest what varies."""
+        return in_one(self.parts)
+
+    @property
     def also(self) -> str:
         """Return the scenario in words, where the name doesn't say it."""
-        said = self.result.scenario in self.name.split()
-        return "" if said else self.result.scenario.replace("-", ", ")
+        return "" if "scenario" in self.parts else in_scenario(self.result.scenario)
+
+    def without(self, *left_out: str) -> str:
+        """Return its model's name without some of its parts."""
+        return in_one({part: word for part, word in self.parts.items() if part not in left_out})
+
+    @property
+    def tagged(self) -> bool:
+        """Say whether the weights are random and the name doesn't say so."""
+        return self.random and "weights" not in self.parts
 
     @property
     def model(self) -> str:
         """Return the name with a word where the weights are random."""
-        if self.random and "random" not in self.name.split():
-            return f"{self.name} (random weights)"
-        return self.name
+        return f"{self.name} (random weights)" if self.tagged else self.name
+
+    @property
+    def few(self) -> str:
+        """Return "few subjects" or "few images" where no interval of its test is sure, else ""."""
+        if not self.result.few:
+            return ""
+        return "few subjects" if self.result.subjects_known else "few images"
 
     @property
     def column(self) -> tuple[str, str]:
@@ -110,9 +129,10 @@ def leading(cells: Sequence[Cell]) -> list[Cell]:
     named: dict[str, Cell] = {}
     for side in {cell.side for cell in kept}:
         mine = [cell for cell in kept if cell.side == side]
-        for cell, name in zip(mine, model_names([c.identity for c in mine]), strict=True):
-            words = f"{side}: {name}" if side else name
-            named[cell.key] = replace(cell, name=printable(words))
+        for cell, parts in zip(mine, model_parts([c.identity for c in mine]), strict=True):
+            first = {"backbone": f"{side}: {parts['backbone']}"} if side else {}
+            words = {part: printable(word) for part, word in (parts | first).items()}
+            named[cell.key] = replace(cell, parts=words)
     return [named[cell.key] for cell in cells if cell.key in named]
 
 
@@ -141,6 +161,17 @@ def more_is_better(task: str, metric: str) -> bool:
     """Say which way a metric goes; one that isn't ours counts as a score."""
     known = METRICS.get((task, metric))
     return known is None or known.higher
+
+
+def direction(task: str, metric: str) -> str:
+    """Return what to add to a metric's name: "less is better" of a loss, else nothing."""
+    return "" if more_is_better(task, metric) else "less is better"
+
+
+def measure(result: Result) -> str:
+    """Return a result's metric in words with its direction, for an axis or a column."""
+    way = direction(result.task, result.metric)
+    return f"{in_words(result.metric)} ({way})" if way else in_words(result.metric)
 
 
 def _cell(side: str, folder: Path, raw: Result, private: bool) -> Cell:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from probe.draw.tables import Scored, Table, in_words
 from probe.report.closeups import confusion, outputs
+from probe.report.gather import measure
 from probe.results import Predictions, Result
 
 MISTAKES = 10  # kinds of mistakes that are listed
@@ -36,16 +37,40 @@ def _metrics(r: Result, stem: str) -> Table:
 
 
 def _groups(r: Result, stem: str) -> list[Table]:
-    rows = [
+    """Return the score of each group; of subjects where they are known, and what a mean lacks."""
+    uneven = any(g.get("left_out") for g in r.subgroups)
+    names = ["group", "images", "subjects", measure(r), "not in its mean"]
+    kept = [True, True, r.subjects_known, True, uneven]
+    rows: list[list[Any]] = [
         [
             f"{g['column']} {g['group']}{' (few)' if g['small'] else ''}",
             *(g["n"], g["subjects"]),
             Scored(g["value"], g["ci_low"], g["ci_high"]),
+            ", ".join(g.get("left_out") or ()),
         ]
         for g in r.subgroups
     ]
-    names = ["group", "images", "subjects", in_words(r.metric)]
-    return [Table(f"{stem}-groups", "By group", names, rows)]
+    caption = f"By group. {caveat}" if (caveat := uneven_means(r)) else "By group"
+    rows = [[cell for cell, keep in zip(row, kept, strict=True) if keep] for row in rows]
+    columns = [name for name, keep in zip(names, kept, strict=True) if keep]
+    return [Table(f"{stem}-groups", caption, columns, rows)]
+
+
+def uneven_means(r: Result) -> str:
+    """Say in a sentence that groups' scores are means over different outputs; "" where not.
+
+    Of rows of earlier versions, which don't say what was left out, it is said where it may be so.
+    """
+    known = all("left_out" in g for g in r.subgroups)
+    if not r.subgroups or (known and not any(g["left_out"] for g in r.subgroups)):
+        return ""
+    if not known and r.task != "multilabel":
+        return ""
+    what = "findings" if r.task == "multilabel" else "classes"
+    which = "" if known else ", which may not be the same in each"
+    return (
+        f"A score is the mean over the {what} that the group has{which}: groups differ in that too."
+    )
 
 
 def _thresholds(r: Result, stem: str) -> list[Table]:

@@ -6,13 +6,16 @@ What varies in a chart is along its axis; all else of a result tells its lines a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from probe.draw.charts import Axis, Bars, Chart, Dots, Lines, Series
+from probe.draw.drawing import printable
 from probe.draw.tables import in_words
-from probe.report.gather import Cell, by_column, more_is_better
+from probe.identity import SEPARATOR, Identity, in_one, in_scenario, model_parts
+from probe.report.gather import Cell, by_column, measure, more_is_better
 from probe.report.verdict import Column, Standing
 from probe.results import Result
 
@@ -38,6 +41,8 @@ def gain(found: Sequence[Column]) -> Iterator[Chart]:
     cells = [scored[0][name].cell for name in order]
     several = len({cell.result.scenario for cell in cells}) > 1
     where = "the data set" if len(first) == 1 else f"{len(first)} data sets"
+    less = [column.dataset for column in first.values() if column.direction]
+    turned = f" Upwards is better, on {', '.join(less)} too, where less is." if less else ""
     best, worst = order[0], order[-1]
     said = f"from {best} ({gains[best]:+.1f} %) to {worst} ({gains[worst]:+.1f} %)"
     yield Bars(
@@ -46,40 +51,59 @@ def gain(found: Sequence[Column]) -> Iterator[Chart]:
         alt=f"Relative gain of {len(order)} models against {reference}, {said}.",
         y=Axis("relative gain, %"),
         values=[gains[name] for name in order],
-        classifiers=[c.result.scenario if several else c.result.head for c in cells],
-        foundations=[
-            f"{c.side}: {c.result.backbone}" if c.side else c.result.backbone for c in cells
-        ],
+        classifiers=[_classifier(c, several) for c in cells],
+        foundations=[c.parts["backbone"] for c in cells],
         sizes=[None if c.random else _pretraining(c.result.backbone) for c in cells],
         doubtful=[cell.random for cell in cells],
         reference=order.index(reference),
         caption=f"Score relative to {reference}, mean over {where}. Under each bar its classifier "
         "and its foundation; below, how many images it was pre-trained on (none where its weights "
-        "are random, and then the bar is hollow).",
+        f"are random, and then the bar is hollow).{turned}",
     )
 
 
+def _classifier(cell: Cell, several: bool) -> str:
+    """Return all of a model's name but its backbone; without any, its scenario or head."""
+    first = in_scenario(cell.result.scenario) if several else f"{cell.result.head} head"
+    rest = cell.without("backbone", "scenario", "weights")
+    return SEPARATOR.join(word for word in (first, rest) if word)
+
+
 def scenarios(leads: Sequence[Cell]) -> Iterator[Chart]:
-    """Yield frozen against unfrozen for each column with several scenarios."""
+    """Yield frozen against unfrozen for each column with several scenarios.
+
+    A row is a model but for scenario, head and protocol, which are its series.
+    """
     for (dataset, metric), cells in by_column(leads).items():
-        names = sorted({c.result.scenario for c in cells}, key=_place)
-        rows = list(dict.fromkeys(_but(c, "scenario", "head", "protocol") for c in cells))
-        if len(names) < 2:
+        if len({c.result.scenario for c in cells}) < 2:
             continue
+        rows = list(dict.fromkeys(_row(c) for c in cells))
+        mine: dict[tuple[str, str, str], list[Cell]] = {}
+        for c in sorted(cells, key=lambda c: _place(c.result.scenario)):
+            r = c.result
+            mine.setdefault((r.scenario, f"{r.head} head", f"protocol {r.protocol}"), []).append(c)
         series = []
-        for k, name in enumerate(names):
-            mine = [c for c in cells if c.result.scenario == name]
-            y = [rows.index(_but(c, "scenario", "head", "protocol")) for c in mine]
-            series.append(scores(name.replace("-", ", "), mine, y=y, colour=k))
+        for k, (key, group) in enumerate(mine.items()):
+            alike = [other for other in mine if other[0] == key[0]]
+            more = [key[j] for j in (1, 2) if len({other[j] for other in alike}) > 1]
+            y = [rows.index(_row(c)) for c in group]
+            name = printable(SEPARATOR.join([in_scenario(key[0]), *more]))
+            series.append(scores(name, group, y=y, colour=k))
+        said = measure(cells[0].result)
         yield Dots(
             name=f"scenarios-{dataset}-{metric}",
             title=f"Frozen and unfrozen: {dataset}",
-            alt=f"{in_words(metric)} of {len(rows)} models in {len(names)} scenarios on {dataset}.",
-            x=Axis(in_words(metric)),
+            alt=f"{said} of {len(rows)} models in {len(series)} scenarios on {dataset}.",
+            x=Axis(said),
             rows=rows,
             series=series,
             caption="Test scores with 95 % intervals.",
         )
+
+
+def _row(cell: Cell) -> str:
+    name = cell.without("scenario", "head", "protocol")
+    return f"{name} (random weights)" if cell.tagged else name
 
 
 def strengths(leads: Sequence[Cell]) -> Iterator[Chart]:
@@ -93,7 +117,7 @@ def strengths(leads: Sequence[Cell]) -> Iterator[Chart]:
             title=f"Choice of C: {dataset}",
             alt=f"{in_words(metric)} on folds of {dataset} against C, for {len(cells)} models.",
             x=Axis("C (inverse strength of the penalty)", log=True),
-            y=Axis(in_words(metric)),
+            y=Axis(measure(cells[0].result)),
             series=series,
             focus=True,
             caption="On folds of the training images, not on the test split: mean, and from the "
@@ -109,7 +133,9 @@ def depth(cells: Sequence[Cell]) -> Iterator[Chart]:
 
     for (dataset, metric), group in by_column(cells).items():
         full = [c for c in group if c.result.shots is None]
-        lines = _lines(full, layer, "feature", pool=True)
+        pools = [c.result.feature.split("/")[-1] for c in full]
+        same = [replace(c.identity, feature=pool) for c, pool in zip(full, pools, strict=True)]
+        lines = _lines(full, layer, same)
         if not lines:
             continue
         layers = sorted({layer(c.result) for line in lines.values() for c in line}, key=_depth)
@@ -124,7 +150,7 @@ def depth(cells: Sequence[Cell]) -> Iterator[Chart]:
             alt=f"{in_words(metric)} on {dataset} at {len(layers)} layers, from {layers[0]} to "
             f"{layers[-1]}, of {len(series)} models.",
             x=Axis("layer", names=layers),
-            y=Axis(in_words(metric)),
+            y=Axis(measure(group[0].result)),
             series=series,
             focus=True,
             caption="Test scores of a head on each layer's features, with 95 % intervals.",
@@ -176,9 +202,11 @@ def _by_blocks(
     """
     for (dataset, metric), group in by_column(cells).items():
         whole = [c for c in group if c.result.shots is None and place(c.result) is not None]
+        alike = [replace(c.identity, scenario="", feature="", protocol="") for c in whole]
+        names_of = dict(zip((c.key for c in whole), _names(whole, alike), strict=True))
         lines: dict[str, dict[str, Cell]] = {}
         for c in sorted(whole, key=lambda c: c.result.seed):
-            line = lines.setdefault(f"{_but(c, 'scenario')}, {c.result.head}", {})
+            line = lines.setdefault(names_of[c.key], {})
             line.setdefault(str(place(c.result)), c)
         lines = {key: line for key, line in lines.items() if len(line) > 1}
         if not lines:
@@ -194,7 +222,7 @@ def _by_blocks(
             title=f"{title}: {dataset}",
             alt=f"{in_words(metric)} on {dataset} against {axis}, of {len(series)} models.",
             x=Axis(axis, names=names),
-            y=Axis(in_words(metric)),
+            y=Axis(measure(group[0].result)),
             series=series,
             focus=True,
             caption="Test scores with 95 % intervals.",
@@ -210,7 +238,7 @@ def shots(cells: Sequence[Cell]) -> Iterator[Chart]:
     """Yield score against training images per class, for each column where they differ."""
     for (dataset, metric), group in by_column(cells).items():
         few = [c for c in group if c.result.shots is not None]
-        lines = _lines(few, lambda r: r.shots, "shots")
+        lines = _lines(few, lambda r: r.shots, [replace(c.identity, shots=None) for c in few])
         if not lines:
             continue
         series: list[Series] = []
@@ -228,7 +256,7 @@ def shots(cells: Sequence[Cell]) -> Iterator[Chart]:
             alt=f"{in_words(metric)} on {dataset} against training images per class, of "
             f"{len(series)} models.",
             x=Axis("training images per class", log=True),
-            y=Axis(in_words(metric)),
+            y=Axis(measure(group[0].result)),
             series=series,
             focus=True,
             caption="Mean over draws of the training images, and one standard deviation each way.",
@@ -238,7 +266,7 @@ def shots(cells: Sequence[Cell]) -> Iterator[Chart]:
 def convergence(cells: Sequence[Cell]) -> Iterator[Chart]:
     """Yield the validation score and the training loss by epoch, for each column with histories."""
     for (dataset, metric), group in by_column([c for c in cells if c.result.history]).items():
-        names = dict(zip((c.key for c in group), _names(group), strict=True))
+        names = dict(zip((c.key for c in group), _runs(group), strict=True))
         for key, what in (("value", in_words(metric)), ("train_loss", "training loss")):
             series = []
             for k, c in enumerate(group):
@@ -258,34 +286,37 @@ def convergence(cells: Sequence[Cell]) -> Iterator[Chart]:
 
 
 def _lines(
-    cells: Sequence[Cell], along: Callable[[Result], Any], *varying: str, pool: bool = False
+    cells: Sequence[Cell], along: Callable[[Result], Any], same: Sequence[Identity]
 ) -> dict[str, list[Cell]]:
-    """Return the groups of cells, by name, that differ in `along`; others are left out."""
+    """Return the groups of cells, by name, that differ in `along`; others are left out.
+
+    same: the cells' identities, made alike in what is along the axis.
+    """
     lines: dict[str, list[Cell]] = {}
-    for cell in cells:
-        name = _but(cell, *varying, "seed")
-        if pool:
-            name += f" {cell.result.feature.split('/')[-1]}"
+    for cell, name in zip(cells, _names(cells, same), strict=True):
         lines.setdefault(name, []).append(cell)
     return {name: line for name, line in lines.items() if len({along(c.result) for c in line}) > 1}
 
 
-def _but(cell: Cell, *left_out: str) -> str:
-    """Name a cell by its backbone and all that may matter but some parts of it."""
-    r = cell.result
-    parts = {
-        "side": f"{cell.side}:" if cell.side else "",
-        "backbone": r.backbone,
-        "scenario": "" if r.scenario == "frozen-linear" else r.scenario,
-        "weights": "(random weights)" if cell.random else "",
-    }
-    return " ".join(word for part, word in parts.items() if word and part not in left_out)
+def _names(
+    cells: Sequence[Cell], identities: Sequence[Identity], *, settings: bool = False
+) -> list[str]:
+    """Name cells by what tells their identities apart."""
+    out = []
+    for cell, mine in zip(cells, model_parts(identities, settings=settings), strict=True):
+        name = in_one(mine) + (" (random weights)" if cell.random and "weights" not in mine else "")
+        out.append(printable(f"{cell.side}: {name}" if cell.side else name))
+    return out
 
 
-def _names(cells: Sequence[Cell]) -> list[str]:
-    """Name runs by backbone and scenario, and by seed where there are several."""
+def _runs(cells: Sequence[Cell]) -> list[str]:
+    """Name runs by their models, and by seed where there are several."""
     seeds = len({c.result.seed for c in cells}) > 1
-    return [f"{_but(c)} seed {c.result.seed}" if seeds else _but(c) for c in cells]
+    names = _names(cells, [c.identity for c in cells], settings=True)
+    return [
+        f"{name}{SEPARATOR}seed {c.result.seed}" if seeds else name
+        for name, c in zip(names, cells, strict=True)
+    ]
 
 
 def scores(

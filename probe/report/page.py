@@ -71,6 +71,6 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _place(value: float, lowest: float) -> str:
-    """Return where a score stands between `lowest` and 1, in hundredths of the way."""
-    return f"{np.interp(value, [lowest, 1.0], [2.0, 98.0]):.2f}"
+def _place(value: float, span: tuple[float, float]) -> str:
+    """Return where a score stands on the axis of its column, in hundredths of the way."""
+    return f"{np.interp(value, span, [2.0, 98.0]):.2f}"

@@ -5,7 +5,9 @@ column the best model is held against every other on the same test images. That 
 these images too is allowed for (score/selection.py): among models that are alike, the chance that
 the best is called better than any is 5 %. A model is "not distinguishable" where that can't be
 ruled out, which does not say that it is as good. The score of the best is given as it is, and
-corrected for having been chosen.
+corrected for having been chosen. An untrained model (random weights) is never the best, nor among
+those that the best was chosen from: it is tested against the best by itself. Where there is no
+second trained model, none is called the best.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from probe.compare import chosen_among, in_order, paired_test, unpaired
-from probe.draw.tables import Scored, Table, in_words, interval, p_value, score
-from probe.report.gather import Cell, by_column, more_is_better, siblings
-from probe.score.metrics import METRICS
+from probe.draw.tables import Scored, interval, p_value, score
+from probe.report.gather import Cell, by_column, direction, measure, more_is_better, siblings
+from probe.results import Predictions, Result
+from probe.score.metrics import METRICS, Metric
 from probe.score.paired import ALPHA, Difference
 from probe.score.ranks import Ranks, ranks
 from probe.score.selection import Chosen
@@ -36,7 +39,7 @@ class Standing:
     seeds: int
     mark: str = ""  # "best", "tied" with it, or "" where lower or not tested
     difference: Difference | None = None  # best minus this one
-    p: float | None = None  # of the best being better, allowing for the search
+    p: float | None = None  # of the best being better, allowing for the search among trained ones
     why_not: str = ""  # why there is no test
 
     @property
@@ -49,13 +52,28 @@ class Standing:
         """Say how it stands to the best, as in "is not distinguishable (p = .3)"."""
         if self.why_not:
             return f"can't be tested against it ({self.why_not})"
-        verb = "is not distinguishable" if self.mark == "tied" else "is worse"
+        if self.p is None:
+            return ""
+        verb = "is not distinguishable" if self.p >= ALPHA else "is worse"
         return f"{verb} ({p_value(self.p)})"
+
+    @property
+    def against(self) -> str:
+        """Say how an untrained one stands to the best, as in " (p = .3 against the best)"."""
+        if self.difference is None:
+            return f" (it can't be tested: {self.why_not})"
+        d = self.difference
+        return f" ({p_value(d.p)} for a difference of {score(d.value)})"
+
+    @property
+    def untrained(self) -> bool:
+        """Say whether its backbone has random weights."""
+        return self.cell.random
 
 
 @dataclass(frozen=True)
 class Column:
-    """One data set by one metric: its models, best first."""
+    """One data set by one metric: its models, highest first (lowest, of a loss)."""
 
     dataset: str
     metric: str
@@ -66,7 +84,7 @@ class Column:
     @property
     def corrected(self) -> str:
         """Say in a sentence what the best scores, corrected for having been chosen; or ""."""
-        if self.chosen is None:
+        if self.chosen is None or not self.contest:
             return ""
         c = self.chosen
         return (
@@ -76,13 +94,51 @@ class Column:
 
     @property
     def best(self) -> Standing:
-        """Return the first."""
-        return self.standings[0]
+        """Return the first trained model; where none is trained, the first."""
+        return next((s for s in self.standings if not s.untrained), self.standings[0])
+
+    @property
+    def contest(self) -> bool:
+        """Say whether one of several trained models is the best, and so can be called that."""
+        return sum(not s.untrained for s in self.standings) > 1
+
+    @property
+    def next(self) -> Standing | None:
+        """Return the model after the best, of those that are trained or not as it is."""
+        alike = [s for s in self.standings if s.untrained == self.best.untrained]
+        return alike[1] if len(alike) > 1 else None
+
+    @property
+    def untrained(self) -> Standing | None:
+        """Return the highest of the untrained models, where there are trained ones too."""
+        found = (s for s in self.standings if s.untrained and not self.best.untrained)
+        return next(found, None)
+
+    @property
+    def shown(self) -> Result:
+        """Return the result that the best stands with."""
+        return self.best.cell.result
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Return the ends of an axis that holds every score and interval, 0 and a score's 1."""
+        low, high = [0.0], [1.0] if more_is_better(self.shown.task, self.metric) else []
+        for s in self.standings:
+            r = s.cell.result
+            ends = [v for v in (s.value, r.ci_low, r.ci_high) if np.isfinite(v)]
+            low, high = [*low, *ends], [*high, *ends]
+        least, most = min(low), max(high, default=1.0)
+        return least, most if most > least else least + 1.0
+
+    @property
+    def direction(self) -> str:
+        """Return "less is better" of a loss, else nothing."""
+        return direction(self.shown.task, self.metric)
 
     @property
     def words(self) -> str:
-        """Return the metric as one says it."""
-        return in_words(self.metric)
+        """Return the metric as one says it, with its direction where less is better."""
+        return measure(self.shown)
 
 
 @dataclass(frozen=True)
@@ -92,6 +148,16 @@ class Overall:
     models: list[Cell]
     ranks: Ranks
     columns: int
+    few: list[str]  # "few subjects", "few images": of each column whose intervals are not sure
+
+    @property
+    def caveat(self) -> str:
+        """Say of how many data sets the test is too small; "" where of none."""
+        if not self.few:
+            return ""
+        what = " or ".join(sorted({word.replace("few", "few test") for word in self.few}))
+        verb = "has" if len(self.few) == 1 else "have"
+        return f"{len(self.few)} of {self.columns} data sets {verb} {what}"
 
     @property
     def leader(self) -> int:
@@ -114,46 +180,31 @@ def columns(leads: Sequence[Cell], cells: Sequence[Cell]) -> list[Column]:
     return [_column(key, group, cells) for key, group in by_column(leads).items()]
 
 
+def headline(found: Sequence[Column]) -> Column:
+    """Return the column that is said first.
+
+    It is one with a choice between trained models before one without; of these one whose interval
+    is sure before one with few subjects; of these the one with the most test subjects.
+    """
+
+    def weight(column: Column) -> tuple[bool, bool, bool, int]:
+        r = column.shown
+        return column.contest, not column.best.untrained, not r.few, r.n_subjects_test
+
+    return max(found, key=weight)  # of equals the first
+
+
 def overall(found: Sequence[Column]) -> Overall | None:
-    """Rank models over data sets; None where there are no two models or no two data sets."""
+    """Rank trained models over data sets; None where there are no two, or no two data sets."""
     first = {column.dataset: column for column in reversed(found)}  # one metric of each
     whole = list(reversed(first.values()))
-    tables = [{s.cell.model: s for s in column.standings} for column in whole]
+    tables = [{s.cell.model: s for s in c.standings if not s.untrained} for c in whole]
     common = [name for name in tables[0] if all(name in table for table in tables)]
     if len(whole) < 2 or len(common) < 2:
         return None
     table = np.array([[_upwards(t[name]) for name in common] for t in tables])
-    return Overall([tables[0][name].cell for name in common], ranks(table), len(whole))
-
-
-def tests_table(found: Sequence[Column]) -> Table:
-    """Return every paired test of the best."""
-    rows = []
-    for column in found:
-        for s in column.standings[1:]:
-            d = s.difference
-            rows.append(
-                [
-                    *(column.dataset, column.words, column.best.cell.model, s.cell.model),
-                    Scored(d.value, d.ci_low, d.ci_high) if d else None,
-                    d.p if d else None,
-                    s.p,
-                    d.test if d else s.why_not,
-                ]
-            )
-    names = ["dataset", "metric", "best", "other", "best - other", "p", "adjusted p", "test"]
-    caption = "Paired tests of the best of each data set; adjusted p allows for the search for it"
-    return Table("tests", caption, names, rows)
-
-
-def main_table(found: Sequence[Column]) -> Table:
-    """Return models against data sets."""
-    models = list(dict.fromkeys(s.cell.model for column in found for s in column.standings))
-    scored = [{s.cell.model: s.scored for s in column.standings} for column in found]
-    names = ["model", *(f"{column.dataset}, {column.words}" for column in found)]
-    rows = [[model, *(column.get(model) for column in scored)] for model in models]
-    caption = "Test scores with 95 % intervals; bold: the best, italic: not distinguishable from it"
-    return Table("main", caption, names, rows)
+    few = [column.best.cell.few for column in whole if column.best.cell.few]
+    return Overall([tables[0][name].cell for name in common], ranks(table), len(whole), few)
 
 
 def _upwards(standing: Standing) -> float:
@@ -168,8 +219,44 @@ def _column(key: tuple[str, str], leads: Sequence[Cell], cells: Sequence[Cell]) 
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
         standings.append(Standing(cell, float(np.mean(values)), deviation, len(values)))
     standings.sort(key=_upwards, reverse=True)
-    tested, chosen, among = _held_against(standings, cells)
-    return Column(*key, [replace(standings[0], mark="best"), *tested], chosen, among)
+    best = Column(*key, standings).best
+    rivals = [s for s in standings if s.untrained == best.untrained]
+    untrained = [s for s in standings if s.untrained != best.untrained]
+    tested, chosen, among = _held_against(rivals, cells)
+    if not best.untrained and len(rivals) > 1:
+        rivals = [replace(best, mark="best"), *(_marked(s) for s in tested)]
+    else:
+        rivals = [best, *tested]
+    alone = [_alone(s, best, cells) for s in untrained]
+    return Column(*key, sorted([*rivals, *alone], key=_upwards, reverse=True), chosen, among)
+
+
+def _marked(standing: Standing) -> Standing:
+    tied = standing.p is not None and standing.p >= ALPHA
+    return replace(standing, mark="tied") if tied else standing
+
+
+def _alone(standing: Standing, best: Standing, cells: Sequence[Cell]) -> Standing:
+    """Return an untrained model tested against the best trained one: no search led to it."""
+    metric = METRICS.get((best.cell.result.task, best.cell.result.metric))
+    pair = [_answers(s.cell, cells) for s in (best, standing)]
+    if why_not := _untestable(metric, pair):
+        return replace(standing, why_not=why_not)
+    ours, theirs = (answers[0] for answers in pair)
+    if why_not := unpaired(ours, theirs):
+        return replace(standing, why_not=why_not)
+    assert metric
+    return replace(standing, difference=paired_test(metric, ours, theirs, n=RESAMPLES, seed=0))
+
+
+def _untestable(metric: Metric | None, answers: Sequence[Sequence[Predictions]]) -> str:
+    if metric is None:
+        return "not a metric of this task"
+    return "" if all(answers) else "no predictions"
+
+
+def _answers(cell: Cell, cells: Sequence[Cell]) -> list[Predictions]:
+    return [in_order(c.predictions) for c in _seeds(cell, cells) if c.predictions]
 
 
 def _held_against(
@@ -178,11 +265,9 @@ def _held_against(
     """Return all but the best, tested against it; how it was chosen, and among how many."""
     best, *others = standings
     metric = METRICS.get((best.cell.result.task, best.cell.result.metric))
-    said = [[in_order(c.predictions) for c in _seeds(s.cell, cells) if c.predictions]
-            for s in standings]  # fmt: skip
+    said = [_answers(s.cell, cells) for s in standings]
     if metric is None or not said[0]:
-        why = "not a metric of this task" if metric is None else "no predictions"
-        return [replace(s, why_not=why) for s in others], None, 1
+        return [replace(s, why_not=_untestable(metric, said)) for s in others], None, 1
     there = [k for k, seeds in enumerate(said) if seeds]
     kept, chosen = chosen_among(metric, [said[k] for k in there], n=RESAMPLES, seed=0)
     places = [there[k] for k in kept]
@@ -197,8 +282,7 @@ def _held_against(
             found = paired_test(
                 metric, said[0][0], said[k][0], n=RESAMPLES, seed=0, pairs=len(p) - 1
             )
-            mark = "tied" if p[k] >= ALPHA else ""
-            out.append(replace(standing, difference=found, p=p[k], mark=mark))
+            out.append(replace(standing, difference=found, p=p[k]))
     return out, chosen, len(places)
 
 

@@ -13,8 +13,8 @@ from itertools import groupby, product
 from probe.compare import in_order, paired_test, unpaired
 from probe.draw.charts import Axis, Chart, Dots
 from probe.draw.tables import Scored, Table, in_words
-from probe.identity import PARTS
-from probe.report.gather import Cell
+from probe.identity import PARTS, SEPARATOR
+from probe.report.gather import Cell, measure
 from probe.report.overview import scores
 from probe.report.verdict import RESAMPLES
 from probe.score.metrics import METRICS
@@ -61,7 +61,7 @@ def versus_table(found: Sequence[Match]) -> Table:
         a, b, d = m.a.result, m.b.result, m.difference
         rows.append(
             [
-                *(a.dataset, in_words(a.metric), _bare(m.a), _bare(m.b)),
+                *(a.dataset, measure(a), _bare(m.a), _bare(m.b)),
                 Scored(a.value, a.ci_low, a.ci_high),
                 Scored(b.value, b.ci_low, b.ci_high),
                 Scored(d.value, d.ci_low, d.ci_high) if d else None,
@@ -89,7 +89,7 @@ def versus_charts(found: Sequence[Match]) -> list[Chart]:
                 name=f"versus-{dataset}-{metric}",
                 title=f"A against B: {dataset}",
                 alt=f"{in_words(metric)} of {len(pairs)} pairs of A and B on {dataset}.",
-                x=Axis(in_words(metric)),
+                x=Axis(measure(pairs[0].a.result)),
                 rows=rows,
                 series=series,
                 caption="Test scores with 95 % intervals.",
@@ -105,7 +105,7 @@ def _values(cells: Sequence[Cell], part: str) -> set[str]:
 def _bare(cell: Cell) -> str:
     """Return a cell's model without its side, with its scenario."""
     name = cell.model.removeprefix(f"{cell.side}: ")
-    return f"{name}, {cell.result.scenario}" if cell.also else name
+    return f"{name}{SEPARATOR}{cell.also}" if cell.also else name
 
 
 def _both(match: Match) -> str:

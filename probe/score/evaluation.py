@@ -21,14 +21,14 @@ from features.manifest import Manifest
 from probe.score import log_odds
 from probe.score.calibration import reliability
 from probe.score.intervals import METHODS, SAID, fewest, intervals, sides_of
-from probe.score.metrics import Metric, one_vs_rest, per_output, scores_for
+from probe.score.metrics import Metric, evaluate, one_vs_rest, per_output, scores_for
 from probe.score.ranking import totals
 
 SMALL = 50  # subjects; a group with fewer is flagged
 # Of fewer subjects, or fewer of a class (or side of a finding), no interval is sure to hold its
 # 95 %: benchmarks/bench_statistics.py
 FEW, RARE = 20, 5
-SHOWN = 5  # of what there is too few of
+SHOWN = 3  # of what there is too few of
 GROUPS = 10  # a numeric column with more values is cut into quartiles
 
 
@@ -131,7 +131,7 @@ def extras(
         "scored_by": settings.scored_by,
         "outputs": per_output(answers.y, answers.z, classes),
         "reliability": reliability(answers.y, answers.p),
-        "subgroups": subgroups(answers, settings.by, metric, **again),
+        "subgroups": subgroups(answers, settings.by, metric, classes, **again),
         "thresholds": {
             "rule": rule,
             "chosen_on": chosen_on,
@@ -194,6 +194,7 @@ def subgroups(
     answers: Answers,
     names: Sequence[str],
     metric: Metric,
+    classes: Sequence[str],
     *,
     n: int,
     seed: int,
@@ -201,10 +202,12 @@ def subgroups(
 ) -> list[dict[str, Any]]:
     """Return the metric with its interval in every group of every named column.
 
-    Each has column, group, n, subjects, value, ci_low, ci_high (None where not defined), and
-    small: True with fewer than SMALL subjects, or too few of a class (see few).
+    Each has column, group, n, subjects, value, ci_low, ci_high (None where not defined), small:
+    True with fewer than SMALL subjects, or too few of a class (see few); and left_out: the outputs
+    that are not in its mean, though they are in that of all images.
     """
     out = []
+    overall = undefined(metric, answers.y, answers.z) if names else set()
     for name in names:
         values = _grouped(answers.columns[name])
         for group in sorted(set(values.tolist())):
@@ -222,8 +225,43 @@ def subgroups(
             count = len(np.unique(subjects))
             about = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}
             small = count < SMALL or fewest(answers.y[rows], subjects) < RARE
-            out.append(about | {"subjects": count, **found, "small": small})
+            lacks = undefined(metric, answers.y[rows], answers.z[rows])
+            left_out = [classes[k] for k in sorted(lacks - overall)]
+            about |= {"subjects": count, **found, "small": small, "left_out": left_out}
+            out.append(about)
     return out
+
+
+def undefined(metric: Metric, y: NDArray[Any], z: NDArray[np.float64]) -> set[int]:
+    """Return the outputs that a mean of a metric leaves out; none where it is no such mean.
+
+    y (N,) or (N, L), z (N, K) or (N, L) log-odds.
+    """
+    if y.ndim == 2:
+        each = (
+            evaluate(metric, y[:, k : k + 1], scores_for(metric, z[:, k : k + 1]))
+            for k in range(y.shape[1])
+        )
+        return {k for k, value in enumerate(each) if np.isnan(value[0])}
+    if not metric.ranking or z.shape[1] == 2:
+        return set()
+    positive = np.bincount(y, minlength=z.shape[1])
+    return set(np.flatnonzero((positive == 0) | (positive == len(y))).tolist())
+
+
+def uneven(groups: Sequence[dict[str, Any]], *, shown: int = 3) -> str:
+    """Say which outputs which groups' means are without; "" where all have the same."""
+    lacking = []
+    for group in groups:
+        names = group.get("left_out") or []
+        more = f" and {len(names) - shown} more" if len(names) > shown else ""
+        if names:
+            lacking.append(
+                f"{group['column']} {group['group']} without {', '.join(names[:shown])}{more}"
+            )
+    if not lacking:
+        return ""
+    return f"groups' scores are means over what each has: {'; '.join(lacking)}"
 
 
 def _grouped(values: NDArray[Any]) -> NDArray[Any]:
@@ -254,15 +292,19 @@ def few(
     """
     said = []
     if (count := len(np.unique(subjects))) < FEW:
-        said.append(f"{count} {unit}{'s' * (count != 1)} in all")
-    for k, side, count in sides_of(y, subjects):
-        word = f"class {classes[k]}" if y.ndim == 1 else f"with{'' if side else 'out'} {classes[k]}"
-        said += [f"{word}: {count}"] if count < RARE else []
-    if len(said) > SHOWN:
-        said = [*said[:SHOWN], f"and {len(said) - SHOWN} more"]
+        said.append(f"{count} in all")
+    rare = sorted((count, k, side) for k, side, count in sides_of(y, subjects) if count < RARE)
+    for count, k, side in rare:
+        of = (
+            f"of class {classes[k]}" if y.ndim == 1 else f"with{'' if side else 'out'} {classes[k]}"
+        )
+        said.append(f"{count} {of}")
     if not said:
         return ""
-    return f"few test {unit}s ({', '.join(said)}): no interval is sure to hold its 95 %"
+    more = f" and too few of {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return (
+        f"few test {unit}s: {', '.join(said[:SHOWN])}{more}; no interval is sure to hold its 95 %"
+    )
 
 
 def caveat(low: float, high: float, subjects: int, unit: str = "subject") -> str:

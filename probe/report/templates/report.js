@@ -23,6 +23,20 @@
   const signs = { "&": "&amp;", "<": "&lt;", ">": "&gt;", $: "&#36;" }; // $ would begin mathematics
   const safe = (text) => String(text).replace(/[&<>$]/g, (c) => signs[c]);
   const named = (text, n = 22) => safe(short(String(text), n));
+  // A name in lines, broken between its parts, and within one that is longer than a line.
+  function wrapped(text, n) {
+    const lines = [];
+    const add = (word, sign) => {
+      const longer = lines.length ? lines.at(-1) + sign + word : word;
+      if (lines.length && [...longer].length <= n) lines[lines.length - 1] = longer;
+      else lines.push(word);
+    };
+    for (const part of String(text).split(" · ")) {
+      if ([...part].length <= n) add(part, " · ");
+      else part.split(" ").forEach((word, i) => { if (i) add(word, " "); else lines.push(word); });
+    }
+    return lines.map((line) => named(line, n));
+  }
 
   // --- tables: sorting ---------------------------------------------------------------------------
 
@@ -70,13 +84,14 @@
       $(".ci", td).textContent = found[0] === null ? "" : span(found[1], found[2]);
       for (const extra of $$(".mark, .range, .note", td)) extra.hidden = metric !== "";
       td.classList.toggle("best", metric === "" && td.dataset.mark === "best");
-      if (found[0] !== null && !td.parentElement.hidden) {
-        const lower = /^(log_loss|brier|ece)$/.test(metric);
+      if (found[0] !== null && !td.parentElement.hidden && !td.parentElement.hasAttribute("data-untrained")) {
+        const lower = $("#metric")?.selectedOptions[0].hasAttribute("data-lower");
         const top = tops.get(td.cellIndex);
-        if (!top || (lower ? found[0] < top.value : found[0] > top.value)) tops.set(td.cellIndex, { td, value: found[0] });
+        const better = !top || (lower ? found[0] < top.value : found[0] > top.value);
+        tops.set(td.cellIndex, better ? { td, value: found[0], of: (top?.of ?? 0) + 1 } : { ...top, of: top.of + 1 });
       }
     }
-    if (metric !== "") for (const { td } of tops.values()) td.classList.add("best");
+    if (metric !== "") for (const { td, of } of tops.values()) td.classList.toggle("best", of > 1);
     $$("[data-own-metric]").forEach((e) => { e.textContent = metric === "" ? e.dataset.ownMetric : $("#metric").selectedOptions[0].textContent; });
     const note = $("#marks");
     if (note) note.hidden = metric !== "";
@@ -159,8 +174,8 @@
     list.replaceChildren(...entries.map(([name, own_, shape]) => {
       const sign = make("span", { class: `sign ${shape}`, "aria-hidden": "true" });
       sign.style.color = own_;
-      if (!bold) return make("li", {}, sign, make("bdi", {}, short(name, 44)));
-      const button = make("button", { type: "button", "aria-pressed": String(name === own.focus) }, sign, make("bdi", {}, short(name, 44)));
+      if (!bold) return make("li", {}, sign, make("bdi", {}, short(name, 120)));
+      const button = make("button", { type: "button", "aria-pressed": String(name === own.focus) }, sign, make("bdi", {}, short(name, 120)));
       button.addEventListener("click", () => { own.focus = name; draw(figure).then(() => $("[aria-pressed=true]", list).focus()); });
       return make("li", {}, button);
     }));
@@ -219,10 +234,13 @@
         hovertext: s.x.map((x, i) => `<b>${named(chart.rows[s.y[i]], 40)}</b><br>${S > 1 ? named(s.name, 40) + "<br>" : ""}${named(chart.x.title, 40)}: ${score(x)} ${s.low.length ? span(s.low[i], s.high[i]) : ""}`),
       }));
       const shapes = chart.line === null ? [] : [{ type: "line", x0: chart.line, x1: chart.line, y0: 0, y1: 1, yref: "paper", line: { color: look("muted"), width: 1, dash: "dash" } }];
-      const y = axis({ title: "", names: chart.rows }, { range: [chart.rows.length - 0.4, -0.6], ticktext: chart.rows.map((n) => named(n, width < 520 ? 26 : 34)) });
+      const rows = chart.rows.map((name) => wrapped(name, width < 520 ? 20 : 34));
+      const tall = Math.max(18 + 9 * S, ...rows.map((lines) => 8 + 15 * lines.length));
+      const y = axis({ title: "", names: chart.rows }, { range: [chart.rows.length - 0.4, -0.6] });
+      y.ticktext = rows.map((lines) => lines.join("<br>"));
       y.showgrid = false;
       y.zeroline = false;
-      return [traces, layout(chart, { xaxis: axis(chart.x, { zeroline: false }), yaxis: y, shapes, margin: { l: 20, r: 14, t: 10, b: 44 }, height: Math.max(190, 70 + chart.rows.length * (18 + 9 * S)) })];
+      return [traces, layout(chart, { xaxis: axis(chart.x, { zeroline: false }), yaxis: y, shapes, margin: { l: 20, r: 14, t: 10, b: 44 }, height: Math.max(190, 70 + chart.rows.length * tall) })];
     },
 
     bars(chart, width) {
@@ -233,9 +251,13 @@
       const size = (v) => v === null ? "not known or not trained" : `10<sup>${Math.round(Math.log10(v))}</sup> images`;
       const words = (i) => `<b>${named(chart.foundations[i], 30)}</b><br>${named(chart.classifiers[i], 30)}${chart.doubtful[i] ? "<br>random weights" : ""}<br>gain ${gain(chart.values[i])}<br>pre-training: ${size(chart.sizes[i])}`;
       const hover = { hoverinfo: "text", hovertext: places.map(words) };
-      const longest = Math.max(...places.map((i) => Math.max(named(chart.classifiers[i], 16).length, named(chart.foundations[i], 18).length)));
-      const steep = width / n < 7.5 * longest;
-      const foot = steep ? 0.42 : 0.3; // where the labels begin
+      const lines = places.map((i) => [...wrapped(chart.classifiers[i], 24), ...wrapped(chart.foundations[i], 24)]);
+      const most = Math.max(...lines.map((label) => label.length));
+      const steep = (width - 70) / n < 7.5 * Math.max(...lines.flat().map((line) => line.length));
+      const long = steep ? 186 : 44 + 15 * most; // pixels for the labels
+      const low = steep ? 45 : 70; // for the bars below them
+      const height = 260 + long + low;
+      const foot = (long + low) / height; // where the labels begin
       const traces = [
         { type: "bar", x: places, y: chart.values, width: 0.62, text: chart.values.map((v, i) => i === chart.reference ? "reference" : gain(v)), textposition: "outside", cliponaxis: false, textfont: { size: 11 },
           marker: { color: own.map((c, i) => chart.doubtful[i] ? "rgba(0,0,0,0)" : c), line: { color: own, width: 1.4 } }, ...hover },
@@ -244,13 +266,13 @@
       traces[1].y = chart.sizes.map((v) => v === null ? null : v - 1e4);
       const ends = [Math.min(0, ...chart.values), Math.max(0, ...chart.values)];
       const spare = 0.14 * (ends[1] - ends[0] || 1);
-      const labels = places.map((i) => `${named(chart.classifiers[i], 16)}<br><b>${named(chart.foundations[i], 18)}</b>`);
+      const labels = places.map((i) => [...wrapped(chart.classifiers[i], 24), ...wrapped(chart.foundations[i], 24).map((line) => `<b>${line}</b>`)].join("<br>"));
       return [traces, layout(chart, {
         xaxis: axis({ title: "" }, { tickvals: places, ticktext: labels, showgrid: false, zeroline: false, tickangle: steep ? -90 : 0, anchor: "free", position: foot, side: "bottom", range: [-0.6, n - 0.4], automargin: false }),
         yaxis: axis(chart.y, { domain: [foot, 1], zeroline: true, zerolinecolor: look("ink"), range: [ends[0] - spare, ends[1] + spare] }),
-        yaxis2: axis({ title: "" }, { domain: [0, steep ? 0.09 : 0.15], type: "log", range: [4, 10], tickvals: [1e5, 1e7, 1e9], ticktext: ["10<sup>5</sup>", "10<sup>7</sup>", "10<sup>9</sup>"], anchor: "x" }),
-        annotations: [{ text: "images of pre-training", x: 0, y: (steep ? 0.09 : 0.15) + 0.005, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 11, color: look("muted") } }],
-        barmode: "overlay", margin: { l: 56, r: 14, t: 18, b: 10 }, height: steep ? 500 : 440,
+        yaxis2: axis({ title: "" }, { domain: [0, low / height], type: "log", range: [4, 10], tickvals: [1e5, 1e7, 1e9], ticktext: ["10<sup>5</sup>", "10<sup>7</sup>", "10<sup>9</sup>"], anchor: "x" }),
+        annotations: [{ text: "images of pre-training", x: 0, y: low / height + 0.005, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 11, color: look("muted") } }],
+        barmode: "overlay", margin: { l: 56, r: 14, t: 18, b: 10 }, height,
       })];
     },
 
@@ -306,6 +328,7 @@
     legend(figure, chart, own);
     const config = { displayModeBar: chart.kind === "points" && plot.clientWidth > 600, displaylogo: false, responsive: false, modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
     own.width = plot.clientWidth;
+    $("img.still", plot)?.remove();
     await Plotly.react(plot, traces, frame, config);
     plot.style.minHeight = "";
     figure.dataset.drawn = "true";
@@ -397,6 +420,18 @@
     details.append(save, make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Data of ${chart.title}` }, table), ...more);
   }
 
+  // --- tables that are wider than the page -------------------------------------------------------
+
+  const hint = "Wider than the page: scroll sideways for the rest.";
+  function wide(box) {
+    const more = box.scrollWidth - box.clientWidth > 2;
+    box.classList.toggle("more", more && box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+    box.classList.toggle("less", more && box.scrollLeft > 2);
+    const said = box.previousElementSibling;
+    if (said?.matches(".sideways")) said.hidden = !more;
+    else if (more) box.before(make("p", { class: "sideways" }, `${hint} \u2192`));
+  }
+
   // --- start -------------------------------------------------------------------------------------
 
   document.documentElement.classList.add("scripted");
@@ -418,12 +453,19 @@
   addEventListener("hashchange", follow);
   follow();
 
-  const seen = new IntersectionObserver((entries) => {
+  // Until a chart is drawn its file's picture stands there, as it does where no script runs.
+  for (const figure of $$("figure.chart")) {
+    const still = new DOMParser().parseFromString($("noscript", figure)?.textContent ?? "", "text/html").images[0];
+    if (still) $(".plot", figure).append(still);
+  }
+  const atOnce = !("IntersectionObserver" in window) || matchMedia("(prefers-reduced-motion: reduce)").matches || matchMedia("print").matches;
+  const seen = atOnce ? { observe: draw } : new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
   }, { rootMargin: "400px" });
   const sized = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const figure = target.closest("figure");
+      if (atOnce && !figure.dataset.drawn && target.clientWidth) draw(figure);
       if (figure.dataset.drawn && target.clientWidth && Math.abs(state.get(figure).width - target.clientWidth) > 8) draw(figure);
     }
   });
@@ -431,9 +473,15 @@
     seen.observe(figure);
     sized.observe($(".plot", figure));
   }
+  const widths = new ResizeObserver((entries) => entries.forEach(({ target }) => wide(target)));
+  for (const box of $$(".scroll")) {
+    widths.observe(box);
+    box.addEventListener("scroll", () => wide(box), { passive: true });
+  }
   const again = () => $$("figure[data-drawn]").forEach(draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   const paper = (light) => { document.documentElement.classList.toggle("paper", light); return Promise.all($$("figure.chart").map(draw)); };
+  matchMedia("print").addEventListener("change", (event) => paper(event.matches));
   addEventListener("beforeprint", () => paper(true));
   addEventListener("afterprint", () => paper(false));
 })();
