@@ -22,6 +22,8 @@ ORDER = [
     "features.datasets.options",
     "features.datasets.naming",
     "features.datasets.cells",
+    "features.datasets.bounds",
+    "features.datasets.binary_tables",
     "features.datasets.reading",
     "features.datasets.drawing",
     "features.datasets.limit",
