@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,16 +92,21 @@ def forks(tmp_path_factory):
     found.process.wait()
 
 
+def write_images(top):
+    """36 images in three classes."""
+    rng = np.random.default_rng(0)
+    for i in range(36):
+        folder = top / "abc"[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 150, (64, 64, 3), dtype=np.uint8) + np.uint8(40 * (i % 3))
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, forks):
     """36 images in three classes, their store, and results of a probe."""
     root = tmp_path_factory.mktemp("made")
-    rng = np.random.default_rng(0)
-    for i in range(36):
-        folder = root / "images" / "abc"[i % 3]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 150, (64, 64, 3), dtype=np.uint8) + np.uint8(40 * (i % 3))
-        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    write_images(root / "images")
     forks.run("extract", f"folder:{root / 'images'}", "-m", NAME, *SMALL, "-o", root / "features")
     [store] = root.glob("features/images/*.h5")
     forks.run("probe", store, "-o", root / "results", *PROBE)

@@ -89,8 +89,8 @@ def check_size(file: Path, what: str = "") -> None:
     if found > size:
         raise BackboneError(
             f"{what or f'weights {file}'} take {found / 1e6:,.1f} MB of memory by what they "
-            f"declare, and the file has {size / 1e6:,.1f} MB: refused, because torch.save packs nothing; "
-            "load it where that is safe and save it again"
+            f"declare, and the file has {size / 1e6:,.1f} MB: refused, because torch.save packs "
+            "nothing; load it where that is safe and save it again"
         )
 
 
