@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from features.datasets import bounds, open_dataset
 from features.datasets.reading import read_table
 from features.errors import DatasetError, ProbeError
-from probe import checkpoints
+from probe.train import checkpoints
 
 MOST = 1_200_000_000  # bytes that a bomb may make the process take, beyond what it has
 TEXT, CELLS = 100_000_000, 2_000_000  # in place of bounds.py's, for bombs that are soon made
