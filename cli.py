@@ -8,6 +8,7 @@ work found a fault, 2 the call was wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import Any
@@ -19,7 +20,9 @@ import features.inspection
 import probe.commands
 from features.console import Damaged, Failure, echo
 from features.errors import MedprobeError, MissingImagesError
+from features.files import reason
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 STAYS = "Nothing was changed."
 STOPPED = {  # what is true of each command where Ctrl-C stops it
     "backbones": STAYS,
@@ -37,6 +40,12 @@ STOPPED = {  # what is true of each command where Ctrl-C stops it
     "analyze": "Files that were written stay; the same command begins anew.",
     "report": "A former report stays as it was; the same command begins anew.",
 }
+
+
+def said_of(error: OSError) -> str:
+    """Return what the system said of a file, in a line: which, why, and what to do about it."""
+    hint = ". Make room, or choose another place" if error.errno in UNWRITABLE else ""
+    return f"{error.filename}: {reason(error)}{hint}" if error.filename else str(error)
 
 
 class Commands(click.Group):
@@ -58,7 +67,7 @@ class Commands(click.Group):
         except Exception as error:
             if os.environ.get("MEDPROBE_DEBUG") == "1":
                 raise
-            message = str(error)
+            message = said_of(error) if isinstance(error, OSError) else str(error)
             if not isinstance(error, (MedprobeError, OSError)):
                 message = (
                     f"{type(error).__name__}: {message} "

@@ -14,7 +14,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,10 +108,18 @@ def replacing(path: Path, mode: str = "wb", **how: Any) -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, reason(error), str(path)) from None
         raise
     sync(path.parent)
+
+
+def reason(error: OSError) -> str:
+    """Return in a few words why a file can't be read or written: No space left on device."""
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
 
 
 def write_whole(path: Path, data: bytes) -> None:

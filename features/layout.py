@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from features import checksums
 from features.checksums import MARKS, SOURCE, STRUCTURE
 from features.columns import Column, Place
 from features.errors import StoreError
+from features.files import reason
 from features.manifest import Manifest
 
 FORMAT, VERSION = "medprobe-features", 2
@@ -101,50 +103,70 @@ def build(
     known |= {COLUMNS + name: _encode(values) for name, values in manifest.columns.items()}
     if taken is not None:
         known[TAKEN] = taken.astype("u1")
-    draft = path.with_suffix(".draft")
-    # The version of the format whose structure carries checksums of its own.
-    with h5py.File(draft, "w", libver=("v110", "v110"), locking=False) as file:
-        made = {"format": FORMAT, "version": VERSION} | dict(attributes)
-        made.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
-        _describe(file, made)
-        for name, values in known.items():
-            _reserve(file, name, values.shape, values.dtype)
-        for name, (shape, dtype) in shapes.items():
-            _reserve(file, name, shape, np.dtype(dtype))
-        _reserve(file, STRUCTURE, (1,), np.dtype("<u4"))
-        _describe(
-            file["manifest"],
-            {
-                "dataset": manifest.dataset,
-                "root": str(manifest.root),
-                "task": manifest.task,
-                "classes": json.dumps(manifest.classes, ensure_ascii=False),
-                "split_from": manifest.split_from,
-                "split_digest": manifest.split_digest(),
-                "metric": manifest.metric or "",
-                "note": manifest.note,
-                "checksum": manifest_checksum(known),
-            },
-        )
-    structure = read(draft)
-    descriptor = os.open(draft, os.O_RDWR)
-    try:
-        columns = {name: Column(descriptor, *place) for name, place in structure.places.items()}
-        for name, values in known.items():
-            columns[name].write(np.arange(n), values)
-        for name in shapes:
-            for source in sources:
-                if name in source:
-                    for start, block in source[name].blocks(BLOCK_BYTES):
-                        there = np.arange(start, start + len(block))
-                        columns[name].write(there if rows is None else rows[there], block)
-        whole = checksums.structure(descriptor, structure.places)
-        columns[STRUCTURE].write(np.arange(1), np.array([whole]))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    draft.replace(path)
+    with _draft(path) as draft:
+        # The version of the format whose structure carries checksums of its own.
+        with h5py.File(draft, "w", libver=("v110", "v110"), locking=False) as file:
+            made = {"format": FORMAT, "version": VERSION} | dict(attributes)
+            made.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+            _describe(file, made)
+            for name, values in known.items():
+                _reserve(file, name, values.shape, values.dtype)
+            for name, (shape, dtype) in shapes.items():
+                _reserve(file, name, shape, np.dtype(dtype))
+            _reserve(file, STRUCTURE, (1,), np.dtype("<u4"))
+            _describe(
+                file["manifest"],
+                {
+                    "dataset": manifest.dataset,
+                    "root": str(manifest.root),
+                    "task": manifest.task,
+                    "classes": json.dumps(manifest.classes, ensure_ascii=False),
+                    "split_from": manifest.split_from,
+                    "split_digest": manifest.split_digest(),
+                    "metric": manifest.metric or "",
+                    "note": manifest.note,
+                    "checksum": manifest_checksum(known),
+                },
+            )
+        structure = read(draft)
+        descriptor = os.open(draft, os.O_RDWR)
+        try:
+            columns = {name: Column(descriptor, *place) for name, place in structure.places.items()}
+            for name, values in known.items():
+                columns[name].write(np.arange(n), values)
+            for name in shapes:
+                for source in sources:
+                    if name in source:
+                        for start, block in source[name].blocks(BLOCK_BYTES):
+                            there = np.arange(start, start + len(block))
+                            columns[name].write(there if rows is None else rows[there], block)
+            whole = checksums.structure(descriptor, structure.places)
+            columns[STRUCTURE].write(np.arange(1), np.array([whole]))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """Yield where a store is written before it takes its place, which it then does.
+
+    Raises StoreError where it can't be written; what was there is as before.
+    """
+    draft = path.with_suffix(".draft")
+    try:
+        yield draft
+        draft.replace(path)
+    except (OSError, RuntimeError) as error:  # h5py raises the second where it can't close a file
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        why = reason(cause) if isinstance(cause, OSError) else str(error).partition("(")[0]
+        raise StoreError(
+            f"{path} can't be written ({why}); what was there is as before. Make room, or choose "
+            "another place"
+        ) from None
 
 
 def _to_be_filled(

@@ -31,6 +31,7 @@ from features.checks import check_manifest, check_store, leads_out
 from features.checksums import MARKS, OF_MARK, SOURCE, STRUCTURE
 from features.columns import Column
 from features.errors import StoreError
+from features.files import reason
 from features.layout import (
     ANEW,
     BLOCK_BYTES,
@@ -406,11 +407,10 @@ class FeatureStore:
             os.fsync(self.descriptor)
             self._write_marks_checksums(rows, marks)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise StoreError(
-                f"{self.path}: the disk is full. What is stored stays; make room and give the "
-                "same command again: it goes on from here"
+                f"{self.path}: {'the disk is full' if full else reason(error)}. What is stored "
+                "stays; make room and give the same command again: it goes on from here"
             ) from None
 
     def forget(self, rows: NDArray[np.integer]) -> None:

@@ -17,12 +17,14 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from features.devices import multiplies_bfloat16
 from features.errors import ProbeError
+from features.files import write_whole
 from features.schema import read_json
 from probe import schema
 from probe.score import log_odds
@@ -80,13 +82,16 @@ class Head:
         return self.log_odds(X).sigmoid()
 
     def save(self, path: Path, **about: Any) -> None:
-        """Write path.safetensors and path.json; `about` joins the JSON."""
+        """Write path.safetensors and path.json, each whole; `about` joins the JSON.
+
+        Raises OSError.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             "coef": self.coef.contiguous().cpu(),
             "intercept": self.intercept.contiguous().cpu(),
         }
-        save_file(tensors, path.with_suffix(".safetensors"))
+        write_whole(path.with_suffix(".safetensors"), to_bytes(tensors))
         words = {
             "format": FORMAT,
             "version": 1,
@@ -95,7 +100,7 @@ class Head:
             "C": self.C,
         }
         text = json.dumps(words | about, indent=2)  # ASCII: names of files may be any bytes
-        path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        write_whole(path.with_suffix(".json"), (text + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> tuple[Head, dict[str, Any]]:

@@ -38,3 +38,10 @@ def test_links_between_documents_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_promise_of_security_names_a_test_that_there_is():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+    there = "".join(file.read_text() for file in ROOT.glob("tests/test_*.py"))
+    assert len(named) > 40
+    assert [name for name in sorted(named) if f"def {name}(" not in there] == []

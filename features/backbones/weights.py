@@ -64,10 +64,11 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_size(file: Path) -> None:
+def check_size(file: Path, what: str = "") -> None:
     """Raise BackboneError for a PyTorch file that takes more memory to read than it has bytes.
 
-    Raises what pickle and zipfile raise for damaged data, too.
+    what: its name in the error, in the plural; by default it is weights. Raises what pickle and
+    zipfile raise for damaged data, too.
     """
     size = file.stat().st_size
     if zipfile.is_zipfile(file):
@@ -87,9 +88,9 @@ def check_size(file: Path) -> None:
             found = _declared(stream, LEGACY)
     if found > size:
         raise BackboneError(
-            f"weights {file} take {found / 1e6:,.1f} MB of memory by what they declare, and the "
-            f"file has {size / 1e6:,.1f} MB: refused, because torch.save packs nothing; "
-            "load it where that is safe and save it again"
+            f"{what or f'weights {file}'} take {found / 1e6:,.1f} MB of memory by what they "
+            f"declare, and the file has {size / 1e6:,.1f} MB: refused, because torch.save packs "
+            "nothing; load it where that is safe and save it again"
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.bounds import texts
 from features.datasets.cells import apart
 from features.datasets.options import Options
 from features.dicom import patient_id
@@ -93,10 +94,10 @@ def build(
         raise DatasetError(
             f"{where} has {len(classes)} class ({', '.join(classes)}): want at least 2"
         )
-    path = np.array(paths, dtype=np.str_)
+    path = texts(paths, where, "path")
     if options.subject_from_dicom:
         subjects = _patient_ids(root, paths, where)
-    subject = path if subjects is None else np.array(subjects, dtype=np.str_)
+    subject = path if subjects is None else texts(subjects, where, "subject")
     if options.split in ("study", "official") and splits is None:
         raise DatasetError(f"{where} has no {options.split} split: leave --split out")
     if not options.labelled:  # to be predicted: no part is trained on
@@ -124,7 +125,7 @@ def build(
         normalize=normalize,
         metric=metric,
         note=note,
-        columns={k: np.array(v, dtype=np.str_) for k, v in (columns or {}).items()},
+        columns={k: texts(v, where, f"cell of {k}") for k, v in (columns or {}).items()},
     )
 
 

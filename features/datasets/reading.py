@@ -1,7 +1,8 @@
 """A table's file to columns of text: CSV and its kin by the csv module, the others by pandas.
 
 Separators are comma, semicolon and tab, found by the header and the first rows. A compressed file
-is read as it is; Parquet and Excel need pandas (medprobe[tables]).
+is read as it is; Parquet and Excel need pandas (medprobe[tables]), see binary_tables.py. How much a
+table may hold, bounds.py says.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import csv
 import gzip
 import io
 import lzma
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,17 +20,16 @@ from importlib import import_module
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
+from features.datasets.binary_tables import EXCEL, EXTRA, PARQUET, read_binary
+from features.datasets.bounds import TEXT, Counted, check_cells, check_text, lines
 from features.datasets.cells import clean
 from features.errors import DatasetError
 from features.urls import Location
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 SNIFFED = 1 << 16  # characters that tell the separator
+STEP = 1000  # rows after which cells are counted
 REPEATED = 1000  # distinct cells of a column up to which equal ones share their memory
-EXTRA = "pip install 'medprobe[tables]'"
-PARQUET, EXCEL = (".parquet", ".pq"), (".xlsx", ".xlsm", ".xls")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,10 @@ def read_table(file: Location, where: str, expected: Sequence[str] = ()) -> Tabl
     suffix = PurePosixPath(file.name).suffix.lower()
     try:
         if suffix in (*PARQUET, *EXCEL):
-            return _by_pandas(file, where, suffix)
+            with file.open("rb") as stream:
+                data = stream.read(TEXT + 1)
+            check_text(len(data), where, "")
+            return Table(where, *read_binary(io.BytesIO(data), where, suffix), unit="row")
         return _delimited(file, where, suffix, expected)
     except UnicodeDecodeError as error:
         raise DatasetError(
@@ -102,7 +104,8 @@ def _delimited(file: Location, where: str, suffix: str, expected: Sequence[str])
     with _text(file, where, suffix) as stream:
         if told:
             stream.readline()
-        reader = csv.reader(stream, delimiter=separator, skipinitialspace=True, strict=True)
+        text = lines(stream, where)
+        reader = csv.reader(text, delimiter=separator, skipinitialspace=True, strict=True)
         try:
             return _rows(reader, where, separator, 1 if told else 0)
         except csv.Error as error:
@@ -117,13 +120,14 @@ def _rows(reader: Any, where: str, separator: str, before: int) -> Table:
     header: tuple[str, ...] = ()
     columns: tuple[list[str], ...] = ()
     shared: list[dict[str, str]] = []
-    lines: list[int] = []
+    begins: list[int] = []
     line = before + 1
     for row in reader:
         start, line = line, before + reader.line_num + 1
         if not any(cell and not cell.isspace() for cell in row):
             continue  # an empty line, or one of separators alone, as spreadsheets leave them
         if not header:
+            check_cells(1, len(row), where)
             header = tuple(map(clean, row))
             columns, shared = tuple([] for _ in row), [{} for _ in row]
             continue
@@ -136,10 +140,12 @@ def _rows(reader: Any, where: str, separator: str, before: int) -> Table:
         for cell, column, seen in zip(row, columns, shared, strict=True):
             keep = seen.setdefault if len(seen) < REPEATED else seen.get
             column.append(keep(cell, cell))
-        lines.append(start)
+        begins.append(start)
+        if not len(begins) % STEP:
+            check_cells(len(begins), len(header), where)
     if not header:
         raise DatasetError(f"{where} is empty: want a header and one row per image")
-    return Table(where, header, columns, lines)
+    return Table(where, header, columns, begins)
 
 
 def find_separator(head: str, expected: Sequence[str] = (), *, tab_first: bool = False) -> str:
@@ -174,25 +180,8 @@ def _text(file: Location, where: str, suffix: str) -> Iterator[io.TextIOWrapper]
             binary = stack.enter_context(OPENERS[suffix](binary, where))
         start = binary.read(2)
         encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        yield io.TextIOWrapper(io.BufferedReader(_Again(start, binary)), encoding, newline="")
-
-
-class _Again(io.RawIOBase):
-    """A stream whose first bytes were read already."""
-
-    def __init__(self, start: bytes, rest: Any) -> None:
-        self._start, self._rest = start, rest
-
-    def readable(self) -> bool:
-        """Say so."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer with what comes next."""
-        data = self._start or self._rest.read(len(buffer))
-        found, self._start = data[: len(buffer)], data[len(buffer) :] if self._start else b""
-        buffer[: len(found)] = found
-        return len(found)
+        counted = io.BufferedReader(Counted(start, binary.read, where))
+        yield io.TextIOWrapper(counted, encoding, newline="")
 
 
 def _zip(raw: Any, where: str) -> Any:
@@ -220,74 +209,3 @@ OPENERS: dict[str, Callable[[Any, str], Any]] = {
     ".zip": _zip,
     ".zst": _zst,
 }
-
-
-# --- by pandas ----------------------------------------------------------------------------------
-
-
-def _by_pandas(file: Location, where: str, suffix: str) -> Table:
-    """Return the first sheet of a workbook, or a Parquet file. Cells become text as in CSV."""
-    kind = "Parquet" if suffix in PARQUET else "Excel"
-    needs = {".xls": "xlrd"}.get(suffix, "pyarrow" if kind == "Parquet" else "openpyxl")
-    try:
-        pandas = import_module("pandas")
-        import_module(needs)
-    except ImportError as error:
-        remedy = "pip install xlrd, or save it as .xlsx" if needs == "xlrd" else EXTRA
-        raise DatasetError(
-            f"{where}: {kind} is read by pandas and {needs}, and {error.name} is not here: {remedy}"
-        ) from None
-    with file.open("rb") as stream:
-        data = io.BytesIO(stream.read())
-    try:
-        frame = (_parquet if kind == "Parquet" else _excel)(pandas, data, where)
-    except Exception as error:  # what a damaged file raises is of many kinds
-        raise DatasetError(f"{where} can't be read as {kind}: {error}") from None
-    header = tuple(clean(_plain(pandas, name)) for name in frame.columns)
-    columns = [
-        [_plain(pandas, value) for value in frame.iloc[:, k].tolist()] for k in range(len(header))
-    ]
-    full = [k for k, row in enumerate(zip(*columns, strict=True)) if any(row)]
-    first = 2 if kind == "Excel" else 1
-    return Table(
-        where,
-        header,
-        tuple([column[k] for k in full] for column in columns),
-        [k + first for k in full],
-        "row",
-    )
-
-
-def _excel(pandas: Any, data: io.BytesIO, where: str) -> Any:
-    with pandas.ExcelFile(data) as book:
-        if len(book.sheet_names) > 1:
-            warnings.warn(
-                f"{where} has {len(book.sheet_names)} sheets: the first, {book.sheet_names[0]}, "
-                "is read",
-                stacklevel=2,
-            )
-        frame = pandas.read_excel(book, header=None, dtype=object, na_filter=False)
-    if frame.empty:
-        return frame
-    frame.columns = frame.iloc[0]
-    return frame.iloc[1:]
-
-
-def _parquet(pandas: Any, data: io.BytesIO, where: str) -> Any:
-    frame = pandas.read_parquet(data, dtype_backend="numpy_nullable")  # 1 beside a gap stays 1
-    return frame if frame.index.names == [None] else frame.reset_index()
-
-
-def _plain(pandas: Any, value: Any) -> str:
-    """Return a cell as text: nothing for a missing one, several values with | between them."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return "|".join(_plain(pandas, one) for one in value)
-    if pandas.isna(value):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)

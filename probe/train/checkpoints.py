@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from features.errors import ProbeError
+from features.backbones.weights import check_size
+from features.errors import BackboneError, ProbeError
 from features.files import write_whole
 from features.schema import read_json
 from probe.schema import State
@@ -73,10 +74,12 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any
             raise ValueError("its history is not that of its epochs")
         name = f"last-{state['epoch']:04d}"
         model = load_file(folder / f"{name}.safetensors")
-        optimizer = torch.load(folder / f"{name}.optimizer", weights_only=True, map_location="cpu")
+        check_size(file := folder / f"{name}.optimizer", f"the tensors of {file.name}")
+        optimizer = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # damaged files raise errors of many kinds
+        kind = "" if isinstance(error, BackboneError) else f"{type(error).__name__}: "
         raise ProbeError(
-            f"{folder} holds a checkpoint that can't be read ({type(error).__name__}: {error}); "
+            f"{folder} holds a checkpoint that can't be read ({kind}{error}); "
             "move it away to start anew"
         ) from None
     return state, model, optimizer
