@@ -28,7 +28,8 @@ NAME = "timm:test_vit"
 FORK = """
 import json, os, sys
 import accelerate, matplotlib.pyplot, sklearn.linear_model, timm, torch, torchvision
-import cli, features.extract, probe.compare, probe.train.finetune, probe.grid, probe.predict, probe.report
+import cli, features.extract, probe.compare, probe.train.finetune, probe.grid, probe.predict
+import probe.report
 import probe.sweep, probe.draw.figures, probe.report.panels, probe.report.stores, probe.report.files
 for line in iter(sys.stdin.readline, ""):
     words, said = json.loads(line)
