@@ -18,7 +18,7 @@ import click
 import features.commands
 import features.inspection
 import probe.commands
-from features.console import Damaged, Failure, echo
+from features.console import Failure, FaultFound, echo
 from features.errors import MedprobeError, MissingImagesError
 from features.files import reason
 
@@ -73,7 +73,7 @@ class Commands(click.Group):
                     f"{type(error).__name__}: {message} "
                     "(a fault of the program; MEDPROBE_DEBUG=1 shows where)"
                 )
-            kind = Damaged if isinstance(error, MissingImagesError) else Failure
+            kind = FaultFound if isinstance(error, MissingImagesError) else Failure
             raise kind(message) from None
 
 

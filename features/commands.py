@@ -24,7 +24,7 @@ from features.arguments import (
 )
 from features.console import (
     FOLDER,
-    Damaged,
+    FaultFound,
     as_json,
     as_table,
     bar,
@@ -251,10 +251,10 @@ def say_report(report: Report) -> None:
 
 
 def refuse_empty(reports: Sequence[Report]) -> None:
-    """Raise Damaged where no image of a store could be read."""
+    """Raise FaultFound where no image of a store could be read."""
     for r in reports:
         if r.images and len(r.bad) == r.images:
-            raise Damaged(
+            raise FaultFound(
                 f"{r.store}: none of its {r.images} images could be read: "
                 f"{'; '.join(dict.fromkeys(r.bad.values()))[:200]}"
             )
@@ -289,7 +289,7 @@ def say_estimate(
         echo(f"{manifest.dataset}: {files.line()}")
         say_stores(found, decoding, settings)
     if files.missing == files.images:
-        raise Damaged(nothing_there(manifest.dataset, files))
+        raise FaultFound(nothing_there(manifest.dataset, files))
 
 
 def say_stores(found: list[Estimate], decoding: float, settings: Settings) -> None:

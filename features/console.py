@@ -45,7 +45,7 @@ class Failure(click.ClickException):
         super().__init__(visible(message))
 
 
-class Damaged(Failure):
+class FaultFound(Failure):
     """A fault that the work found."""
 
     exit_code = 1

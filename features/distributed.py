@@ -25,7 +25,7 @@ from features.extract import Progress, Stop, fill
 from features.jobs import Job, taken_by_all
 from features.manifest import Manifest
 from features.parts import Part, clear, deal, gather
-from features.plan import Settings, here
+from features.plan import Settings, run_locally
 from features.workers import Recipe, Workers
 
 ROUNDS = 3  # a second one only where images change while they are read
@@ -57,7 +57,7 @@ class Pool(Protocol):
 
 
 @dataclass(frozen=True)
-class Some:
+class RowRange:
     """Some rows (n,) of a data set, to be looked at only."""
 
     rows: NDArray[np.int64]
@@ -78,13 +78,13 @@ class Worker:
         self._stopped = False
         self._now = (-1, 0, 0)  # first row of the part in hand, images done of it, bad ones
 
-    def measure(self, some: Some) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def measure(self, rows: RowRange) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return size and mtime_ns of n files, (n,) each."""
-        return measure(some.images)
+        return measure(rows.images)
 
-    def hashes(self, some: Some) -> NDArray[np.bytes_]:
+    def hashes(self, rows: RowRange) -> NDArray[np.bytes_]:
         """Return the hashes of n files, (n,)."""
-        return hashes(some.images)
+        return hashes(rows.images)
 
     def progress(self) -> tuple[int, int, int]:
         """Return the first row of the part in hand, how many images are done, how many are bad."""
@@ -125,10 +125,10 @@ class Worker:
     def _fill(self, part: Part, progress: Progress) -> None:
         with ExitStack() as stack:
             jobs = []
-            for sheet in part.sheets:
-                store = stack.enter_context(sheet.opened(part.images))
-                backbone = self._backbones[sheet.job]
-                jobs.append(Job(store, backbone, self._settings.device, sheet.wanted))
+            for shard in part.shards:
+                store = stack.enter_context(shard.opened(part.images))
+                backbone = self._backbones[shard.job]
+                jobs.append(Job(store, backbone, self._settings.device, shard.wanted))
             fill(
                 part.images,
                 jobs,
@@ -169,7 +169,9 @@ def fill_by(
     jobs = [job for job in jobs if job.computed]
     if not jobs:
         return
-    with pool_of(Worker, [job.backbone for job in jobs], replace(settings, ask=here)) as pool:
+    with pool_of(
+        Worker, [job.backbone for job in jobs], replace(settings, ask=run_locally)
+    ) as pool:
         for _ in range(ROUNDS):
             files = _files(pool, manifest, jobs, stop)
             taken = taken_by_all(jobs)
@@ -202,8 +204,8 @@ def _files(pool: Pool, manifest: Manifest, jobs: Sequence[Job], stop: Stop) -> F
     def ask(method: str, wanted: NDArray[np.bool_], step: int) -> Any:
         rows = np.flatnonzero(wanted)
         some = [rows[a : a + step] for a in range(0, len(rows), step)]
-        calls = [Some(part, manifest.take(part)) for part in some]
-        return pool.run(method, calls, stop=stop, tick=lambda: None, in_hand=Some.in_hand)
+        calls = [RowRange(part, manifest.take(part)) for part in some]
+        return pool.run(method, calls, stop=stop, tick=lambda: None, in_hand=RowRange.in_hand)
 
     files = Files.known(jobs)
     todo = np.any([job.todo for job in jobs], axis=0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.arguments import options_of, parse_window, source_options
-from features.console import FILE, Damaged, as_json, as_table, bar, echo, json_option
+from features.console import FILE, FaultFound, as_json, as_table, bar, echo, json_option
 
 if TYPE_CHECKING:
     from features.audit import Audit
@@ -93,7 +93,7 @@ def verify(store: Path, json_: bool) -> None:
     except StoreError as error:
         if not store.is_file():
             raise
-        raise Damaged(str(error)) from None
+        raise FaultFound(str(error)) from None
     if json_:
         found = {"store": str(store), "rows": done, "pending": pending, "damaged": wrong}
         as_json(found | {"unverifiable": unverifiable})

@@ -31,7 +31,7 @@ PATIENCE = 150.0  # seconds until a lost worker's lock must be free: network dis
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ShardStore:
     """One store's share of a part: what the part's own store is made of, but for the images."""
 
     path: Path
@@ -74,17 +74,17 @@ class Part:
     rows: NDArray[np.int64]
     images: Manifest
     left: NDArray[np.bool_]
-    sheets: tuple[Sheet, ...]
+    shards: tuple[ShardStore, ...]
 
     def in_hand(self) -> tuple[int, str]:
         """Return the first row that is still to be done, and the batch around it in words."""
-        for sheet in self.sheets:
-            wanted = sheet.wanted.copy()
-            with suppress(StoreError), FeatureStore.open(sheet.path) as store:
+        for shard in self.shards:
+            wanted = shard.wanted.copy()
+            with suppress(StoreError), FeatureStore.open(shard.path) as store:
                 wanted &= store.done == PENDING
             if wanted.any():
                 k = int(np.flatnonzero(wanted)[0])
-                last = min(k - k % sheet.batch_size + sheet.batch_size, len(self.rows)) - 1
+                last = min(k - k % shard.batch_size + shard.batch_size, len(self.rows)) - 1
                 row = int(self.rows[k])
                 return row, f"rows {row} to {self.rows[last]}, from {self.images.file(k)} on"
         return int(self.rows[0]), f"rows {self.rows[0]} to {self.rows[-1]}"
@@ -104,8 +104,8 @@ def deal(
         rows = np.concatenate(
             [np.arange(s, min(s + step, len(manifest))) for s in chunks[k : k + each]]
         )
-        sheets = tuple(
-            Sheet(
+        shards = tuple(
+            ShardStore(
                 path=parts_folder(job.store.path) / f"{rows[0]:012d}.h5",
                 job=number,
                 features=job.store.features,
@@ -117,7 +117,7 @@ def deal(
             for number, (job, wanted) in enumerate(zip(jobs, todo, strict=True))
             if wanted[rows].any()
         )
-        parts.append(Part(rows, manifest.take(rows), left[rows], sheets))
+        parts.append(Part(rows, manifest.take(rows), left[rows], shards))
     for job in jobs:
         parts_folder(job.store.path).mkdir(exist_ok=True)
     return parts
@@ -125,11 +125,11 @@ def deal(
 
 def gather(part: Part, jobs: Sequence[Job]) -> None:
     """Copy what is done of a part into the jobs' stores, and remove it."""
-    for sheet in part.sheets:
-        if sheet.path.is_file():  # it isn't where the run was stopped before the first batch
-            with FeatureStore.open(sheet.path) as filled:
-                jobs[sheet.job].store.gather(filled, part.rows)
-        _remove(sheet.path)
+    for shard in part.shards:
+        if shard.path.is_file():  # it isn't where the run was stopped before the first batch
+            with FeatureStore.open(shard.path) as filled:
+                jobs[shard.job].store.gather(filled, part.rows)
+        _remove(shard.path)
 
 
 def recover(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:

@@ -37,7 +37,7 @@ SHOWN = 5  # how many of a list an error names
 Ask = Callable[..., Any]  # (function, *its arguments) -> what it returns
 
 
-def here(question: Callable[..., Any], *args: Any, **given: Any) -> Any:
+def run_locally(question: Callable[..., Any], *args: Any, **given: Any) -> Any:
     """Answer a question about the device in this process."""
     return question(*args, **given)
 
@@ -60,7 +60,9 @@ class Settings:
     overwrite: str = "never"  # or "stale", "always"
     window: dicom.Window | None = None  # for DICOM, as frame
     frame: int | None = None
-    ask: Ask = here  # how a question about the device is put: here, or on a machine that has it
+    ask: Ask = (
+        run_locally  # how a question about the device is put: here, or on a machine that has it
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Choose a head's C, or its number of neighbours, on folds of the training rows; then fit on all.
 
-Nothing in here is given a test row. A draw is one training set: all rows, or a few per class.
-Draws are fitted in one batch: head group (draw, 0) is the refit, (draw, f + 1) leaves out fold f.
+Nothing in here is given a test row. A subset is one training set: all rows, or a few per class.
+Subsets are fitted in one batch: head group (subset, 0) is the refit, (subset, f + 1) leaves out
+fold f.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ HeldOut = tuple[NDArray[Any], NDArray[np.float64]]  # y (n,) or (n, L), log-odds
 
 
 @dataclass(frozen=True)
-class Draw:
+class TrainingSet:
     """Training rows as an ascending index (m,), the folds of them, and the seed that drew them."""
 
     rows: NDArray[np.int64]
@@ -42,8 +43,8 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What a draw led to. log_odds turns X (N, D) into (N, K); `head` is linear heads' own.
+class Selection:
+    """What a training set led to. log_odds turns X (N, D) into (N, K); `head` is linear heads' own.
 
     `folds` is what was chosen by, as results.jsonl has it. held_out gives labels and log-odds of
     every row that a fold held out, by the head of the choice that hadn't it.
@@ -54,14 +55,14 @@ class Chosen:
     C: float | None
     folds: dict[str, Any]
     converged: bool
-    loose: str
+    unconverged: str
     held_out: Callable[[], HeldOut]
 
 
 def linear(
     features: Features,
     y: NDArray[Any],
-    draws: Sequence[Draw],
+    subsets: Sequence[TrainingSet],
     *,
     C: Sequence[float],
     classes: Sequence[str],
@@ -70,19 +71,19 @@ def linear(
     device: str,
     progress: Progress | None = None,
     fit: Fit = fit_heads,
-) -> list[Chosen]:
-    """Fit every strength on every fold of every draw in one call, and choose; y (n,) or (n, L).
+) -> list[Selection]:
+    """Fit every strength on every fold of every subset in one call, and choose; y (n,) or (n, L).
 
-    A draw of F folds makes F + 1 weightings of the rows: all of them first, then each without one
+    A subset of F folds makes F + 1 weightings of the rows: all of them first, then each without one
     fold.
     """
-    used = np.unique(np.concatenate([draw.rows for draw in draws]))
+    used = np.unique(np.concatenate([subset.rows for subset in subsets]))
     groups: list[NDArray[np.float32]] = []  # weights (m,) of each head group
-    first = []  # the group of each draw's refit
-    for draw in draws:
-        place = np.searchsorted(used, draw.rows)
+    first = []  # the group of each subset's refit
+    for subset in subsets:
+        place = np.searchsorted(used, subset.rows)
         first.append(len(groups))
-        for kept in [np.ones(len(place), dtype=bool), *~draw.folds.held_out]:
+        for kept in [np.ones(len(place), dtype=bool), *~subset.folds.held_out]:
             groups.append(np.zeros(len(used), dtype=np.float32))
             groups[-1][place[kept]] = 1
     heads = fit(
@@ -96,8 +97,8 @@ def linear(
         progress=progress,
     )
     return [
-        _chosen(heads, group, features.take(draw.rows), y[draw.rows], draw, classes, metric)
-        for group, draw in zip(first, draws, strict=True)
+        _chosen(heads, group, features.take(subset.rows), y[subset.rows], subset, classes, metric)
+        for group, subset in zip(first, subsets, strict=True)
     ]
 
 
@@ -106,11 +107,11 @@ def _chosen(
     group: int,
     features: Features,
     y: NDArray[Any],
-    draw: Draw,
+    subset: TrainingSet,
     classes: Sequence[str],
     metric: metrics.Metric,
-) -> Chosen:
-    held_out = draw.folds.held_out
+) -> Selection:
+    held_out = subset.folds.held_out
     scores = np.full((len(heads.C), len(held_out)), np.nan)
     width = len(classes)
     for f, held in enumerate(held_out):
@@ -124,53 +125,55 @@ def _chosen(
     head = heads.head(classes, best, group)
     mine = slice(group, group + 1 + len(held_out))
     converged = heads.converged[:, mine]
-    loose = int((~converged).sum())
+    unconverged = int((~converged).sum())
 
     def of_rows(f: int, held: NDArray[np.bool_]) -> torch.Tensor:
         one = heads.select(slice(best, best + 1), group + f + 1)
         parts = [one.log_odds(X.to(heads.coef.device))[0] for X in _chunks(features, held)]
         return torch.cat(parts)
 
-    return Chosen(
+    return Selection(
         log_odds=head.log_odds,
         head=head,
         C=float(heads.C[best]),
         folds={
-            "kind": draw.folds.kind,
+            "kind": subset.folds.kind,
             "C": heads.C.tolist(),
             "scores": _jsonable(scores),
             "converged": converged[:, 1:].all(2).tolist(),
             "gap": heads.gap[:, mine][:, 1:].amax(2).tolist(),
         },
         converged=bool(converged.all()),
-        loose=f"{loose} of {converged.numel()} heads did not converge" if loose else "",
-        held_out=lambda: _held_out(of_rows, y, draw, width),
+        unconverged=f"{unconverged} of {converged.numel()} heads did not converge"
+        if unconverged
+        else "",
+        held_out=lambda: _held_out(of_rows, y, subset, width),
     )
 
 
 def neighbours(
     features: Features,
     y: NDArray[Any],
-    draws: Sequence[Draw],
+    subsets: Sequence[TrainingSet],
     *,
     k: Sequence[int],
     temperature: float,
     classes: Sequence[str],
     metric: metrics.Metric,
     device: str,
-) -> list[Chosen]:
-    """Score every k on every fold of every draw, y (n,) or (n, L); the best votes with all rows."""
+) -> list[Selection]:
+    """Score every k on every fold of every subset, y (n,) or (n, L); the best votes with all rows."""
     found = []
-    for draw in draws:
-        mine, labels = features.take(draw.rows), y[draw.rows]
+    for subset in subsets:
+        mine, labels = features.take(subset.rows), y[subset.rows]
         votes = torch.from_numpy(np.eye(len(classes))[labels] if y.ndim == 1 else labels)
-        scores = np.full((len(k), len(draw.folds.held_out)), np.nan)
-        for f, held in enumerate(draw.folds.held_out):
+        scores = np.full((len(k), len(subset.folds.held_out)), np.nan)
+        for f, held in enumerate(subset.folds.held_out):
             cast = votes[torch.from_numpy(~held)].to(device)
             X = torch.cat(list(_chunks(mine, held))).to(device)
             z = vote(_chunks(mine, ~held), cast, X, k=k, temperature=temperature)
             scores[:, f] = _scores(metric, labels[held], z)
-        best = int(k[best_of(scores, metric)]) if len(draw.folds.held_out) else min(k)
+        best = int(k[best_of(scores, metric)]) if len(subset.folds.held_out) else min(k)
 
         def of_rows(
             f: int,
@@ -190,20 +193,20 @@ def neighbours(
             return vote(mine.chunks(), votes.to(device), X, k=[k], temperature=temperature)[0]
 
         found.append(
-            Chosen(
+            Selection(
                 log_odds=log_odds,
                 head=None,
                 C=None,
                 folds={
-                    "kind": draw.folds.kind,
+                    "kind": subset.folds.kind,
                     "k": list(k),
                     "chosen": best,
                     "temperature": temperature,
                     "scores": _jsonable(scores),
                 },
                 converged=True,
-                loose="",
-                held_out=partial(_held_out, of_rows, labels, draw, len(classes)),
+                unconverged="",
+                held_out=partial(_held_out, of_rows, labels, subset, len(classes)),
             )
         )
     return found
@@ -212,27 +215,27 @@ def neighbours(
 def least_squares(
     features: Features,
     y: NDArray[Any],
-    draws: Sequence[Draw],
+    subsets: Sequence[TrainingSet],
     *,
     l2: float,
     classes: Sequence[str],
     metric: metrics.Metric,
-) -> list[Chosen]:
-    """Fit one head per draw in closed form, y (n,); folds only report. ProbeError for findings."""
+) -> list[Selection]:
+    """Fit one head per subset in closed form, y (n,); folds only report. ProbeError for findings."""
     if y.ndim == 2:
         raise ProbeError(
             "least squares takes one class per image: this data set has several labels"
         )
     found = []
-    for draw in draws:
-        X = torch.cat(list(features.take(draw.rows).chunks()))
-        labels = torch.from_numpy(y[draw.rows])
+    for subset in subsets:
+        X = torch.cat(list(features.take(subset.rows).chunks()))
+        labels = torch.from_numpy(y[subset.rows])
 
         def fitted(rows: torch.Tensor, X: torch.Tensor = X, y: torch.Tensor = labels) -> Head:
             coef, intercept = solve(X[rows], y[rows], len(classes), l2=l2)
             return Head(coef, intercept, tuple(classes), "softmax", 1 / (2 * l2))
 
-        kept = [torch.from_numpy(~held) for held in draw.folds.held_out]
+        kept = [torch.from_numpy(~held) for held in subset.folds.held_out]
         of_folds = [fitted(rows) for rows in kept]
         said = [h.log_odds(X[~rows]) for h, rows in zip(of_folds, kept, strict=True)]
         scores = [
@@ -247,18 +250,18 @@ def least_squares(
             return said[f]
 
         found.append(
-            Chosen(
+            Selection(
                 log_odds=head.log_odds,
                 head=head,
                 C=None,
                 folds={
-                    "kind": draw.folds.kind,
+                    "kind": subset.folds.kind,
                     "l2": l2,
                     "scores": _jsonable(np.array(scores)[None]),
                 },
                 converged=True,
-                loose="",
-                held_out=partial(_held_out, of_rows, y[draw.rows], draw, len(classes)),
+                unconverged="",
+                held_out=partial(_held_out, of_rows, y[subset.rows], subset, len(classes)),
             )
         )
     return found
@@ -272,13 +275,13 @@ def _scores(metric: metrics.Metric, y: NDArray[Any], z: torch.Tensor) -> list[fl
 def _held_out(
     of_rows: Callable[[int, NDArray[np.bool_]], torch.Tensor],
     y: NDArray[Any],
-    draw: Draw,
+    subset: TrainingSet,
     width: int,
 ) -> HeldOut:
     """Return what each fold's head says of the rows that the fold held out, fold after fold."""
     zs = [np.empty((0, width))]
-    zs += [of_rows(f, held).cpu().numpy() for f, held in enumerate(draw.folds.held_out)]
-    ys = [y[:0], *(y[held] for held in draw.folds.held_out)]
+    zs += [of_rows(f, held).cpu().numpy() for f, held in enumerate(subset.folds.held_out)]
+    ys = [y[:0], *(y[held] for held in subset.folds.held_out)]
     return np.concatenate(ys), np.concatenate(zs)
 
 

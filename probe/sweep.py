@@ -22,7 +22,7 @@ from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
 from probe import choose, protocols, results, splits
-from probe.choose import Chosen, Draw, Fit
+from probe.choose import Fit, Selection, TrainingSet
 from probe.data import Data, Features, load
 from probe.heads import Head, fit_heads
 from probe.identity import data_of
@@ -128,14 +128,14 @@ def probe_all(
             evaluation.check(manifest, data.rows[~data.train], data.y[~data.train], settings)
             for shots in settings.shots or ():
                 started = time.perf_counter()
-                draws = _draws(manifest, data, settings, shots)
-                chosen = _choose(data, draws, settings, manifest, metric, progress)
-                controls = _control(data, draws, settings, manifest, metric)
-                seconds = (time.perf_counter() - started) / len(draws)
+                subsets = _training_sets(manifest, data, settings, shots)
+                chosen = _choose(data, subsets, settings, manifest, metric, progress)
+                controls = _control(data, subsets, settings, manifest, metric)
+                seconds = (time.perf_counter() - started) / len(subsets)
                 about = {"command": command, "versions": dict(versions or {})}
                 cell = _Cell(store, manifest, metric, feature, data, settings, leaks, out, about)
-                for draw, one, control in zip(draws, chosen, controls, strict=True):
-                    found.append(cell.test(draw, one, control, seconds))
+                for subset, one, control in zip(subsets, chosen, controls, strict=True):
+                    found.append(cell.test(subset, one, control, seconds))
     return found
 
 
@@ -145,46 +145,48 @@ def _features(store: FeatureStore, asked: str | None) -> list[str]:
     return [name for name, shape in store.features.items() if len(shape) == 1]
 
 
-def _draws(manifest: Manifest, data: Data, settings: Settings, shots: int | None) -> list[Draw]:
+def _training_sets(
+    manifest: Manifest, data: Data, settings: Settings, shots: int | None
+) -> list[TrainingSet]:
     """Return the training sets of a number of shots, one per seed; all rows once."""
     train, k = np.flatnonzero(data.train), settings.folds or 0
     if shots is None:
         k = _check_folds(k, manifest, data)
         folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
-        return [Draw(np.arange(len(train)), folds, settings.seed)]
+        return [TrainingSet(np.arange(len(train)), folds, settings.seed)]
     if manifest.task != "multiclass":
         raise ProbeError("--shots counts images per class; this data set has several labels each")
-    draws = []
+    subsets = []
     for seed in range(settings.seed, settings.seed + (settings.seeds or 1)):
         subject = manifest.subject[data.rows[train]]
         rows = splits.few(data.y[train], subject, shots, seed=seed)
         folds = splits.within(manifest, data.rows[train[rows]], k=k, seed=seed)
-        draws.append(Draw(rows, folds, seed, shots))
-    return draws
+        subsets.append(TrainingSet(rows, folds, seed, shots))
+    return subsets
 
 
 def _choose(
     data: Data,
-    draws: list[Draw],
+    subsets: list[TrainingSet],
     settings: Settings,
     manifest: Manifest,
     metric: metrics.Metric,
     progress: Progress | None = None,
     order: NDArray[np.int64] | None = None,
-) -> list[Chosen]:
-    """Fit the draws' heads on the training rows, whose labels may come in another order."""
+) -> list[Selection]:
+    """Fit the subsets' heads on the training rows, whose labels may come in another order."""
     features, y = data.features.take(data.train), data.y[data.train]
     y = y if order is None else y[order]
     protocol = protocols.find(settings.protocol)
     if settings.head == "linear" and protocol.l2 is not None:
         return choose.least_squares(
-            features, y, draws, l2=protocol.l2, classes=manifest.classes, metric=metric
+            features, y, subsets, l2=protocol.l2, classes=manifest.classes, metric=metric
         )
     if settings.head == "knn":
         return choose.neighbours(
             features,
             y,
-            draws,
+            subsets,
             k=settings.k or (),
             temperature=settings.temperature or 1.0,
             classes=manifest.classes,
@@ -194,7 +196,7 @@ def _choose(
     return choose.linear(
         features,
         y,
-        draws,
+        subsets,
         C=_strengths(settings, features, manifest),
         classes=manifest.classes,
         metric=metric,
@@ -212,17 +214,21 @@ def _strengths(settings: Settings, features: Features, manifest: Manifest) -> tu
 
 
 def _control(
-    data: Data, draws: list[Draw], settings: Settings, manifest: Manifest, metric: metrics.Metric
-) -> list[Chosen | None]:
-    """Fit the same heads to labels that were shuffled among each draw's rows."""
+    data: Data,
+    subsets: list[TrainingSet],
+    settings: Settings,
+    manifest: Manifest,
+    metric: metrics.Metric,
+) -> list[Selection | None]:
+    """Fit the same heads to labels that were shuffled among each subset's rows."""
     if settings.control is None:
-        return [None] * len(draws)
-    found: list[Chosen | None] = []
-    for draw in draws:
+        return [None] * len(subsets)
+    found: list[Selection | None] = []
+    for subset in subsets:
         order = np.arange(int(data.train.sum()))
-        rng = np.random.default_rng([draw.seed, 1])
-        order[draw.rows] = draw.rows[rng.permutation(len(draw.rows))]
-        found += _choose(data, [draw], settings, manifest, metric, order=order)
+        rng = np.random.default_rng([subset.seed, 1])
+        order[subset.rows] = subset.rows[rng.permutation(len(subset.rows))]
+        found += _choose(data, [subset], settings, manifest, metric, order=order)
     return found
 
 
@@ -241,16 +247,16 @@ class _Cell:
     about: dict[str, Any]
 
     def test(
-        self, draw: Draw, chosen: Chosen, control: Chosen | None, seconds: float
+        self, subset: TrainingSet, chosen: Selection, control: Selection | None, seconds: float
     ) -> results.Result:
         """Score the test rows once; write the result with its head and predictions; return it."""
         started = time.perf_counter()
         manifest, data = self.manifest, self.data
-        settings = replace(self.settings, seed=draw.seed)
+        settings = replace(self.settings, seed=subset.seed)
         test = ~data.train
-        y_train = data.y[data.train][draw.rows]
+        y_train = data.y[data.train][subset.rows]
 
-        def answers(head: Chosen) -> evaluation.Answers:
+        def answers(head: Selection) -> evaluation.LabelledPredictions:
             z = _said(head, data.features.take(test))
             rows = data.rows[test]
             return evaluation.answers(manifest, rows, data.y[test], z, y_train, settings)
@@ -262,7 +268,7 @@ class _Cell:
             said,
             self.metric,
             held_out=chosen.held_out(),
-            chosen_on=draw.folds.kind,
+            chosen_on=subset.folds.kind,
             settings=settings,
             data=data_of(self.store, manifest, settings.uncertain),
         )
@@ -280,16 +286,16 @@ class _Cell:
             protocol=settings.protocol,
             C=chosen.C,
             folds=chosen.folds,
-            n_train=len(draw.rows),
+            n_train=len(subset.rows),
             n_bad=data.n_bad,
-            seed=draw.seed,
+            seed=subset.seed,
             predictions="",
             heads="",
             converged=chosen.converged,
             seconds=round(seconds + time.perf_counter() - started, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=[note for note in (chosen.loose, protocol.note) if note] + notes,
-            shots=draw.shots,
+            notes=[note for note in (chosen.unconverged, protocol.note) if note] + notes,
+            shots=subset.shots,
             control=against,
             audit=self.leaks,
             settings=settings.of_head(_strengths(settings, data.features, manifest)),
@@ -312,7 +318,7 @@ class _Cell:
         )
 
 
-def _said(chosen: Chosen, features: Features) -> NDArray[Any]:
+def _said(chosen: Selection, features: Features) -> NDArray[Any]:
     """Return a head's log-odds of some rows, (n, K)."""
     return torch.cat([chosen.log_odds(X) for X in features.chunks()]).cpu().numpy()
 

@@ -14,7 +14,7 @@ from features.manifest import Manifest
 from features.store import DONE, FeatureStore
 from probe.results import Predictions
 from probe.score import evaluation, metrics
-from probe.score.evaluation import Answers, Scoring
+from probe.score.evaluation import LabelledPredictions, Scoring
 from probe.score.intervals import intervals
 from probe.score.metrics import Metric
 
@@ -42,7 +42,7 @@ def audited(store: FeatureStore, manifest: Manifest, *, strict: bool) -> dict[st
 def tested(
     store: FeatureStore,
     manifest: Manifest,
-    said: Answers,
+    predictions: LabelledPredictions,
     metric: Metric,
     *,
     held_out: tuple[NDArray[Any], NDArray[np.float64]],
@@ -56,12 +56,12 @@ def tested(
     they are; data is what data_of returned. Raises ProbeError where the metric is not defined on
     the test split.
     """
-    scores = scored(metrics.of_task(manifest.task), said, settings)
+    scores = scored(metrics.of_task(manifest.task), predictions, settings)
     score = scores[metric.name]
     if any(v is None for v in score.values()):
         raise ProbeError(
             f"{store.path}: {metric.name} is not defined on this test split "
-            f"({unranked(manifest, said.y)}); choose another --metric or another split"
+            f"({unranked(manifest, predictions.y)}); choose another --metric or another split"
         )
     return {
         **data,
@@ -70,12 +70,12 @@ def tested(
         "metric": metric.name,
         "metrics": scores,
         **score,
-        "n_test": len(said.y),
-        "n_subjects_test": len(np.unique(said.subjects)),
+        "n_test": len(predictions.y),
+        "n_subjects_test": len(np.unique(predictions.subjects)),
         "store": str(store.path),
         "store_fingerprint": store.fingerprint_digest,
         **evaluation.extras(
-            said,
+            predictions,
             manifest.classes,
             metric,
             held_out=held_out,
@@ -88,7 +88,7 @@ def tested(
 def remarks(
     manifest: Manifest,
     y_train: NDArray[Any],
-    said: Answers,
+    predictions: LabelledPredictions,
     found: dict[str, Any],
     settings: Scoring,
     uncertain: str,
@@ -101,31 +101,31 @@ def remarks(
     notes.append(f"split: {manifest.split_from}")
     if settings.aggregate:
         notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
-    if one_sided := unranked(manifest, said.y):
+    if one_sided := unranked(manifest, predictions.y):
         notes.append(f"left out of AUROC and average precision, {one_sided}")
     if untaught := metrics.unranked(y_train, manifest.classes):
         not_scored = "" if y_train.ndim == 1 else ", so not scored"
         notes.append(f"one side only in training{not_scored}: {', '.join(untaught)}")
     if uncertain:
         notes.append(f"uncertain labels: {uncertain}")
-    if not said.has_subjects:
+    if not predictions.has_subjects:
         notes.append("no subjects are known: images are taken as independent")
     ends = found["ci_low"], found["ci_high"]
-    caveat = evaluation.caveat(*ends, found["n_subjects_test"], said.independent)
-    return [*notes, *(said for said in (found["few"], caveat) if said)]
+    caveat = evaluation.caveat(*ends, found["n_subjects_test"], predictions.independent)
+    return [*notes, *(predictions for predictions in (found["few"], caveat) if predictions)]
 
 
 def scored(
-    wanted: Sequence[Metric], said: Answers, settings: Scoring
+    wanted: Sequence[Metric], predictions: LabelledPredictions, settings: Scoring
 ) -> dict[str, dict[str, float | None]]:
     """Return value and interval of every metric, on the same resamples whatever is asked."""
     found: dict[str, dict[str, float | None]] = {}
     for ranking in {metric.ranking for metric in wanted}:
         found |= intervals(
             [metric for metric in wanted if metric.ranking == ranking],
-            said.y,
-            said.z if ranking else said.p,
-            said.subjects,
+            predictions.y,
+            predictions.z if ranking else predictions.p,
+            predictions.subjects,
             n=settings.bootstrap,
             rng=np.random.default_rng(settings.seed),
             method=settings.interval,
@@ -133,15 +133,15 @@ def scored(
     return {metric.name: found[metric.name] for metric in wanted}
 
 
-def predictions_of(said: Answers, classes: Sequence[str]) -> Predictions:
+def predictions_of(predictions: LabelledPredictions, classes: Sequence[str]) -> Predictions:
     """Return test answers as predictions.csv holds them."""
     return Predictions(
-        ids=said.ids.tolist(),
-        subjects=said.subjects.tolist(),
-        labels=said.y,
-        probabilities=said.p,
+        ids=predictions.ids.tolist(),
+        subjects=predictions.subjects.tolist(),
+        labels=predictions.y,
+        probabilities=predictions.p,
         classes=classes,
-        log_odds=said.z,
+        log_odds=predictions.z,
     )
 
 

@@ -60,15 +60,15 @@ def gaps(seed, tol):
 @pytest.mark.parametrize(("tol", "most"), [(1e-6, 1e-5), (1e-9, 2e-9)])
 def test_no_head_is_called_converged_that_is_not(tol, most):
     for seed in (*KNOWN, *range(1000, 1018)):
-        found, loose = gaps(seed, tol)
+        found, unconverged = gaps(seed, tol)
         assert max(found) < most, seed
-        assert not loose, seed
+        assert not unconverged, seed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("tol", "most"), [(1e-6, 1e-5), (1e-9, 2e-9)])
 def test_no_head_of_two_thousand_is_called_converged_that_is_not(tol, most):
-    found, loose = zip(*(gaps(seed, tol) for seed in range(1, 850)), strict=True)
+    found, unconverged = zip(*(gaps(seed, tol) for seed in range(1, 850)), strict=True)
     gap = np.concatenate(found)
     assert gap.max() < most
-    assert sum(loose) <= 0.01 * len(gap)
+    assert sum(unconverged) <= 0.01 * len(gap)

@@ -14,7 +14,7 @@ from cli import cli
 from features.errors import ProbeError
 from probe import results
 from probe.score import evaluation
-from probe.score.evaluation import Answers, aggregate, choose_threshold
+from probe.score.evaluation import LabelledPredictions, aggregate, choose_threshold
 from probe.score.metrics import evaluate_log_odds, find, of_task
 from probe.sweep import Settings, probe
 
@@ -82,14 +82,16 @@ def test_patients_are_scored_by_the_mean_of_their_images(store, tmp_path):
 def test_findings_of_a_unit_are_those_of_any_image_and_max_takes_the_largest():
     y = np.array([[1, 0], [0, np.nan], [0, np.nan], [np.nan, np.nan]])
     p = np.array([[0.2, 0.9], [0.6, 0.1], [0.3, 0.3], [0.1, 0.5]])
-    answers = Answers(np.arange(4), np.array(["a", "a", "b", "b"]), y, logit(p), {})
+    answers = LabelledPredictions(np.arange(4), np.array(["a", "a", "b", "b"]), y, logit(p), {})
     joined = aggregate(answers, answers.subjects, "max")
     np.testing.assert_array_equal(joined.y, [[1, 0], [0, np.nan]])
     np.testing.assert_allclose(joined.p, [[0.6, 0.9], [0.3, 0.5]], rtol=1e-15)
 
 
 def test_units_of_two_classes_are_refused():
-    answers = Answers(np.arange(2), np.array(["a", "a"]), np.array([0, 1]), np.eye(2), {})
+    answers = LabelledPredictions(
+        np.arange(2), np.array(["a", "a"]), np.array([0, 1]), np.eye(2), {}
+    )
     with pytest.raises(ProbeError, match="images of a have different classes: leave --aggregate"):
         aggregate(answers, answers.subjects, "mean")
 
@@ -187,7 +189,7 @@ def test_a_groups_mean_names_the_findings_that_it_is_without(metric):
     y[sex == "M", 2] = 0  # none of them has it
     z = rng.normal(size=(40, 4))
     ids = np.arange(40).astype(str)
-    answers = evaluation.Answers(ids, ids, y, z, {"sex": sex}, True)
+    answers = evaluation.LabelledPredictions(ids, ids, y, z, {"sex": sex}, True)
     how = {"n": 100, "seed": 0, "method": "bayesian"}
     groups = evaluation.subgroups(answers, ["sex"], find(metric, "multilabel"), "abcd", **how)
     for group in groups:

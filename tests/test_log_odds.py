@@ -17,7 +17,7 @@ from probe import results
 from probe.report.curves import bands
 from probe.report.panels import examples
 from probe.score import log_odds
-from probe.score.evaluation import Answers, aggregate, choose_threshold
+from probe.score.evaluation import LabelledPredictions, aggregate, choose_threshold
 from probe.solve.knn import vote
 from probe.sweep import Settings, probe
 
@@ -54,7 +54,7 @@ def test_units_are_joined_without_rounding_to_0_or_1(how):
     unit = np.repeat(np.arange(10), 3)
     logits = 20 * rng.standard_normal((30, 3)) + 80 * np.eye(3)[unit % 3]
     z = log_odds.of_logits(torch.from_numpy(logits), "softmax").numpy()
-    said = Answers(np.arange(30), unit, np.zeros(30, int), z, {})
+    said = LabelledPredictions(np.arange(30), unit, np.zeros(30, int), z, {})
     joined = aggregate(said, unit, how)
     assert (joined.p == 1).any()  # here a probability would have been rounded
     for k in range(10):

@@ -313,7 +313,7 @@ def test_the_curve_is_the_mean_of_the_defined_folds(tmp_path):
         np.testing.assert_allclose(np.polyval(np.polyfit(value, drawn, 1), value), drawn, atol=0.01)
     uses = [e for e in svg.iter(f"{SVG}use") if "stroke: #d55e00" in e.get("style", "")]
     crosses = [e for e in uses if float(e.get("y")) > 40]  # below the legend
-    assert len(crosses) == 2  # three fits are loose, the score of one is undefined
+    assert len(crosses) == 2  # three fits did not converge, the score of one is undefined
     assert "3 of 8 fits did not converge" in said(page.root)
     shown = {s["name"]: s for s in chart(page, "linear-C")["series"]}
     np.testing.assert_allclose(shown["mean of 2 folds"]["y"], mean, rtol=1e-3)

@@ -141,5 +141,5 @@ def test_a_small_set_is_fitted(rows):
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.usefixtures("products", "threads")
 def test_no_small_set_of_many_ends_a_run(rows):
-    loose, heads = np.sum([check(seed, rows) for seed in range(1, 17)], axis=0)
-    assert loose <= 0.02 * heads
+    unconverged, heads = np.sum([check(seed, rows) for seed in range(1, 17)], axis=0)
+    assert unconverged <= 0.02 * heads

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from features.arguments import engine_of, engine_options, options_of, source_options
 from features.console import (
     FILE,
-    Damaged,
+    FaultFound,
     as_json,
     as_table,
     bar,
@@ -109,7 +109,7 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
     if json_:
         as_json([asdict(result) for result in found])
     if failed:
-        raise Damaged(f"{len(failed)} of {len(stores)} stores have no result, see above")
+        raise FaultFound(f"{len(failed)} of {len(stores)} stores have no result, see above")
 
 
 def columns_of(stores: Sequence[Path], by: tuple[str, ...]) -> dict[Path, tuple[str, ...]]:
@@ -325,7 +325,7 @@ def predict(
         write_whole(out, found.table.encode("utf-8", "surrogateescape"))
         echo(f"{out}: {found.images} images", err=True)
     if found.damaged or len(found.without) == found.images:
-        raise Damaged(found.line())
+        raise FaultFound(found.line())
     if found.without:
         echo(f"Warning: {found.line()}", err=True)
 

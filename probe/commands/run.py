@@ -22,7 +22,7 @@ from features.arguments import (
 )
 from features.console import (
     FILE,
-    Damaged,
+    FaultFound,
     as_json,
     as_table,
     bar,
@@ -207,7 +207,7 @@ def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
         as_json([to_json(o) for o in outcomes])
     if failed:
         names = ", ".join(o.cell.name for o in failed[:3]) + (" ..." if len(failed) > 3 else "")
-        raise Damaged(
+        raise FaultFound(
             f"{len(failed)} of {len(cells)} cells failed ({names}); "
             "mend what their lines say and run the same command again for these"
         )
@@ -235,7 +235,7 @@ def say_plan(cells: Sequence[Cell], json_: bool) -> None:
     else:
         as_table(rows)
     if without:
-        raise Damaged(without[0])
+        raise FaultFound(without[0])
 
 
 def outcomes_of(

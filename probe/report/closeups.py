@@ -25,25 +25,25 @@ NAMED = 3  # curves without a band that are named
 CURVES = 8  # outputs that are drawn one by one; of more, the commonest
 
 
-def charts_of(r: Result, said: Predictions | None, stem: str) -> list[Chart]:
+def charts_of(r: Result, predictions: Predictions | None, stem: str) -> list[Chart]:
     """Return the charts of a result; `stem` begins their names."""
     charts: list[Chart] = []
-    if said and said.labels.ndim == 1:
-        charts.append(_confusion(confusion(said), said.classes, stem))
-    elif said:
-        charts += _findings(r, said, stem)
-    if said:
-        charts += _ranked(*bands(said), r, said, stem)
-        charts.append(_reliability(r, said, stem))
+    if predictions and predictions.labels.ndim == 1:
+        charts.append(_confusion(confusion(predictions), predictions.classes, stem))
+    elif predictions:
+        charts += _findings(r, predictions, stem)
+    if predictions:
+        charts += _ranked(*bands(predictions), r, predictions, stem)
+        charts.append(_reliability(r, predictions, stem))
     if len(folds(r)[0]):
         charts.append(_strengths(r, stem))
     return charts
 
 
-def confusion(said: Predictions) -> NDArray[np.int64]:
+def confusion(predictions: Predictions) -> NDArray[np.int64]:
     """Return counts (K, K), row = label, column = predicted."""
-    counts = np.zeros((len(said.classes),) * 2, dtype=np.int64)
-    np.add.at(counts, (said.labels, said.probabilities.argmax(1)), 1)
+    counts = np.zeros((len(predictions.classes),) * 2, dtype=np.int64)
+    np.add.at(counts, (predictions.labels, predictions.probabilities.argmax(1)), 1)
     return counts
 
 
@@ -62,9 +62,9 @@ def _confusion(counts: NDArray[np.int64], classes: Sequence[str], stem: str) -> 
     )
 
 
-def _findings(r: Result, said: Predictions, stem: str) -> list[Chart]:
+def _findings(r: Result, predictions: Predictions, stem: str) -> list[Chart]:
     """Draw AUROC per finding, best first, where it is defined."""
-    found = [(name, o) for name, o in outputs(r, said) if o["auroc"] is not None]
+    found = [(name, o) for name, o in outputs(r, predictions) if o["auroc"] is not None]
     if not found:
         return []
     found.sort(key=lambda pair: -(pair[1]["auroc"] or 0))
@@ -85,17 +85,19 @@ def _findings(r: Result, said: Predictions, stem: str) -> list[Chart]:
 
 
 def _ranked(
-    roc: Sequence[Band], pr: Sequence[Band], r: Result, said: Predictions, stem: str
+    roc: Sequence[Band], pr: Sequence[Band], r: Result, predictions: Predictions, stem: str
 ) -> list[Chart]:
     """Draw ROC and precision-recall curves with their bands, and say which have none and why."""
     if not roc:
         return []
-    labels = said.labels
+    labels = predictions.labels
     positive = [
         int(((labels == k) if labels.ndim == 1 else (labels[:, k] == 1)).sum())
-        for k in range(len(said.classes))
+        for k in range(len(predictions.classes))
     ]
-    common = [said.classes[k] for k in np.argsort(-np.array(positive), kind="stable")[:CURVES]]
+    common = [
+        predictions.classes[k] for k in np.argsort(-np.array(positive), kind="stable")[:CURVES]
+    ]
     left_out = len(roc) - 1 - CURVES
     more = f" The {CURVES} with the most positives are drawn." if left_out > 0 else ""
     kinds = (
@@ -151,15 +153,15 @@ def _of_bands(shown: Sequence[Band], r: Result) -> str:
     return said.strip()
 
 
-def _reliability(r: Result, said: Predictions, stem: str) -> Lines:
+def _reliability(r: Result, predictions: Predictions, stem: str) -> Lines:
     """Draw how often an answer is right against how sure it was, with Wilson's intervals."""
-    bins = r.reliability or calibration.reliability(said.labels, said.probabilities)
+    bins = r.reliability or calibration.reliability(predictions.labels, predictions.probabilities)
     n = np.array([b["images"] for b in bins])
     f = np.array([b["frequency"] for b in bins])
     z = norm.ppf((1 + LEVEL) / 2)
     middle = (f + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z * np.sqrt(f * (1 - f) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    what = "the label" if said.labels.ndim == 1 else "a finding (all of them together)"
+    what = "the label" if predictions.labels.ndim == 1 else "a finding (all of them together)"
     return Lines(
         name=f"{stem}-reliability",
         title="Reliability",
@@ -203,8 +205,8 @@ def _strengths(r: Result, stem: str) -> Lines:
     series.append(Series(said, x, mean, look="both" if len(x) == 1 else "line"))
     j, k = np.nonzero(~converged & defined)
     if len(j):
-        loose = C[j].tolist(), scores[j, k].tolist()
-        series.append(Series("not converged", *loose, colour="mark", look="cross", thin=True))
+        unconverged = C[j].tolist(), scores[j, k].tolist()
+        series.append(Series("not converged", *unconverged, colour="mark", look="cross", thin=True))
     alt = f"{words} on {F} folds against {len(C)} values of C from {power(C[0])} to {power(C[-1])}"
     if known := [(m, c) for m, c in zip(mean, x, strict=True) if m is not None]:
         more = more_is_better(r.task, r.metric)
@@ -224,7 +226,7 @@ def _strengths(r: Result, stem: str) -> Lines:
     )
 
 
-def outputs(r: Result, said: Predictions) -> list[tuple[str, dict[str, float | None]]]:
+def outputs(r: Result, predictions: Predictions) -> list[tuple[str, dict[str, float | None]]]:
     """Return AUROC, average precision and counts of every finding."""
-    found = r.outputs or per_output(said.labels, said.log_odds, said.classes)
+    found = r.outputs or per_output(predictions.labels, predictions.log_odds, predictions.classes)
     return list(found.items())

@@ -40,23 +40,23 @@ class Band:
     why_not: str = ""
 
 
-def bands(said: Predictions, *, seed: int = 0) -> tuple[list[Band], list[Band]]:
+def bands(predictions: Predictions, *, seed: int = 0) -> tuple[list[Band], list[Band]]:
     """Return ROC and precision-recall bands of every output with both sides, their mean first.
 
     Of two classes there is the second only, and no mean.
     """
-    names = list(said.classes)
-    if said.labels.ndim == 1 and len(names) == 2:
+    names = list(predictions.classes)
+    if predictions.labels.ndim == 1 and len(names) == 2:
         names = names[1:]
-    pairs = list(zip(names, one_vs_rest(said.labels, said.log_odds), strict=True))
+    pairs = list(zip(names, one_vs_rest(predictions.labels, predictions.log_odds), strict=True))
     both = [(n, t, s) for n, (t, s) in pairs if (t == 1).any() and (t == 0).any()]
     if not both:
         return [], []
     rng = np.random.default_rng(seed)
-    weights = bootstrap_weights(np.asarray(said.subjects), RESAMPLES, rng)
+    weights = bootstrap_weights(np.asarray(predictions.subjects), RESAMPLES, rng)
     weights = np.concatenate([np.ones((1, weights.shape[1])), weights])  # the first is the curve
     curves = [_curves(truth, score, weights) for _, truth, score in both]
-    alone = [_alone(truth, np.asarray(said.subjects)) for _, truth, _ in both]
+    alone = [_alone(truth, np.asarray(predictions.subjects)) for _, truth, _ in both]
     found = []
     for place, area in enumerate((ranking.auroc, ranking.average_precision)):
         each = [

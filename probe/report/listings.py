@@ -17,13 +17,13 @@ from probe.results import Predictions, Result
 MISTAKES = 10  # kinds of mistakes that are listed
 
 
-def tables_of(r: Result, said: Predictions | None, stem: str) -> list[Table]:
+def tables_of(r: Result, predictions: Predictions | None, stem: str) -> list[Table]:
     """Return the tables of a result that have rows; `stem` begins their names."""
     tables = [_metrics(r, stem), *_groups(r, stem), *_thresholds(r, stem)]
-    if said and said.labels.ndim == 1:
-        tables.append(_most_frequent(confusion(said), said.classes, stem))
-    elif said:
-        tables.append(_outputs(r, said, stem))
+    if predictions and predictions.labels.ndim == 1:
+        tables.append(_most_frequent(confusion(predictions), predictions.classes, stem))
+    elif predictions:
+        tables.append(_outputs(r, predictions, stem))
     return [table for table in tables if table.rows]
 
 
@@ -85,7 +85,7 @@ def _thresholds(r: Result, stem: str) -> list[Table]:
     return [Table(f"{stem}-thresholds", caption, names, rows)]
 
 
-def _outputs(r: Result, said: Predictions, stem: str) -> Table:
+def _outputs(r: Result, predictions: Predictions, stem: str) -> Table:
     """Return AUROC and counts per finding, best first, those without one last."""
     rows = [
         [
@@ -94,9 +94,9 @@ def _outputs(r: Result, said: Predictions, stem: str) -> Table:
             o["average_precision"],
             int(o["positives"] or 0),
             int(o["negatives"] or 0),
-            len(said.labels) - int(o["positives"] or 0) - int(o["negatives"] or 0),
+            len(predictions.labels) - int(o["positives"] or 0) - int(o["negatives"] or 0),
         ]
-        for name, o in outputs(r, said)
+        for name, o in outputs(r, predictions)
     ]
     rows.sort(key=lambda row: math.inf if row[1] is None else -float(row[1] or 0))
     names = ["finding", "AUROC", "average precision", "positives", "negatives", "not labelled"]

@@ -41,7 +41,7 @@ class Panel:
     hits: list[Example] = field(default_factory=list)
     at_edge: bool = False  # the chosen C is the smallest or the largest that was tried
     fits: int = 0
-    loose: int = 0  # fits that did not converge
+    unconverged: int = 0  # fits that did not converge
 
 
 def panel(cell: Cell, stem: str) -> Panel:
@@ -58,17 +58,21 @@ def panel(cell: Cell, stem: str) -> Panel:
         hits=hits,
         at_edge=len(C) > 1 and bool(np.isclose(r.C or 0.0, [C.min(), C.max()], atol=0).any()),
         fits=converged.size,
-        loose=int((~converged).sum()),
+        unconverged=int((~converged).sum()),
     )
 
 
-def examples(said: Predictions) -> tuple[list[Example], list[Example]]:
+def examples(predictions: Predictions) -> tuple[list[Example], list[Example]]:
     """Return the most confident mistakes and the least confident hits, SHOWN of each.
 
     Of findings, an answer is right where it is on the label's side of .5, and an image stands with
     its most telling answer.
     """
-    z, y, rows = said.log_odds, said.labels, np.arange(len(said.labels))  # p is 1 of many
+    z, y, rows = (
+        predictions.log_odds,
+        predictions.labels,
+        np.arange(len(predictions.labels)),
+    )  # p is 1 of many
     if y.ndim == 1:
         sure, right = z.max(1)[:, None], (z.argmax(1) == y)[:, None]
         wrong = ~right
@@ -83,15 +87,15 @@ def examples(said: Predictions) -> tuple[list[Example], list[Example]]:
         column = order.argmin(1)
         first = np.argsort(order[rows, column], kind="stable")[:SHOWN]
         found = [i for i in first if np.isfinite(order[i, column[i]])]
-        chosen.append([_example(said, i, int(column[i])) for i in found])
+        chosen.append([_example(predictions, i, int(column[i])) for i in found])
     return chosen[0], chosen[1]
 
 
-def _example(said: Predictions, i: int, k: int) -> Example:
-    p, names = said.probabilities[i], said.classes
-    if said.labels.ndim == 1:
-        label, call = names[said.labels[i]], names[int(p.argmax())]
-        return Example(printable(said.ids[i]), label, call, float(p.max()))
+def _example(predictions: Predictions, i: int, k: int) -> Example:
+    p, names = predictions.probabilities[i], predictions.classes
+    if predictions.labels.ndim == 1:
+        label, call = names[predictions.labels[i]], names[int(p.argmax())]
+        return Example(printable(predictions.ids[i]), label, call, float(p.max()))
     words, sure = (f"no {names[k]}", names[k]), float(max(p[k], 1 - p[k]))
-    label, call = words[int(said.labels[i, k])], words[int(p[k] >= 0.5)]
-    return Example(printable(said.ids[i]), label, call, sure)
+    label, call = words[int(predictions.labels[i, k])], words[int(p[k] >= 0.5)]
+    return Example(printable(predictions.ids[i]), label, call, sure)

@@ -51,8 +51,8 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Predictions to score: ids, subjects (N,), y, log-odds z, and the manifest's columns (N,)."""
+class LabelledPredictions:
+    """Predictions with their labels, to score: ids, subjects (N,), y, log-odds z, and the manifest's columns (N,)."""
 
     ids: NDArray[Any]
     subjects: NDArray[Any]
@@ -79,7 +79,7 @@ def answers(
     z: NDArray[np.float64],
     y_train: NDArray[Any],
     settings: Scoring,
-) -> Answers:
+) -> LabelledPredictions:
     """Return what is scored: one answer per image, or per unit.
 
     rows (N,) of the manifest; y (N,) or (N, L), z (N, K) or (N, L) of these. A finding that
@@ -91,7 +91,7 @@ def answers(
         y = np.where(both, y, np.nan)
     columns = {name: column(manifest, name, rows) for name in settings.by}
     ids, subjects = manifest.id[rows], manifest.subject[rows]
-    found = Answers(ids, subjects, y, z, columns, manifest.has_subjects)
+    found = LabelledPredictions(ids, subjects, y, z, columns, manifest.has_subjects)
     if settings.aggregate is None:
         return found
     return aggregate(found, column(manifest, settings.unit, rows), settings.aggregate)
@@ -105,7 +105,7 @@ def check(
 
 
 def extras(
-    answers: Answers,
+    answers: LabelledPredictions,
     classes: Sequence[str],
     metric: Metric,
     *,
@@ -153,7 +153,7 @@ def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[
     return np.asarray(manifest.columns[name][rows])
 
 
-def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
+def aggregate(answers: LabelledPredictions, units: NDArray[Any], how: str) -> LabelledPredictions:
     """Return one answer per unit: the mean, or the largest, of its images' probabilities.
 
     units (N,) names the unit of each image. A finding is there where any image has it. Raises
@@ -187,11 +187,11 @@ def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
         )
         for name, v in answers.columns.items()
     }
-    return Answers(names, answers.subjects[first], y, z, mixed, answers.has_subjects)
+    return LabelledPredictions(names, answers.subjects[first], y, z, mixed, answers.has_subjects)
 
 
 def subgroups(
-    answers: Answers,
+    answers: LabelledPredictions,
     names: Sequence[str],
     metric: Metric,
     classes: Sequence[str],
@@ -343,7 +343,7 @@ def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> flo
 
 def at_thresholds(
     held_out: tuple[NDArray[Any], NDArray[np.float64]],
-    answers: Answers,
+    answers: LabelledPredictions,
     classes: Sequence[str],
     *,
     rule: str,

@@ -389,12 +389,12 @@ def _train_and_test(
 
 
 def _write(
-    out: Path, result: results.Result, made: Mapping[str, Any], said: results.Predictions
+    out: Path, result: results.Result, made: Mapping[str, Any], predictions: results.Predictions
 ) -> None:
     """Write a run's files, then its line. Raises ProbeError where the disk is full."""
     try:
         checkpoints.write_json(out / result.heads, made)
-        results.write_predictions(out / result.predictions, said)
+        results.write_predictions(out / result.predictions, predictions)
     except OSError as error:
         raise results.unwritable(out, error) from None
     results.append(out, result)
