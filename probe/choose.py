@@ -162,7 +162,7 @@ def neighbours(
     metric: metrics.Metric,
     device: str,
 ) -> list[Selection]:
-    """Score every k on every fold of every subset, y (n,) or (n, L); the best votes with all rows."""
+    """Score every k on every fold of every subset, y (n,) or (n, L); the best k votes with all."""
     found = []
     for subset in subsets:
         mine, labels = features.take(subset.rows), y[subset.rows]
@@ -221,7 +221,7 @@ def least_squares(
     classes: Sequence[str],
     metric: metrics.Metric,
 ) -> list[Selection]:
-    """Fit one head per subset in closed form, y (n,); folds only report. ProbeError for findings."""
+    """Fit one head per subset in closed form, y (n,); folds only report. Findings: ProbeError."""
     if y.ndim == 2:
         raise ProbeError(
             "least squares takes one class per image: this data set has several labels"

@@ -52,7 +52,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class LabelledPredictions:
-    """Predictions with their labels, to score: ids, subjects (N,), y, log-odds z, and the manifest's columns (N,)."""
+    """Predictions and labels to score: ids, subjects and columns (N,), y, log-odds z."""
 
     ids: NDArray[Any]
     subjects: NDArray[Any]
