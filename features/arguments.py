@@ -76,6 +76,13 @@ source_options = together(  # how a data set is read
     ),
     click.option("--test-fold", metavar="I/K", help="Test on fold I of K drawn ones."),
     click.option("--merge", multiple=True, metavar="NEW=OLD+OLD", help="Classes to make one of."),
+    click.option(
+        "--classes",
+        metavar="LIST",
+        help="All classes in their order, such as benign,malignant: of two the last is the "
+        "positive one, and quadratic kappa takes them as grades from low to high. By default "
+        "names are sorted.",
+    ),
     click.option("--subject-from-dicom", is_flag=True, help="Take DICOM's patient id as subject."),
 )
 
@@ -182,6 +189,7 @@ def options_of(given: dict[str, Any]) -> Options:
         seed=given["split_seed"],
         limit=given.get("limit"),
         test_fold=parse_fold(given["test_fold"]),
+        classes=parse_names(given["classes"], "--classes"),
     )
 
 
@@ -225,9 +233,9 @@ def _take(found: dict[str, str | None], name: str, weights: str | None) -> None:
 
 
 def say_random(weights: Mapping[str, str | None]) -> None:
-    """Say on standard error which of several backbones have random weights."""
+    """Say on standard error which backbones have random weights."""
     names = [name for name, given in weights.items() if given == "random"]
-    if names and len(weights) > 1:
+    if names:
         echo(f"random weights, not the published ones: {', '.join(names)}", err=True)
 
 
@@ -246,6 +254,18 @@ def extraction_of(given: dict[str, Any], **more: Any) -> Settings:
         device=resolve_device(given["device"]),
         window=parse_window(given["window"]),
     )
+
+
+def parse_names(text: str | None, option: str) -> tuple[str, ...]:
+    """Return names with commas between them; one with a comma in it stands in double quotes."""
+    import csv
+
+    if text is None:
+        return ()
+    names = [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row]
+    if all(names) and names:
+        return tuple(names)
+    raise click.BadParameter(f"{text!r}: want names with commas between them", param_hint=option)
 
 
 def parse_fold(text: str | None) -> tuple[int, int] | None:

@@ -202,8 +202,6 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     say_random(weights)
     if statistics := parse_normalize(given["normalize"], manifest):
         loaded = [backbone.normalised_by(*statistics) for backbone in loaded]
-    if given["engine"] == "local":
-        say_former(dataset, manifest, loaded, given["out"], settings)
     if given["dry_run"]:
         if given["engine"] != "local":
             raise click.UsageError("--dry-run measures this machine: leave --engine out")
@@ -240,6 +238,8 @@ def say_report(report: Report) -> None:
     if report.reused and not report.computed:
         done = "nothing to compute"
     echo(f"{report.store}: {done}, {report.reused} already there, {len(bad)} bad")
+    if report.twin:
+        echo(f"  its features are those of {report.twin}: the same images", err=True)
     if report.added:
         echo(f"  added {', '.join(report.added)}", err=True)
     for path, reason in list(bad.items())[:5]:
@@ -258,19 +258,6 @@ def refuse_empty(reports: Sequence[Report]) -> None:
                 f"{r.store}: none of its {r.images} images could be read: "
                 f"{'; '.join(dict.fromkeys(r.bad.values()))[:200]}"
             )
-
-
-def say_former(
-    dataset: str, manifest: Manifest, backbones: list[Backbone], out: Path, settings: Settings
-) -> None:
-    """Say where the features of a table are that was named by its folder, as was done formerly."""
-    from features.datasets.naming import former_name
-    from features.plan import former_store
-
-    name = former_name(dataset)
-    for backbone in backbones:
-        if name and (there := former_store(manifest, backbone, out, settings, name)):
-            echo(f"{there} has these features: --name {name} goes on with it", err=True)
 
 
 def say_estimate(
@@ -309,6 +296,9 @@ def say_stores(found: list[Estimate], decoding: float, settings: Settings) -> No
             ),
         ]
     )
+    for e in found:
+        if e.twin:
+            echo(f"{e.store}: {e.twin} has these features, and they are copied from there")
     alone, together = sum(e.seconds for e in found), "beside" if settings.device != "cpu" else "and"
     echo(
         f"expected: {duration(alone)} of forward passes {together} {duration(decoding)} of decoding"

@@ -39,7 +39,7 @@ from probe.arguments import (
     seeds_of,
     training_of,
 )
-from probe.finetune_command import finetune, say, say_tuned
+from probe.finetune_command import about_labels, finetune, say, say_order, say_tuned
 from probe.run_command import run
 
 if TYPE_CHECKING:
@@ -243,8 +243,9 @@ def say_result(result: Result, *, several: bool) -> None:
     echo(
         f"{' '.join([f'{result.dataset} x {result.backbone}', *cell])}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
-        f"on {result.n_test} test images, {chosen}"
+        f"on {result.n_test} test images, {chosen}{about_labels(result)}"
     )
+    say_order(result)
     if control := result.control:
         echo(
             f"  with shuffled labels: {control['value']:.3f} "

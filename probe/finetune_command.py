@@ -37,6 +37,9 @@ from probe.arguments import (
 if TYPE_CHECKING:
     from probe.results import Result
 
+# Metrics of two classes that are of the positive one.
+OF_POSITIVE = {"auroc", "average_precision", "sensitivity_at_90", "f1"}
+
 
 @click.command()
 @click.argument("dataset")
@@ -126,13 +129,36 @@ def say(record: dict[str, Any]) -> None:
     )
 
 
+def about_labels(result: Result) -> str:
+    """Return what a result's line says of its labels where that is not plain.
+
+    That is their column, if it isn't called label, and which of two classes is the positive one.
+    """
+    said = ""
+    if result.label_from not in ("", "label", "label_*"):
+        said += f"; labels: {result.label_from}"
+    if result.positive and result.metric in OF_POSITIVE:
+        said += f"; positive: {result.positive}"
+    return said
+
+
+def say_order(result: Result) -> None:
+    """Print on standard error in which order the classes were taken, where it was noted."""
+    from probe.tested import ORDER
+
+    for note in result.notes:
+        if note.startswith(ORDER):
+            echo(f"  {note}", err=True)
+
+
 def say_tuned(result: Result) -> None:
     """Print a result in one line, and on standard error what must be known of it."""
     echo(
         f"{result.dataset} x {result.backbone}, {result.scenario}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
-        f"on {result.n_test} test images, epoch {result.folds['epoch']}"
+        f"on {result.n_test} test images, epoch {result.folds['epoch']}{about_labels(result)}"
     )
+    say_order(result)
     if result.few:
         click.echo(f"  {result.few}", err=True)
     if result.weights == "random":

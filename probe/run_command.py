@@ -108,7 +108,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
         if getattr(option, "multiple", False):
             value = value if isinstance(value, list) else [value]
         elif isinstance(value, list):
-            value = ",".join(map(str, value))
+            value = ",".join(f'"{v}"' if "," in str(v) else str(v) for v in value)
         assert option.name
         given[option.name] = value
     return given

@@ -47,7 +47,7 @@ def read(file: Location, options: Options) -> Manifest:
     table = read_table(file, where, given)
     root = file.resolve().parent
     path_col = _find(table, options.path_col, "--path-col")
-    label, classes, used = _labels(table, options)
+    label, classes, used, label_from = _labels(table, options)
     subject_col = _optional(table, options.subject_col, "--subject-col", "subject")
     split_col = _optional(table, options.split_col, "--split-col", "split")
     used |= {path_col, subject_col, split_col}
@@ -66,6 +66,8 @@ def read(file: Location, options: Options) -> Manifest:
         options=options,
         where=where,
         columns=groups(table, others),
+        label_from=label_from,
+        order_from="names",
     )
 
 
@@ -134,8 +136,8 @@ def _said(table: Table, name: str, found: str) -> str:
 
 def _labels(
     table: Table, options: Options
-) -> tuple[NDArray[np.int32], tuple[str, ...], set[str | None]]:
-    """Return labels, classes, and the columns they are from."""
+) -> tuple[NDArray[np.int32], tuple[str, ...], set[str | None], str]:
+    """Return labels, classes, the columns they are from, and how these are called."""
     name = options.label_col
     if name not in table.header and name == "label":
         findings = [n for n in table.header if n.startswith(FINDING)] or [
@@ -143,14 +145,16 @@ def _labels(
         ]
         if findings:
             label = states({n: table.cells(n) for n in findings}, table.at)
-            return label, tuple(n[len(FINDING) :] for n in findings), set(findings)
+            return label, tuple(n[len(FINDING) :] for n in findings), {*findings}, f"{FINDING}*"
     if not options.labelled and not (name in table.header or len(_alike(table, name)) == 1):
-        return *index_classes([""] * len(table)), set()
+        return *index_classes([""] * len(table)), set(), ""
     found = _find(table, name, "--label-col")
     cells, what = table.cells(found), f"{table.where}: column {found}"
     if options.label_sep:
-        return *split_cells(cells, options.label_sep, what, keep_na=options.keep_na), {found}
-    return *one_class(cells, what, keep_na=options.keep_na, wanted=options.labelled), {found}
+        labels = split_cells(cells, options.label_sep, what, keep_na=options.keep_na)
+    else:
+        labels = one_class(cells, what, keep_na=options.keep_na, wanted=options.labelled)
+    return *labels, {found}, found
 
 
 # --- what stands in it --------------------------------------------------------------------------
