@@ -215,6 +215,15 @@ def seeds_of(given: dict[str, Any]) -> range:
     return range(given["seed"], given["seed"] + (given["seeds"] or 1))
 
 
+def refuse_seeds(settings: sweep.Settings) -> None:
+    """Raise UsageError where --seeds asks for draws, and there is nothing to draw."""
+    if settings.seeds is not None and settings.filled().shots == (None,):
+        raise click.UsageError(
+            "--seeds draws training images, and all are taken: give --shots, such as --shots 1,4, "
+            "or leave --seeds out (--seed deals the folds)"
+        )
+
+
 def is_number(text: str) -> bool:
     """Say whether a word is a number, perhaps with a comma at its end."""
     try:

@@ -44,7 +44,8 @@ class Draw:
 class Chosen:
     """What a draw led to. log_odds turns X (N, D) into (N, K); `head` is linear heads' own.
 
-    `folds` is what was chosen by, as results.jsonl has it. held_out gives labels and log-odds of
+    `folds` is what was chosen by, as results.jsonl has it; `loose` is a note on what isn't as
+    asked. held_out gives labels and log-odds of
     every row that a fold held out, by the head of the choice that hadn't it.
     """
 
@@ -154,9 +155,14 @@ def neighbours(
     metric: metrics.Metric,
     device: str,
 ) -> list[Chosen]:
-    """Score every k on every fold of every draw, and choose; then all rows of the draw vote."""
-    found = []
+    """Score every k on every fold of every draw, and choose; then all rows of the draw vote.
+
+    A k is left out where it is more than the rows that vote, on a fold or in all. Raises ProbeError
+    where none is left.
+    """
+    found, tried = [], k
     for draw in draws:
+        k, left_out = _that_fit(tried, draw)
         mine, labels = features.take(draw.rows), y[draw.rows]
         votes = torch.from_numpy(np.eye(len(classes))[labels] if y.ndim == 1 else labels)
         scores = np.full((len(k), len(draw.folds.held_out)), np.nan)
@@ -197,11 +203,25 @@ def neighbours(
                     "scores": _jsonable(scores),
                 },
                 converged=True,
-                loose="",
+                loose=left_out,
                 held_out=partial(_held_out, of_rows, labels, draw, len(classes)),
             )
         )
     return found
+
+
+def _that_fit(k: Sequence[int], draw: Draw) -> tuple[list[int], str]:
+    """Return the numbers of neighbours that a draw has, and a note on those that it hasn't."""
+    most = min([len(draw.rows), *(int((~held).sum()) for held in draw.folds.held_out)])
+    fit = [one for one in k if one <= most]
+    over = ", ".join(str(one) for one in k if one > most)
+    where = "on a fold" if len(draw.folds.held_out) else "in all"
+    if not fit:
+        raise ProbeError(
+            f"k = {over}: more neighbours than the {most} training images that vote {where}; want "
+            "a smaller --k"
+        )
+    return fit, f"k = {over} left out: {most} training images vote {where}" if over else ""
 
 
 def least_squares(

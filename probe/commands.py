@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from features.arguments import engine_of, engine_options, options_of, source_options
+from features.arguments import engine_of, engine_options
 from features.console import (
     FILE,
     Damaged,
@@ -20,11 +20,9 @@ from features.console import (
     bar,
     device_option,
     echo,
-    images_per_second,
     json_option,
     provenance,
 )
-from features.files import write_whole
 from probe.analyze_command import analyze
 from probe.arguments import (
     DEIT,
@@ -33,13 +31,15 @@ from probe.arguments import (
     loop_options,
     probing_of,
     probing_options,
+    refuse_seeds,
     refuse_spaces,
     say_added,
     scoring_options,
     seeds_of,
     training_of,
 )
-from probe.finetune_command import about_labels, finetune, say, say_order, say_tuned
+from probe.finetune_command import about_labels, finetune, say, say_notes, say_tuned
+from probe.predict_command import predict
 from probe.run_command import run
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
                 continue
             found += results
             if not json_:
-                say_results(results, trained=trained)
+                say_results(results, out, trained=trained)
     if json_:
         as_json([asdict(result) for result in found])
     if failed:
@@ -138,13 +138,33 @@ def columns_of(stores: Sequence[Path], by: tuple[str, ...]) -> dict[Path, tuple[
     return known
 
 
-def say_results(results: Sequence[Result], *, trained: bool) -> None:
+def say_draws(results: Sequence[Result]) -> None:
+    """Print mean and standard deviation over the seeds of each number of shots, where several."""
+    from statistics import mean, stdev
+
+    draws: dict[tuple[str, int], list[float]] = {}
+    for result in results:
+        if result.shots:
+            draws.setdefault((result.feature, result.shots), []).append(result.value)
+    several = len({feature for feature, _ in draws}) > 1
+    for (feature, shots), values in draws.items():
+        if len(values) > 1:
+            echo(
+                f"  {f'{feature}, ' if several else ''}{shots} shots: {results[0].metric} "
+                f"{mean(values):.3f}, sd {stdev(values):.3f} over {len(values)} seeds"
+            )
+
+
+def say_results(results: Sequence[Result], out: Path, *, trained: bool) -> None:
     """Print the results of a store, and on standard error what its audit found."""
     for result in results:
         if trained:
-            say_tuned(result)
+            say_tuned(result, out)
         else:
-            say_result(result, several=len(results) > 1)
+            say_result(result, out, several=len(results) > 1)
+    if len(results) > 1 and not trained and results[0].heads:
+        echo(f"  heads: in {(out / results[0].heads).parent.parent}")
+    say_draws(results)
     echo(f"  {results[0].audit['line']}", err=True)
 
 
@@ -175,6 +195,7 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     with engine_of(given) as cluster, team_of(cluster) as team:
         fit = team.fit_heads if team else fit_heads
         settings = probing_of(given, protocol=given["protocol"], head=given["head"], fit=fit)
+        refuse_seeds(settings)
         if team and settings.filled().head != "linear":
             raise click.UsageError("--engine ray fits linear heads: leave it out for others")
 
@@ -233,8 +254,8 @@ def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
     )
 
 
-def say_result(result: Result, *, several: bool) -> None:
-    """Print a result in one line, and on standard error what must be known of it."""
+def say_result(result: Result, out: Path, *, several: bool) -> None:
+    """Print a result in one line and where its head is, on standard error what must be known."""
     cell = [result.feature] if several else []
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
     chosen = f"C = {result.C:.3g}" if result.C else ""
@@ -245,7 +266,9 @@ def say_result(result: Result, *, several: bool) -> None:
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
         f"on {result.n_test} test images, {chosen}{about_labels(result)}"
     )
-    say_order(result)
+    if result.heads and not several:
+        echo(f"  head: {out / result.heads}")
+    say_notes(result)
     if control := result.control:
         echo(
             f"  with shuffled labels: {control['value']:.3f} "
@@ -266,65 +289,6 @@ def say_result(result: Result, *, several: bool) -> None:
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
     """Return a progress function that says how far the slowest head of the batch is."""
     return lambda done, of, n: show(done, of, f"{n} passes over the data")
-
-
-@click.command()
-@click.argument("head", type=FILE)
-@click.argument("source", metavar="STORE|DATASET")
-@click.option("-o", "out", type=FILE, help="A CSV file; default standard output.")
-@click.option("--weights", metavar="FILE", help="Of the backbone, where they came from a file.")
-@click.option(
-    "--features",
-    "stores",
-    type=FILE,
-    default="features",
-    show_default=True,
-    help="Where the store of a DATASET's features goes.",
-)
-@device_option
-@source_options
-def predict(
-    head: Path, source: str, out: Path | None, weights: str | None, stores: Path, **given: Any
-) -> None:
-    """Apply a saved HEAD to every image and write class probabilities as CSV.
-
-    An image that can't be read, or whose features in the store are damaged, has a row too, with
-    the reason in place of an answer; of the second kind the exit code is 1.
-    HEAD is a heads.json, or the run.json of a training run. A store must come
-    from the backbone, with the weights, that it was fitted on; a data set is
-    extracted first, prepared as for the head.
-
-    \b
-    medprobe predict results/sample/efficientnet_lite0/*/heads.json \\
-        features/sample/efficientnet_lite0.h5 -o said.csv
-    """
-    from features.datasets import open_dataset
-    from features.devices import resolve_device
-    from probe.predict import predict as run
-    from probe.predict import predict_images
-
-    if Path(source).is_file():
-        found = run(head, Path(source))
-    else:
-        manifest = open_dataset(source, replace(options_of(given), labelled=False))
-        with bar(f"{manifest.dataset}: features", "images") as show:
-            found = predict_images(
-                head,
-                manifest,
-                features=stores,
-                weights=weights,
-                device=resolve_device(given["device"]),
-                progress=images_per_second(show),
-            )
-    if out is None:
-        click.echo(found.table.encode("utf-8", "surrogateescape"), nl=False)
-    else:
-        write_whole(out, found.table.encode("utf-8", "surrogateescape"))
-        echo(f"{out}: {found.images} images", err=True)
-    if found.damaged or len(found.without) == found.images:
-        raise Damaged(found.line())
-    if found.without:
-        echo(f"Warning: {found.line()}", err=True)
 
 
 @click.command()

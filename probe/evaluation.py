@@ -60,6 +60,7 @@ class Answers:
     z: NDArray[np.float64]
     columns: Mapping[str, NDArray[Any]]
     has_subjects: bool = True  # else images are taken as independent
+    alone: int = 0  # images without a unit, each of which is one of its own
 
     @property
     def independent(self) -> str:
@@ -152,10 +153,15 @@ def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[
 def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
     """Return one answer per unit: the mean, or the largest, of its images' probabilities.
 
-    A finding is there where any image has it. Raises ProbeError for images of one unit with
-    different classes, or of different subjects.
+    A finding is there where any image has it. An image without a unit ("") is one of its own, under
+    its id. Raises ProbeError for images of one unit with different classes, or of different
+    subjects.
     """
-    names, first, member = np.unique(units, return_index=True, return_inverse=True)
+    alone = units == ""
+    names = np.where(alone, answers.ids.astype(np.str_), units)
+    if set(names[alone].tolist()) & set(names[~alone].tolist()):
+        raise ProbeError("an image without a unit is called as a unit is: see --unit")
+    names, first, member = np.unique(names, return_index=True, return_inverse=True)
     if (answers.subjects != answers.subjects[first][member]).any():
         raise ProbeError("a unit to aggregate has images of several subjects: see --unit")
     y = answers.y[first]
@@ -183,7 +189,8 @@ def aggregate(answers: Answers, units: NDArray[Any], how: str) -> Answers:
         )
         for name, v in answers.columns.items()
     }
-    return Answers(names, answers.subjects[first], y, z, mixed, answers.has_subjects)
+    subjects, known = answers.subjects[first], answers.has_subjects
+    return Answers(names, subjects, y, z, mixed, known, int(alone.sum()))
 
 
 def subgroups(

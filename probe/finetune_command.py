@@ -71,6 +71,9 @@ OF_POSITIVE = {"auroc", "average_precision", "sensitivity_at_90", "f1"}
 @scoring_options
 @image_options
 @device_option
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Take only N images, of every class and split."
+)
 @source_options
 @json_option
 def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **given: Any) -> None:
@@ -113,7 +116,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
     if not process.is_main_process:
         return
     for result in found if not json_ else ():
-        say_tuned(result)
+        say_tuned(result, out)
         echo(f"  {result.audit['line']}", err=True)
     if json_:
         as_json([asdict(result) for result in found])
@@ -142,23 +145,24 @@ def about_labels(result: Result) -> str:
     return said
 
 
-def say_order(result: Result) -> None:
-    """Print on standard error in which order the classes were taken, where it was noted."""
-    from probe.tested import ORDER
+def say_notes(result: Result) -> None:
+    """Print on standard error those notes that say what was done otherwise than one may think."""
+    from probe.tested import TOLD
 
     for note in result.notes:
-        if note.startswith(ORDER):
+        if TOLD.match(note):
             echo(f"  {note}", err=True)
 
 
-def say_tuned(result: Result) -> None:
-    """Print a result in one line, and on standard error what must be known of it."""
+def say_tuned(result: Result, out: Path) -> None:
+    """Print a result in one line and its head, on standard error what must be known of it."""
     echo(
         f"{result.dataset} x {result.backbone}, {result.scenario}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
         f"on {result.n_test} test images, epoch {result.folds['epoch']}{about_labels(result)}"
     )
-    say_order(result)
+    echo(f"  head: {out / result.heads}")
+    say_notes(result)
     if result.few:
         click.echo(f"  {result.few}", err=True)
     if result.weights == "random":

@@ -39,6 +39,7 @@ from probe.arguments import (
     loop_options,
     probing_of,
     probing_options,
+    refuse_seeds,
     say_added,
     scoring_options,
     seeds_of,
@@ -325,7 +326,10 @@ def _heads(scenario: str, given: dict[str, Any]) -> list[Any]:
     """Return the settings of a scenario's cells: for unfrozen ones, of each depth that is asked."""
     study = given["protocol"] == "study"
     if scenario == "frozen-linear" and not study:
-        return [probing_of(given, protocol=given["protocol"])]
+        probing = probing_of(given, protocol=given["protocol"])
+        if {*given["scenarios"]} == {"frozen-linear"}:  # other scenarios run once per seed
+            refuse_seeds(probing)
+        return [probing]
     kept = {"protocol": "study" if study else "finetune", "head": scenario.split("-")[1]}
     depths: list[dict[str, Any]] = [{"unfreeze": "none", "init": "random"}]
     if scenario.startswith("unfrozen"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,11 @@ from probe.intervals import intervals
 from probe.metrics import Metric
 from probe.results import Predictions
 
+ALONE = "test images have no {}: each is scored as one of its own"
 ORDER = "quadratic_kappa takes the classes in this order: "
+
+# Notes that a command prints with a result.
+TOLD = re.compile(r"quadratic_kappa takes |k = [\d, ]+ left out|\d+ test images have no ")
 
 
 def metric_of(manifest: Manifest, asked: str | None) -> Metric:
@@ -132,6 +137,8 @@ def remarks(
         notes.append(order)
     if settings.aggregate:
         notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
+    if said.alone:
+        notes.append(f"{said.alone} {ALONE.format(settings.unit)}")
     if one_sided := unranked(manifest, said.y):
         notes.append(f"left out of AUROC and average precision, {one_sided}")
     if untaught := metrics.unranked(y_train, manifest.classes):

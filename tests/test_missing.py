@@ -248,7 +248,7 @@ def test_predicting_leaves_the_labels_of_a_store_alone(ward, tmp_path):
     store = tmp_path / "features" / "task2" / "efficientnet_lite0.h5"
     probed = call("probe", store, "--C", "1", "--folds", "3", "--bootstrap", "100", "--json")
     head = f"results/{json.loads(probed.stdout)[0]['heads']}"
-    result = call("predict", head, table, "--label-col", "split")
+    result = call("predict", head, table)
     assert result.exit_code == 0, result.output
     assert labels_of(store) == ("x", "y", "z")
 
