@@ -183,7 +183,7 @@ def fill(
                 k = wrong[0]
                 raise ImageError(
                     f"{manifest.file(chunk.rows[k])}: {chunk.images[k].reason}. "
-                    "Mend or remove it, or take --on-error skip"
+                    "Repair or remove it, or take --on-error skip"
                 )
             for job in jobs:
                 place = transforms.index(job.backbone.transform)

@@ -49,22 +49,31 @@ if TYPE_CHECKING:
 
     Probe = Callable[[Path, tuple[str, ...]], list[Result]]  # store, columns to score by
 
+SHOWN = 8  # stores of a folder that an error names
+
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=FILE)
 @click.option(
-    "-o", "out", type=FILE, default="results", show_default=True, help="Where results go."
+    "-o",
+    "out",
+    type=FILE,
+    default="results",
+    show_default=True,
+    help="The folder that results are added to.",
 )
 @click.option(
     "--protocol",
     default="dinov2-logreg",
     show_default=True,
-    help="A preset of strengths and folds; study trains the head instead.",
+    help="The preset of strengths and folds (docs/protocols.md). The preset study trains"
+    " the head instead.",
 )
 @click.option(
     "--head",
     type=click.Choice(["linear", "knn", "deit"]),
-    help="Default the protocol's; deit trains an appended DeiT on the store's tokens.",
+    help="The kind of head instead of the protocol's; deit trains an appended DeiT on "
+    "the store's tokens.",
 )
 @probing_options
 @scoring_options
@@ -89,6 +98,7 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
     trained = given["head"] == "deit" or given["protocol"] == "study"
     refuse_spaces(stores, given)
     refuse(trained)
+    refuse_folders(stores)
     say_added(out)
     known = columns_of(stores, given["by"])
     found: list[Result] = []
@@ -110,6 +120,20 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
         as_json([asdict(result) for result in found])
     if failed:
         raise Damaged(f"{len(failed)} of {len(stores)} stores have no result, see above")
+
+
+def refuse_folders(stores: Sequence[Path]) -> None:
+    """Raise UsageError for a folder in place of a store; it names the stores in it."""
+    for folder in stores:
+        if not folder.is_dir():
+            continue
+        found = sorted(path.as_posix() for path in folder.rglob("*.h5") if path.is_file())
+        if not found:
+            raise click.UsageError(f"{folder} is a folder without stores: see `medprobe extract`")
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise click.UsageError(
+            f"{folder} is a folder: name the stores to probe, of {', '.join(found[:SHOWN])}{more}"
+        )
 
 
 def columns_of(stores: Sequence[Path], by: tuple[str, ...]) -> dict[Path, tuple[str, ...]]:
@@ -298,10 +322,17 @@ def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], N
     type=click.IntRange(min=100),
     default=2000,
     show_default=True,
-    help="Of the paired bootstrap and the permutation test, which takes more where p is small.",
+    help="The number of resamples of the paired bootstrap, and of the permutation test, "
+    "which takes more where p is small.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For them.")
-@click.option("--metric", help="Only results by this metric.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="The seed of the resamples.",
+)
+@click.option("--metric", help="Compare only results by this metric.")
 @json_option
 def compare(
     results: tuple[Path, ...], resamples: int, seed: int, metric: str | None, json_: bool
@@ -363,19 +394,26 @@ def compare(
 @click.command()
 @click.argument("results", nargs=-1, type=FILE)
 @click.option(
-    "-o", "out", type=FILE, default="report", show_default=True, help="Where the report goes."
+    "-o",
+    "out",
+    type=FILE,
+    default="report",
+    show_default=True,
+    help="The folder that the report is written to.",
 )
 @click.option(
-    "--compare", nargs=2, type=FILE, metavar="A B", help="Two results folders, side by side."
+    "--compare", nargs=2, type=FILE, metavar="A B", help="Show two results folders side by side."
 )
 @click.option(
     "--images/--no-images",
     default=None,
-    help="Small copies of images, of DICOM too; or neither pixels nor paths nor ids of images and "
-    "subjects. By default copies of all but DICOM.",
+    help="Show small copies of images, of DICOM too; or show neither pixels nor paths "
+    "nor ids of images and subjects. By default there are copies of all but DICOM.",
 )
-@click.option("--fetch", is_flag=True, help="Small copies of images at URLs too.")
-@click.option("--analysis", type=FILE, help="A folder of `medprobe analyze`: its cka*.csv.")
+@click.option("--fetch", is_flag=True, help="Show small copies of images at URLs too.")
+@click.option(
+    "--analysis", type=FILE, help="The folder of `medprobe analyze`, whose cka*.csv are shown."
+)
 def report(
     results: tuple[Path, ...],
     out: Path,

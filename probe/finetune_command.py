@@ -43,28 +43,54 @@ OF_POSITIVE = {"auroc", "average_precision", "sensitivity_at_90", "f1"}
 
 @click.command()
 @click.argument("dataset")
-@click.option("-m", "--backbone", "name", required=True, help="A backbone.")
-@click.option("-o", "out", type=FILE, default="results", show_default=True)
+@click.option("-m", "--backbone", "name", required=True, help="The backbone to train.")
+@click.option(
+    "-o",
+    "out",
+    type=FILE,
+    default="results",
+    show_default=True,
+    help="The folder that results are added to.",
+)
 @click.option(
     "--features",
     "stores",
     type=FILE,
     default="features",
     show_default=True,
-    help="Where the store of frozen features is, or goes.",
+    help="The folder of stores, in which that of the frozen features is made or goes on.",
 )
-@click.option("--weights", metavar="FILE|random", help="Weights other than the published ones.")
-@click.option("--head", type=click.Choice(["linear", "deit"]), default="linear", show_default=True)
 @click.option(
-    "--unfreeze", default="all", show_default=True, metavar="all|none|last:K", help="Blocks."
+    "--weights",
+    metavar="FILE|random",
+    help="Start from these weights instead of the published ones.",
 )
-@click.option("--drop-last", type=click.IntRange(min=0), default=0, help="Blocks to do without.")
+@click.option(
+    "--head",
+    type=click.Choice(["linear", "deit"]),
+    default="linear",
+    show_default=True,
+    help="The head to train on the backbone.",
+)
+@click.option(
+    "--unfreeze",
+    default="all",
+    show_default=True,
+    metavar="all|none|last:K",
+    help="The blocks that are trained.",
+)
+@click.option(
+    "--drop-last",
+    type=click.IntRange(min=0),
+    default=0,
+    help="The number of blocks at the end to do without.",
+)
 @click.option(
     "--init",
     type=click.Choice(["probe", "random"]),
     default="probe",
     show_default=True,
-    help="Of a linear head: the sweep's solution, or as in the study.",
+    help="Where a linear head starts: at the sweep's solution, or at random as in the study.",
 )
 @deit_options
 @loop_options

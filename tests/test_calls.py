@@ -270,3 +270,42 @@ def test_fine_tuning_takes_a_limit(tmp_path, image_folder):
         assert len(opened.manifest()) == 16
     [found] = load(tmp_path / "out")
     assert f"  head: {tmp_path / 'out' / found.heads}\n" in result.stdout
+
+
+# --- what is printed ----------------------------------------------------------------------------
+
+
+def test_inspect_prints_no_long_line(store):
+    result = call("inspect", store)
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) < 120
+    found = dict(line.strip().split(None, 1) for line in lines if line.startswith("  "))
+    assert found["backbone.weights"] == "published" and found["manifest.images"] == "0"
+
+
+def test_probe_names_the_stores_of_a_folder(store, tmp_path):
+    other = make_store(
+        tmp_path / "made" / "in" / "c.h5", np.eye(8), make_manifest(np.arange(8) % 2)
+    )
+    result = call("probe", store.parent)
+    assert result.exit_code == 2
+    assert f"{store.parent} is a folder: name the stores to probe, of {store}, {other}" in (
+        result.stderr
+    )
+    (tmp_path / "none").mkdir()
+    assert "a folder without stores" in call("probe", tmp_path / "none").stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("extract", "{}", "-m", "efficientnet_lite0", "--dry-run"),
+        ("run", "-d", "{}", "-m", "efficientnet_lite0", "--scenario", "frozen-linear", "--dry-run"),
+    ],
+)
+def test_a_dry_run_complains_once(tmp_path, words):
+    rows = [f"{i}.png,{'ab'[i % 2]}" for i in range(20)]
+    place = written(tmp_path, "path,label", rows)
+    result = call(*(word.format(place) for word in words))
+    assert result.exit_code == 1
+    assert result.output.count("20 of 20 files are not there") == 1
