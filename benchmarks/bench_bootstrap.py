@@ -8,7 +8,7 @@ import time
 import numpy as np
 import sklearn.metrics as theirs
 
-from probe import intervals, metrics
+from probe.score import intervals, metrics
 
 IMAGES, RESAMPLES = 25_000, 10_000
 

@@ -20,9 +20,9 @@ from features.datasets import open_dataset
 from features.extract import extract
 from features.plan import Settings
 from features.store import FeatureStore
-from probe.feeds import Images, Stored, recipe_of
-from probe.token_head import token_head
-from probe.tuned import Tuned, unfreeze
+from probe.train.feeds import Images, Stored, recipe_of
+from probe.train.token_head import token_head
+from probe.train.tuned import Tuned, unfreeze
 
 BATCH = 16
 

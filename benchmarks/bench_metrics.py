@@ -15,7 +15,7 @@ import numpy as np
 import sklearn
 import sklearn.metrics as theirs
 
-from probe import metrics
+from probe.score import metrics
 
 SETS = ((20_000, 1_000), (1_300_000, 1_000))
 MANY = 20  # weightings

@@ -81,9 +81,9 @@ def cell(what, engine, workers, folder):
 def extraction(engine, cores, folder):
     from features.backbones import load_backbone
     from features.datasets import open_dataset
+    from features.distributed import fill_by
     from features.extract import extract
     from features.plan import Settings
-    from features.spread import fill_by
 
     manifest, backbone = open_dataset(f"folder:{folder}"), load_backbone("efficientnet_lite0")
     settings, fill = Settings(batch_size=16), None
@@ -128,7 +128,7 @@ def sweep(engine, cores, _):
     else:
         from features.cluster import Cluster
         from probe.cluster import Team
-        from probe.rows import Whole
+        from probe.solve.rows import Whole
 
         with Team(Cluster(None)) as team:
             team.fit_heads(Whole(X[:4096]), y[:4096], C=[1e-4])  # the workers are there

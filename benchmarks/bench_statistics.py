@@ -21,11 +21,11 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from probe import metrics, resampling
-from probe.intervals import METHODS, intervals
-from probe.paired import compare, delong_test
-from probe.ranks import holm
-from probe.selection import choose
+from probe.score import metrics, resampling
+from probe.score.intervals import METHODS, intervals
+from probe.score.paired import compare, delong_test
+from probe.score.ranks import holm
+from probe.score.selection import choose
 
 SHOWN = ("auroc", "accuracy", "balanced_accuracy", "quadratic_kappa")
 CASES = {  # subjects, images of each, share of the rarest class, separation, classes

@@ -17,7 +17,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from probe.heads import fit_heads
-from probe.rows import Stored
+from probe.solve.rows import Stored
 
 C = 10 ** np.linspace(-6, 5, 45)
 

@@ -212,8 +212,8 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     from features.backbones import load_backbone
     from features.datasets import open_dataset
     from features.dicom import applied
+    from features.distributed import fill_by
     from features.extract import extract as run
-    from features.spread import fill_by
 
     backbones, weights = weights_of(names, given["weights"])
     manifest = open_dataset(dataset, options_of(given))

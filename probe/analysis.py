@@ -20,12 +20,12 @@ from features.errors import ProbeError
 from features.layout import VIEWS
 from features.store import FeatureStore
 from probe import cka
-from probe.charts import Axis, Chart, Heat
+from probe.draw.charts import Axis, Chart, Heat
+from probe.draw.tables import Table
 from probe.report import overview, slug
 from probe.report.files import write_figures, write_tables
 from probe.report.gather import Cell, gather, more_is_better
 from probe.report.processes import several
-from probe.tables import Table
 
 NEAR = (0.95, 0.99)  # shares of the best score whose first epochs are told
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from features.memory import COPIES, available
-from probe.objective import Objective, Point
-from probe.rows import Rows, Source, Stored, Whole, size, total
+from probe.solve.objective import Objective, Point
+from probe.solve.rows import Rows, Source, Stored, Whole, size, total
 
 NOTHING: tuple[Any, Tensor] = (), torch.empty(0)
 

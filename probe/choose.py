@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
-from probe import metrics, splits
+from probe import splits
 from probe.data import Features
 from probe.heads import Head, Heads, fit_heads
-from probe.knn import vote
-from probe.least_squares import fit as solve
-from probe.path import Progress
+from probe.score import metrics
+from probe.solve.knn import vote
+from probe.solve.least_squares import fit as solve
+from probe.solve.path import Progress
 
 LOG_ODDS = 1 << 26  # numbers of held-out log-odds kept at once: 512 MB
 

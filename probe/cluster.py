@@ -28,8 +28,8 @@ from features.cluster import LONELY, Cluster, reason, told
 from features.errors import ClusterError
 from probe.block import Block, Which
 from probe.heads import Heads, fit_heads
-from probe.objective import Objective, Point
-from probe.rows import Rows, Source, rounded, unit
+from probe.solve.objective import Objective, Point
+from probe.solve.rows import Rows, Source, rounded, unit
 
 TRIES = 3  # of a fit whose workers are lost
 LEAST = 1024  # rows of a block: for fewer a worker is not worth its messages

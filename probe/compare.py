@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
-from probe import metrics
 from probe.identity import data_names, model_names
-from probe.metric_names import resolve
-from probe.paired import ALPHA, Difference, compare, delong_test
-from probe.ranks import Ranks, holm, ranks, wilcoxon_holm
 from probe.results import Predictions, Result, load, read_predictions
-from probe.selection import Chosen, choose
+from probe.score import metrics
+from probe.score.metric_names import resolve
+from probe.score.paired import ALPHA, Difference, compare, delong_test
+from probe.score.ranks import Ranks, holm, ranks, wilcoxon_holm
+from probe.score.selection import Chosen, choose
 
 AGREE = 1e-6  # predictions whose score differs more from their row's are another result's
 

@@ -15,7 +15,7 @@ from features.errors import ProbeError
 from features.manifest import ABSENT, NO_LABEL, NOT_STATED, PRESENT, SPLITS, UNCERTAIN, Manifest
 from features.memory import COPIES, available
 from features.store import BAD, DONE, PENDING, FeatureStore
-from probe.rows import Source, Stored, Whole
+from probe.solve.rows import Source, Stored, Whole
 
 UNCERTAIN_AS = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
 

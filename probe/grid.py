@@ -29,12 +29,13 @@ from features.plan import Settings as Extraction
 from features.plan import store_path
 from features.schema import check, parse
 from features.urls import Location
-from probe import checkpoints, finetune, sweep
-from probe.path import Progress
+from probe import sweep
 from probe.results import PATIENCE, Result, load, unwritable
 from probe.schema import Logged
-from probe.training import Say
-from probe.tuned import feature_of
+from probe.solve.path import Progress
+from probe.train import checkpoints, finetune
+from probe.train.training import Say
+from probe.train.tuned import feature_of
 
 LOG = "cells.jsonl"
 FREE = {"device", "workers", "on_error", "overwrite"}  # settings that change no number

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from features.cluster import Cluster
+from features.distributed import fill_by
 from features.extract import Progress as Images
-from features.spread import fill_by
 from probe.grid import Cell, Outcome, attempt, by_data_set, divide, log, prepare, said
 
 

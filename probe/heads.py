@@ -24,14 +24,16 @@ from torch import Tensor
 from features.devices import multiplies_bfloat16
 from features.errors import ProbeError
 from features.schema import read_json
-from probe import given, log_odds, schema
-from probe.certificate import certify
-from probe.objective import NEVER, Objective
-from probe.path import Path as Strengths
-from probe.path import Progress, batch_size
-from probe.preconditioner import bases_of
-from probe.rows import Rows, Source
-from probe.solver import FLOOR
+from probe import schema
+from probe.score import log_odds
+from probe.solve import inputs
+from probe.solve.certificate import certify
+from probe.solve.objective import NEVER, Objective
+from probe.solve.path import Path as Strengths
+from probe.solve.path import Progress, batch_size
+from probe.solve.preconditioner import bases_of
+from probe.solve.rows import Rows, Source
+from probe.solve.solver import FLOOR
 
 FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
@@ -222,10 +224,10 @@ def fit_heads(
     """
     if certified and engine:
         raise ProbeError("a certified gap is computed in one process: leave the engine out")
-    source = given.features(X)
-    order = given.strengths(C, device)
-    K = given.labels(y, source.shape[0], n_classes)
-    w = given.weights(weights, source.shape[0], device)
+    source = inputs.features(X)
+    order = inputs.strengths(C, device)
+    K = inputs.labels(y, source.shape[0], n_classes)
+    w = inputs.weights(weights, source.shape[0], device)
     kind = "sigmoid" if K is None else "binary" if K == 2 else "softmax"
     softmax = kind == "softmax"
     y = y.to(device) if K is None else y.to(device, torch.int64)

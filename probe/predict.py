@@ -27,13 +27,14 @@ from features.manifest import Manifest
 from features.plan import Settings as Extraction
 from features.schema import check, fault, read_json
 from features.store import DONE, PENDING, FeatureStore
-from probe import checkpoints, finetune, log_odds
-from probe.finetune import Settings, build_head
 from probe.heads import Head
 from probe.results import columns, load
 from probe.schema import Applied
+from probe.score import log_odds
 from probe.spreadsheet import inert
-from probe.training import Training
+from probe.train import checkpoints, finetune
+from probe.train.finetune import Settings, build_head
+from probe.train.training import Training
 
 NOT_YET = "not computed yet: `medprobe extract` goes on with it"
 DAMAGED = "its features in the store are damaged: see `medprobe verify`"

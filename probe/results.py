@@ -37,9 +37,9 @@ from features.files import append_line, open_regular, read_lines, replacing, syn
 from features.lock import writing
 from features.schema import parse
 from probe.identity import Identity
-from probe.log_odds import of_probabilities
-from probe.metrics import Metric
 from probe.schema import check_result
+from probe.score.log_odds import of_probabilities
+from probe.score.metrics import Metric
 from probe.spreadsheet import inert, original
 
 PATIENCE = 60.0  # seconds until others have written their line

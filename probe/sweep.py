@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
-from probe import choose, evaluation, metrics, protocols, results, splits
+from probe import choose, protocols, results, splits
 from probe.choose import Chosen, Draw, Fit
 from probe.data import Data, Features, load
 from probe.heads import Head, fit_heads
 from probe.identity import data_of
-from probe.path import Progress
+from probe.score import evaluation, metrics
+from probe.solve.path import Progress
 from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
 
 
@@ -73,7 +74,7 @@ class Settings(evaluation.Scoring):
             raise ProbeError(f"protocol {protocol.name} has a {protocol.head} head, not {head}")
         if protocol.trained:
             raise ProbeError(
-                f"protocol {protocol.name} trains its head by epochs: see probe.finetune"
+                f"protocol {protocol.name} trains its head by epochs: see probe.train.finetune"
             )
         if self.C and (protocol.l2 is not None or protocol.per_size is not None):
             raise ProbeError(f"protocol {protocol.name} has its own penalty: leave --C out")

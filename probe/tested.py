@@ -13,11 +13,11 @@ from features.audit import audit
 from features.errors import ProbeError
 from features.manifest import NUMBER, Manifest
 from features.store import DONE, FeatureStore
-from probe import evaluation, metrics
-from probe.evaluation import Answers, Scoring
-from probe.intervals import intervals
-from probe.metrics import Metric
 from probe.results import Predictions
+from probe.score import evaluation, metrics
+from probe.score.evaluation import Answers, Scoring
+from probe.score.intervals import intervals
+from probe.score.metrics import Metric
 
 ALONE = "test images have no {}: each is scored as one of its own"
 ORDER = "quadratic_kappa takes the classes in this order: "

@@ -12,8 +12,8 @@ from PIL import Image
 from features.manifest import Manifest
 from features.store import FeatureStore
 from probe.identity import data_of
-from probe.metrics import METRICS, evaluate
 from probe.results import Predictions, Result, append, write_predictions
+from probe.score.metrics import METRICS, evaluate
 
 SVG = "{http://www.w3.org/2000/svg}"
 GRADES = ["no DR", "mild", "moderate", "severe", "proliferative"]

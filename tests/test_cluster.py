@@ -62,7 +62,7 @@ def cluster(nodes, monkeypatch):
 
 
 def engine_of(cluster):
-    from features.spread import fill_by
+    from features.distributed import fill_by
 
     return partial(fill_by, cluster.pool)
 
@@ -183,7 +183,7 @@ X[Y == 3, 0] += 4  # and nearly separable
 def test_heads_over_rows_of_two_workers_are_those_of_one_process(tmp_path, cluster):
     from probe.cluster import Team
     from probe.heads import fit_heads
-    from probe.rows import Stored
+    from probe.solve.rows import Stored
 
     store = FeatureStore.open(make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y)))
     stored = Stored(partial(store.read, "final/mean"), np.arange(N), D, room=1 << 40)

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_cur
 from cli import cli
 from features.errors import ProbeError
 from probe import results
-from probe.evaluation import Answers, aggregate, choose_threshold
+from probe.score.evaluation import Answers, aggregate, choose_threshold
 from probe.sweep import Settings, probe
 
 rng = np.random.default_rng(0)

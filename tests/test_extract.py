@@ -148,7 +148,7 @@ def test_a_store_with_classes_in_another_order_is_relabelled_by_name(
         return extract(data, [backbone], out=tmp_path / "out")[0]
 
     with monkeypatch.context() as earlier:
-        earlier.setattr("features.datasets.drawing.natural_order", lambda names: sorted(set(names)))
+        earlier.setattr("features.datasets.build.natural_order", lambda names: sorted(set(names)))
         before, manifest = read(made())
     assert manifest.classes == ("Grade 1", "Grade 10", "Grade 2")
     report = made()  # nothing is warned of: they are the same classes

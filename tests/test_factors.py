@@ -6,10 +6,10 @@ import scipy.linalg
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from probe import factors, least_squares
 from probe.heads import fit_heads
-from probe.objective import Point
-from probe.solver import minimise
+from probe.solve import factors, least_squares
+from probe.solve.objective import Point
+from probe.solve.solver import minimise
 
 
 def definite(n, seed=0):
@@ -100,7 +100,7 @@ def test_heads_are_fitted_where_every_factorisation_fails(monkeypatch, shape):
 
 def test_a_loss_that_is_not_a_number_is_said_and_not_passed_on(monkeypatch):
     X, y = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 2
-    from probe import path
+    from probe.solve import path
 
     class Broken:
         def __init__(self, inner):

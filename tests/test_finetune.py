@@ -28,9 +28,10 @@ from features.extract import extract
 from features.manifest import NO_SPLIT
 from features.plan import Settings as Extraction
 from features.store import FeatureStore
-from probe import checkpoints, results, training
-from probe.feeds import Images, recipe_of
-from probe.finetune import Settings, finetune, train_on_store
+from probe import results
+from probe.train import checkpoints, training
+from probe.train.feeds import Images, recipe_of
+from probe.train.finetune import Settings, finetune, train_on_store
 
 NAME = "timm:test_vit"
 FAST = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "warmup": 0, "augment": True}

@@ -268,7 +268,7 @@ def test_the_order_of_strengths_is_the_caller_s():
 
 
 def test_not_converging_is_loud(monkeypatch):
-    from probe import path
+    from probe.solve import path
 
     solve = path.minimise
     monkeypatch.setattr(path, "minimise", lambda *a, **k: solve(*a, **k, max_newton=1))

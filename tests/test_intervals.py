@@ -5,10 +5,10 @@ import pytest
 import scipy.stats
 from scipy.special import expit, logit
 
-from probe import metrics
-from probe.delong import delong
-from probe.intervals import fewest, influences, intervals, stretch
-from probe.resampling import anchored, bayesian, bayesian_weights
+from probe.score import metrics
+from probe.score.delong import delong
+from probe.score.intervals import fewest, influences, intervals, stretch
+from probe.score.resampling import anchored, bayesian, bayesian_weights
 
 ACCURACY, BALANCED, AUROC, AP, LOSS = (
     metrics.find(name, "multiclass")
@@ -124,7 +124,7 @@ def test_weights_of_the_bayesian_bootstrap_are_rubin_s_and_keep_subjects_togethe
 
 
 def test_the_same_seed_gives_the_same_draws_whatever_the_threads(monkeypatch):
-    import probe.resampling as here
+    import probe.score.resampling as here
 
     rng = np.random.default_rng(6)
     y, images = np.arange(60) % 2, np.arange(60)

@@ -86,7 +86,6 @@ def test_an_order_of_other_classes_is_refused_in_words(tmp_path, given, said):
 
 
 def test_a_class_with_a_comma_stands_in_quotes_also_in_a_config(tmp_path, monkeypatch):
-    from probe import run_command
 
     (tmp_path / "t.csv").write_text(
         "path,label\n"

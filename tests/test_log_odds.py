@@ -13,11 +13,12 @@ from safetensors.numpy import load_file
 from scipy.special import expit, logit, logsumexp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from probe import log_odds, results
-from probe.evaluation import Answers, aggregate, choose_threshold
-from probe.knn import vote
+from probe import results
 from probe.report.curves import bands
 from probe.report.panels import examples
+from probe.score import log_odds
+from probe.score.evaluation import Answers, aggregate, choose_threshold
+from probe.solve.knn import vote
 from probe.sweep import Settings, probe
 
 mp.dps = 60

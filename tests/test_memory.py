@@ -12,7 +12,7 @@ from conftest import ROOT, make_manifest, make_store
 from features.store import FeatureStore
 from probe import data
 from probe.heads import fit_heads
-from probe.rows import Stored, Whole
+from probe.solve.rows import Stored, Whole
 from probe.sweep import Settings, probe
 
 rng = np.random.default_rng(0)

@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
 from features.errors import ProbeError
-from probe import metrics
-from probe.calibration import reliability
-from probe.metric_names import ALIASES
+from probe.score import metrics
+from probe.score.calibration import reliability
+from probe.score.metric_names import ALIASES
 
 
 def data(seed, K, n=60):

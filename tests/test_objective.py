@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probe.objective import Objective
-from probe.preconditioner import bases_of
-from probe.rows import Rows, Whole
+from probe.solve.objective import Objective
+from probe.solve.preconditioner import bases_of
+from probe.solve.rows import Rows, Whole
 
 N, D, K = 30, 4, 3
 

@@ -18,12 +18,13 @@ from test_odd_stores import call
 
 from features.errors import MedprobeError, ProbeError
 from features.store import FeatureStore
-from probe import checkpoints, finetune, grid
+from probe import grid
 from probe.heads import Head
 from probe.predict import predict
 from probe.results import load
 from probe.sweep import Settings, probe_all
-from probe.training import Training
+from probe.train import checkpoints, finetune
+from probe.train.training import Training
 
 N = 80
 Y = np.arange(N) % 2

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from probe import metrics
 from probe.compare import paired_test
-from probe.delong import delong
-from probe.paired import SEEN, _p, compare, delong_test
-from probe.ranks import holm
 from probe.results import Predictions
+from probe.score import metrics
+from probe.score.delong import delong
+from probe.score.paired import SEEN, _p, compare, delong_test
+from probe.score.ranks import holm
 
 AUROC, AP, ACCURACY, KAPPA = (
     metrics.find(name, "multiclass")

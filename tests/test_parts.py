@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from features import parts, spread
+from features import distributed, parts
 from features.datasets import open_dataset
 from features.datasets.limit import limited
 from features.errors import StaleStoreError
@@ -61,7 +61,7 @@ def engine(pools, monkeypatch):
         yield pools[-1]
         worker._close()
 
-    return partial(spread.fill_by, pool_of)
+    return partial(distributed.fill_by, pool_of)
 
 
 def contents(path):
@@ -199,7 +199,7 @@ def test_an_image_that_changes_after_it_was_hashed_is_no_copy_any_more(
     tmp_path, images, backbone, engine, pools, monkeypatch
 ):
     changed = images.root / "dog" / "39.webp"
-    fill = spread.Worker.fill
+    fill = distributed.Worker.fill
 
     def change_then_fill(self, part):
         if not changed.with_suffix(".was").exists():
@@ -208,7 +208,7 @@ def test_an_image_that_changes_after_it_was_hashed_is_no_copy_any_more(
             shutil.copy(images.root / "cat" / "06.bmp", images.root / "cat" / "00.png")
         return fill(self, part)
 
-    monkeypatch.setattr(spread.Worker, "fill", change_then_fill)
+    monkeypatch.setattr(distributed.Worker, "fill", change_then_fill)
     [report] = extract(images, [backbone], out=tmp_path, settings=SETTINGS, engine=engine)
     with FeatureStore.open(report.store) as store:
         X, rows = store.read("final/mean"), {p: i for i, p in enumerate(images.path.tolist())}

@@ -18,8 +18,8 @@ from cli import cli
 from features.errors import ProbeError
 from features.store import FeatureStore
 from probe import results, splits
-from probe.knn import vote
-from probe.least_squares import fit as least_squares
+from probe.solve.knn import vote
+from probe.solve.least_squares import fit as least_squares
 from probe.sweep import Settings, probe, probe_all
 
 rng = np.random.default_rng(0)

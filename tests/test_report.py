@@ -24,8 +24,8 @@ from sklearn.metrics import (
 )
 
 from features.errors import ProbeError
+from probe.draw.tables import Scored, Table, interval, p_value, power, score
 from probe.report import Options, make, write_report
-from probe.tables import Scored, Table, interval, p_value, power, score
 
 
 def chart(page, end):

@@ -13,8 +13,8 @@ from features.datasets import Options, open_dataset
 from features.extract import extract
 from features.plan import Settings as Extraction
 from probe import sweep
-from probe.finetune import Settings, finetune, train_on_store
-from probe.training import Training
+from probe.train.finetune import Settings, finetune, train_on_store
+from probe.train.training import Training
 
 SIZE = 64
 

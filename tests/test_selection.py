@@ -5,9 +5,9 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from probe import metrics
-from probe.intervals import intervals
-from probe.selection import choose, winners_bias, winners_interval
+from probe.score import metrics
+from probe.score.intervals import intervals
+from probe.score.selection import choose, winners_bias, winners_interval
 
 ACCURACY = metrics.find("accuracy", "multiclass")
 LOSS = metrics.find("log_loss", "multiclass")

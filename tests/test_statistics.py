@@ -5,11 +5,11 @@ import pytest
 import scipy.stats
 import sklearn.metrics as theirs
 
-from probe import metrics, ranks
-from probe.delong import delong
-from probe.intervals import intervals
-from probe.paired import compare, delong_test
-from probe.resampling import bootstrap, bootstrap_weights
+from probe.score import metrics, ranks
+from probe.score.delong import delong
+from probe.score.intervals import intervals
+from probe.score.paired import compare, delong_test
+from probe.score.resampling import bootstrap, bootstrap_weights
 
 ACCURACY = metrics.find("accuracy", "multiclass")
 AUROC = metrics.find("auroc", "multiclass")
@@ -83,7 +83,7 @@ def test_resamples_keep_the_images_of_a_subject_together():
 def test_the_same_seed_gives_the_same_resamples_whatever_the_threads(monkeypatch):
     y, p = answers(0)
     images = np.arange(60).astype(str)
-    import probe.resampling as here
+    import probe.score.resampling as here
 
     monkeypatch.setattr(here, "BLOCK", 600)  # ten resamples per block
     many = bootstrap([AUROC], y, p, images, n=95, rng=np.random.default_rng(2))["auroc"]

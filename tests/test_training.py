@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from probe import training
-from probe.metrics import find
+from probe.score.metrics import find
+from probe.train import training
 
 
 def test_labels_that_are_missing_have_no_loss():

@@ -7,8 +7,8 @@ from torch import nn
 
 from features.backbones import load_backbone
 from features.errors import ProbeError
-from probe.token_head import TokenHead, grid_of, token_head
-from probe.tuned import Tuned, depths, feature_of, parameter_groups, recompute, unfreeze
+from probe.train.token_head import TokenHead, grid_of, token_head
+from probe.train.tuned import Tuned, depths, feature_of, parameter_groups, recompute, unfreeze
 
 NAME = "timm:test_vit"
 STUDY = ["sam", "seem", "dinov2", "openclip", "blip", "deit", "dino", "resnet152"]

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from features.datasets.drawing import build, index_classes
+from features.datasets.build import build, index_classes
 from features.datasets.limit import limited
 from features.datasets.naming import check_name
 from features.datasets.options import Options

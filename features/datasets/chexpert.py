@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets.drawing import build
+from features.datasets.build import build
 from features.datasets.labels import state
 from features.datasets.options import Options
 from features.datasets.tables import need, read_rows, some_there

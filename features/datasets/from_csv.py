@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.build import build, index_classes
 from features.datasets.cells import MISSING, apart, clean
-from features.datasets.drawing import build, index_classes
 from features.datasets.grouping import groups, warn_of_subjects
 from features.datasets.labels import one_class, split_cells, states
 from features.datasets.naming import table_name

@@ -9,7 +9,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from features import dicom
-from features.datasets.drawing import SPLIT_NAMES, build, index_classes
+from features.datasets.build import SPLIT_NAMES, build, index_classes
 from features.datasets.options import Options
 from features.errors import DatasetError
 from features.files import NotRegularError

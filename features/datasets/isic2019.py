@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets.drawing import build
+from features.datasets.build import build
 from features.datasets.options import Options
 from features.datasets.tables import need, read_rows, shuffled_split, some_there
 from features.errors import DatasetError

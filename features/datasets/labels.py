@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.build import index_classes
 from features.datasets.cells import MISSING, clean, is_number, spellings
-from features.datasets.drawing import index_classes
 from features.errors import DatasetError
 from features.manifest import ABSENT, NOT_STATED, PRESENT, UNCERTAIN, natural_order
 

@@ -26,7 +26,8 @@ from typing import Any
 
 from features.errors import ProbeError
 from features.files import sync
-from probe.charts import Chart, to_json
+from probe.draw.charts import Chart, to_json
+from probe.draw.tables import Scored, Table, csv_table, in_words
 from probe.report import overview
 from probe.report.analysis import cka_charts
 from probe.report.gather import Cell, gather, leading
@@ -38,7 +39,6 @@ from probe.report.verdict import Column, Overall, columns, main_table, tests_tab
 from probe.report.verdict import overall as rank
 from probe.report.versus import SIDES, matches, versus_charts, versus_table
 from probe.results import ABANDONED, Result
-from probe.tables import Scored, Table, csv_table, in_words
 
 FEW = 7  # panels for which processes of their own are not worth their start
 OURS = re.compile(r"\d{3,}-.+\.(svg|png|csv|md|tex)")  # what an earlier report may have left

@@ -10,9 +10,9 @@ import csv
 from pathlib import Path
 
 from features.errors import ProbeError
-from probe.charts import Axis, Heat
-from probe.drawing import printable
-from probe.tables import score
+from probe.draw.charts import Axis, Heat
+from probe.draw.drawing import printable
+from probe.draw.tables import score
 
 
 def cka_charts(folder: Path | None) -> list[Heat]:

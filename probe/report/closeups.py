@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from probe import calibration
-from probe.charts import Axis, Chart, Dots, Heat, Lines, Series
-from probe.metrics import per_output
+from probe.draw.charts import Axis, Chart, Dots, Heat, Lines, Series
+from probe.draw.tables import in_words, power, score
 from probe.report.curves import Band, bands
 from probe.report.overview import folds
-from probe.resampling import LEVEL
 from probe.results import Predictions, Result
-from probe.tables import in_words, power, score
+from probe.score import calibration
+from probe.score.metrics import per_output
+from probe.score.resampling import LEVEL
 
 CURVES = 8  # outputs that are drawn one by one; of more, the commonest
 

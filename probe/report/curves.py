@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probe import ranking
-from probe.metrics import one_vs_rest
-from probe.resampling import LEVEL, bootstrap_weights
 from probe.results import Predictions
+from probe.score import ranking
+from probe.score.metrics import one_vs_rest
+from probe.score.resampling import LEVEL, bootstrap_weights
 
 GRID = np.linspace(0, 1, 51)
 RESAMPLES = 200

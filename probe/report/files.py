@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from probe.charts import Chart
-from probe.figures import draw
+from probe.draw.charts import Chart
+from probe.draw.figures import draw
+from probe.draw.tables import Table
 from probe.report.processes import Map
-from probe.tables import Table
 
 FEW = 40  # figures for which processes of their own are not worth their start
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from features.errors import ProbeError
 from probe.compare import predictions_of
-from probe.drawing import printable
+from probe.draw.drawing import printable
 from probe.identity import Identity, data_names, model_names
-from probe.metrics import METRICS
 from probe.results import Predictions, Result, load
+from probe.score.metrics import METRICS
 
 # What orders results of one score, so that a report is the same each time.
 TIES = attrgetter("backbone", "weights", "scenario", "head", "feature", "protocol", "seed", "store")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from probe.draw.tables import Scored, Table, in_words
 from probe.report.closeups import confusion, outputs
 from probe.results import Predictions, Result
-from probe.tables import Scored, Table, in_words
 
 MISTAKES = 10  # kinds of mistakes that are listed
 

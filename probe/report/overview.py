@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from probe.charts import Axis, Bars, Chart, Dots, Lines, Series
+from probe.draw.charts import Axis, Bars, Chart, Dots, Lines, Series
+from probe.draw.tables import in_words
 from probe.report.gather import Cell, by_column, more_is_better
 from probe.report.verdict import Column, Standing
 from probe.results import Result
-from probe.tables import in_words
 
 REFERENCES = ("deit", "resnet152", "efficientnet_lite0")  # the study's, and other supervised ones
 SCENARIOS = ("frozen-linear", "frozen-deit", "frozen-knn", "unfrozen-linear", "unfrozen-deit")

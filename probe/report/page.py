@@ -18,9 +18,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from probe.tables import in_markdown, in_text, in_words, interval, p_value, power, score
+from probe.draw.tables import in_markdown, in_text, in_words, interval, p_value, power, score
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page(template: str, **context: Any) -> str:

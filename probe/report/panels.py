@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from probe.charts import Chart
-from probe.drawing import printable
+from probe.draw.charts import Chart
+from probe.draw.drawing import printable
+from probe.draw.tables import Table
 from probe.report.closeups import charts_of
 from probe.report.gather import Cell
 from probe.report.listings import tables_of
 from probe.report.overview import folds
 from probe.results import Predictions
-from probe.tables import Table
 
 SHOWN = 12  # images of a gallery
 

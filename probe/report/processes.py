@@ -36,7 +36,8 @@ def alone(function: Callable[[Job], Done], jobs: Sequence[Job], *, few: int = 0)
 def several() -> Iterator[Map]:
     """Yield a Map whose processes start with the first job that is given to them."""
     context = get_context("forkserver")  # started anew, not forked: this process has threads
-    context.set_forkserver_preload(["probe.report.panels", "probe.report.stores", "probe.figures"])
+    heavy = ["probe.report.panels", "probe.report.stores", "probe.draw.figures"]
+    context.set_forkserver_preload(heavy)
     with ProcessPoolExecutor(min(cores(), MOST), context, threadpool_limits, (1,)) as pool:
         yield partial(_map, pool)
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from features.errors import StoreError
 from features.manifest import NO_SPLIT, PRESENT, Manifest
-from probe.charts import Axis, Points
-from probe.drawing import printable
+from probe.draw.charts import Axis, Points
+from probe.draw.drawing import printable
+from probe.draw.tables import Table
 from probe.identity import is_of
 from probe.report.gather import Cell
-from probe.tables import Table
 
 if TYPE_CHECKING:
     from features.store import FeatureStore

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from features.dicom import asked_for, is_dicom
 from features.images import decode, read_bytes
-from probe.drawing import printable
+from probe.draw.drawing import printable
 from probe.report.stores import Stored
 
 SIDE, QUALITY = 96, 72  # pixels of the longer side; about 2 kB each

@@ -2,7 +2,7 @@
 
 Words: a column is one data set scored by one metric; a standing is a model's place in it. Within a
 column the best model is held against every other on the same test images. That it was found on
-these images too is allowed for (probe/selection.py): among models that are alike, the chance that
+these images too is allowed for (score/selection.py): among models that are alike, the chance that
 the best is called better than any is 5 %. A model is "not distinguishable" where that can't be
 ruled out, which does not say that it is as good. The score of the best is given as it is, and
 corrected for having been chosen.
@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from probe.compare import chosen_among, in_order, paired_test, unpaired
-from probe.metrics import METRICS
-from probe.paired import ALPHA, Difference
-from probe.ranks import Ranks, ranks
+from probe.draw.tables import Scored, Table, in_words, interval, p_value, score
 from probe.report.gather import Cell, by_column, more_is_better, siblings
-from probe.selection import Chosen
-from probe.tables import Scored, Table, in_words, interval, p_value, score
+from probe.score.metrics import METRICS
+from probe.score.paired import ALPHA, Difference
+from probe.score.ranks import Ranks, ranks
+from probe.score.selection import Chosen
 
 RESAMPLES = 2000  # as `medprobe compare`
 

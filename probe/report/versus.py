@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 
-from probe.charts import Axis, Chart, Dots
 from probe.compare import in_order, paired_test, unpaired
+from probe.draw.charts import Axis, Chart, Dots
+from probe.draw.tables import Scored, Table, in_words
 from probe.identity import PARTS
-from probe.metrics import METRICS
-from probe.paired import Difference
-from probe.ranks import holm
 from probe.report.gather import Cell
 from probe.report.overview import scores
 from probe.report.verdict import RESAMPLES
-from probe.tables import Scored, Table, in_words
+from probe.score.metrics import METRICS
+from probe.score.paired import Difference
+from probe.score.ranks import holm
 
 SIDES = ("A", "B")
 

@@ -25,7 +25,7 @@ from features.console import (
     json_option,
     provenance,
 )
-from probe.arguments import (
+from probe.commands.arguments import (
     deit_options,
     loop_options,
     say_added,
@@ -114,7 +114,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
     """
     from features.datasets import open_dataset
     from probe.grid import Cell, prepare, run_cell
-    from probe.training import processes
+    from probe.train.training import processes
 
     manifest = open_dataset(dataset, options_of(given))
     kept = {name: given[name] for name in ("head", "unfreeze", "drop_last", "init")}

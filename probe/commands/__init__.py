@@ -23,8 +23,8 @@ from features.console import (
     json_option,
     provenance,
 )
-from probe.analyze_command import analyze
-from probe.arguments import (
+from probe.commands.analyze import analyze
+from probe.commands.arguments import (
     DEIT,
     LOOP,
     deit_options,
@@ -38,9 +38,9 @@ from probe.arguments import (
     seeds_of,
     training_of,
 )
-from probe.finetune_command import about_labels, finetune, say, say_notes, say_tuned
+from probe.commands.finetune import about_labels, finetune, say, say_notes, say_tuned
+from probe.commands.run import run
 from probe.predict_command import predict
-from probe.run_command import run
 
 if TYPE_CHECKING:
     from features.cluster import Cluster
@@ -243,7 +243,7 @@ def team_of(cluster: Cluster | None) -> AbstractContextManager[Team | None]:
 @contextmanager
 def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     """Yield what trains heads on a store, one per seed, scored by the columns given."""
-    from probe.finetune import train_on_store
+    from probe.train.finetune import train_on_store
 
     head = given["head"] or "linear"
     if head == "knn":

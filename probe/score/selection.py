@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from probe.intervals import Scale, influences, stretch
-from probe.metrics import Metric, evaluate
-from probe.resampling import LEVEL, Array, anchored, bayesian
+from probe.score.intervals import Scale, influences, stretch
+from probe.score.metrics import Metric, evaluate
+from probe.score.resampling import LEVEL, Array, anchored, bayesian
 
 BETA = (1 - LEVEL) / 10  # of 5 %, what is spent on the bound that keeps the interval finite
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import norm, t
 
-from probe.metrics import Metric, evaluate
-from probe.resampling import (
+from probe.score.metrics import Metric, evaluate
+from probe.score.resampling import (
     BLOCK,
     DECIDED,
     FLAWLESS,

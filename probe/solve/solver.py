@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probe.objective import Objective, Point
-from probe.preconditioner import Own, Preconditioner
+from probe.solve.objective import Objective, Point
+from probe.solve.preconditioner import Own, Preconditioner
 
 FLOOR = 1e-3  # a gap is measured against max(objective, FLOOR)
 UNKNOWN = 10.0  # what bend is taken for before it was measured

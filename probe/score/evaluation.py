@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from features.errors import ProbeError
 from features.manifest import Manifest
-from probe import log_odds
-from probe.calibration import reliability
-from probe.intervals import METHODS, SAID, fewest, intervals, sides_of
-from probe.metrics import Metric, one_vs_rest, per_output, scores_for
-from probe.ranking import totals
+from probe.score import log_odds
+from probe.score.calibration import reliability
+from probe.score.intervals import METHODS, SAID, fewest, intervals, sides_of
+from probe.score.metrics import Metric, one_vs_rest, per_output, scores_for
+from probe.score.ranking import totals
 
 SMALL = 50  # subjects; a group with fewer is flagged
 # Of fewer subjects, or fewer of a class (or side of a finding), no interval is sure to hold its

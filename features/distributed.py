@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones import Backbone
-from features.copies import Files, fill_copies, hashes, measure
+from features.duplicates import Files, fill_copies, hashes, measure
 from features.errors import ClusterError, MedprobeError, StoreError
 from features.extract import Progress, Stop, fill
 from features.jobs import Job, taken_by_all

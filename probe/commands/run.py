@@ -33,7 +33,7 @@ from features.console import (
     json_option,
     provenance,
 )
-from probe.arguments import (
+from probe.commands.arguments import (
     deit_options,
     is_number,
     loop_options,
@@ -45,7 +45,7 @@ from probe.arguments import (
     seeds_of,
     training_of,
 )
-from probe.finetune_command import say
+from probe.commands.finetune import say
 
 if TYPE_CHECKING:
     from features.cluster import Cluster

@@ -22,9 +22,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from features.errors import ProbeError
-from probe import agreement, log_odds, ranking
-from probe.calibration import confidence_of, expected_error
-from probe.metric_names import list_from, resolve
+from probe.score import agreement, log_odds, ranking
+from probe.score.calibration import confidence_of, expected_error
+from probe.score.metric_names import list_from, resolve
 
 Array: TypeAlias = Any  # numpy arrays; their dtypes vary with the task
 Scorer: TypeAlias = Callable[[Array], Array]  # weights (B, N) -> scores (B,)

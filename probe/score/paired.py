@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from probe.delong import delong_difference
-from probe.intervals import ends, influences, stretch
-from probe.metrics import Metric, evaluate
-from probe.resampling import Array, anchored, bayesian, in_blocks, midranks
+from probe.score.delong import delong_difference
+from probe.score.intervals import ends, influences, stretch
+from probe.score.metrics import Metric, evaluate
+from probe.score.resampling import Array, anchored, bayesian, in_blocks, midranks
 
 ALPHA = 0.05
 SURE, SEEN = 100, 20  # exchanges at least as far apart after which no more are drawn: see _p

@@ -34,16 +34,18 @@ from features.files import filename
 from features.lock import writing
 from features.manifest import Manifest
 from features.store import FeatureStore
-from probe import checkpoints, evaluation, metrics, protocols, results, splits
+from probe import protocols, results, splits
 from probe.data import load
-from probe.feeds import Feed, Images, Stored, recipe_of
 from probe.heads import fit_heads
 from probe.identity import Identity, data_of
-from probe.scalars import scalars
+from probe.score import evaluation, metrics
 from probe.tested import audited, metric_of, predictions_of, remarks, tested
-from probe.token_head import TokenHead, token_head
-from probe.training import FREE, Say, Task, Training, best_of, predict, processes, train
-from probe.tuned import Tuned, feature_of, recompute, unfreeze
+from probe.train import checkpoints
+from probe.train.feeds import Feed, Images, Stored, recipe_of
+from probe.train.scalars import scalars
+from probe.train.token_head import TokenHead, token_head
+from probe.train.training import FREE, Say, Task, Training, best_of, predict, processes, train
+from probe.train.tuned import Tuned, feature_of, recompute, unfreeze
 
 FORMAT = "medprobe-finetuned"  # of run.json
 HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there is no val split

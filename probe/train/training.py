@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.errors import ProbeError
-from probe import checkpoints, log_odds, metrics
-from probe.feeds import Feed, Rows
 from probe.identity import Identity, differences
-from probe.metrics import Metric, evaluate_log_odds
-from probe.tuned import parameter_groups
+from probe.score import log_odds, metrics
+from probe.score.metrics import Metric, evaluate_log_odds
+from probe.train import checkpoints
+from probe.train.feeds import Feed, Rows
+from probe.train.tuned import parameter_groups
 
 # May change when a run goes on; the seed is an Identity's own.
 FREE = ("epochs", "patience", "device", "accumulate", "checkpointing", "tensorboard", "seed")

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from probe.metrics import Metric
+from probe.score.metrics import Metric
 
 LEVEL = 0.95
 BLOCK = 1 << 20  # images x resamples that one thread scores at once: 8 MB, which a cache holds

@@ -13,8 +13,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from probe.charts import Axis, Bars, Chart, Dots, Heat, Lines, Points
-from probe.drawing import (
+from probe.draw.charts import Axis, Bars, Chart, Dots, Heat, Lines, Points
+from probe.draw.drawing import (
     CELL,
     FOLD,
     INK,
@@ -27,7 +27,7 @@ from probe.drawing import (
     render,
     style,
 )
-from probe.tables import power, score
+from probe.draw.tables import power, score
 
 NUMBERED = 15  # rows up to which a cell of a matrix holds its text
 NAMED = 40  # rows up to which it names them

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probe.preconditioner import (
+from probe.solve.preconditioner import (
     Basis,
     Dense,
     Inverse,
@@ -34,7 +34,7 @@ from probe.preconditioner import (
     Woodbury,
     contrasts,
 )
-from probe.rows import Rows
+from probe.solve.rows import Rows
 
 BLOCK = 1 << 19  # elements of a block's logits: 2 MB in float32, near a core's own cache
 TINY = 1e-20  # a probability below this counts as none

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from probe.ranking import sums_by, totals
+from probe.score.ranking import sums_by, totals
 
 Array: TypeAlias = Any
 Scorer: TypeAlias = Callable[[Array], Array]

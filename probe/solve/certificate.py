@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probe import factors
-from probe.objective import Objective, Point
-from probe.solver import FLOOR
+from probe.solve import factors
+from probe.solve.objective import Objective, Point
+from probe.solve.solver import FLOOR
 
 NEWTON = 30  # steps of the intercept at most: from next to its optimum it takes two
 SETTLED = 1e-14  # the intercept's gradient, per unit of weight, that counts as zero

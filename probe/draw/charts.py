@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
-from probe.tables import Table
+from probe.draw.tables import Table
 
 Numbers: TypeAlias = Sequence[float | None]
 

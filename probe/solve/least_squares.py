@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from features.errors import ProbeError
-from probe import factors
+from probe.solve import factors
 
 BIAS = 100.0  # so large that the intercept is hardly penalised
 FLOOR = 1e-5  # added to standard deviations

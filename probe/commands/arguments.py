@@ -12,7 +12,8 @@ from features.arguments import together
 from features.console import FILE, echo
 
 if TYPE_CHECKING:
-    from probe import finetune, sweep
+    from probe import sweep
+    from probe.train import finetune
 
 # Options that training.Training, and an appended DeiT, have under the same names.
 LOOP = (
@@ -257,8 +258,8 @@ def probing_of(given: dict[str, Any], **more: Any) -> sweep.Settings:
 def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Settings:
     """Return what to train, and how, with one seed."""
     from features.devices import resolve_device
-    from probe.finetune import Settings
-    from probe.training import Training
+    from probe.train.finetune import Settings
+    from probe.train.training import Training
 
     training = Training(
         **{name: given[name] for name in LOOP},

@@ -29,8 +29,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from probe import factors
-from probe.rows import Rows
+from probe.solve import factors
+from probe.solve.rows import Rows
 
 ALIKE = 0.6  # the share of all rows from which a weighting takes the basis of all
 LOW = 1e-6  # of the largest curvature of class directions: below it the penalty counts as much

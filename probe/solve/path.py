@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from features.memory import available
-from probe.objective import Objective, Point
-from probe.solver import FLOOR, TRUST, UNKNOWN, bound, line_search, minimise
+from probe.solve.objective import Objective, Point
+from probe.solve.solver import FLOOR, TRUST, UNKNOWN, bound, line_search, minimise
 
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
 SHARES = 8  # of the memory that is left, one for a batch's curvature: up to five copies are alive

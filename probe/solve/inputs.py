@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from features.errors import ProbeError
-from probe.rows import Source, Whole
+from probe.solve.rows import Source, Whole
 
 # Types whose every number float32 holds.
 NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16)

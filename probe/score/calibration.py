@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from probe.ranking import sums_by, totals
+from probe.score.ranking import sums_by, totals
 
 Array: TypeAlias = Any
 BINS = 15

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.drawing import printable
+from probe.draw.drawing import printable
 from probe.results import Result
 from probe.spreadsheet import inert
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.errors import ProbeError
-from probe import factors
+from probe.solve import factors
 
 CHUNK_BYTES = 32 << 20  # of rows that are read at once
 AT_ONCE = 4096  # in float64

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from probe.resampling import LEVEL
+from probe.score.resampling import LEVEL
 
 ENOUGH = 10  # images of each class, from which the test keeps its size (bench_statistics.py)
 

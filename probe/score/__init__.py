@@ -1,0 +1,12 @@
+"""Score: from what a head predicted of the test images to numbers with intervals and tests.
+
+Labels, log-odds and subjects go in as arrays; scores, intervals and p-values come out. Nothing here
+knows a store or fits a head. Every metric takes W weightings of the N images at once, so that a
+bootstrap is one call.
+
+To read, in this order: log_odds (what a prediction is), metrics with ranking, agreement and
+calibration (the scores; metric_names has their other names), resampling (subjects drawn anew),
+intervals (of one score), paired with delong (two models on the same images), selection (the best of
+several), ranks (many models on many data sets), evaluation (all of it for one test set: per image
+or per unit, by group, at a threshold). docs/metrics.md and docs/evaluation.md say what each means.
+"""
