@@ -33,7 +33,7 @@ demo: .venv/.demo  ## Run the main job on a sample that ships with scikit-learn
 
 format: .venv/.dev  ## Rewrite the code and the generated docs in place
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-	$(BIN)/cog -r -I tests CONTRIBUTING.md docs/cli.md docs/backbones.md
+	$(BIN)/cog -r -I tests CONTRIBUTING.md docs/cli.md docs/backbones.md docs/protocols.md
 
 lint: .venv/.dev  ## Check style and formatting, changing nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -48,7 +48,7 @@ slow: .venv/.dev  ## Run the slow tests
 	$(BIN)/pytest -m slow
 
 docs: .venv/.dev  ## Check that the generated docs are up to date
-	$(BIN)/cog --check -I tests CONTRIBUTING.md docs/cli.md docs/backbones.md
+	$(BIN)/cog --check -I tests CONTRIBUTING.md docs/cli.md docs/backbones.md docs/protocols.md
 
 bench: .venv/.dev  ## Print the benchmark tables
 	$(BIN)/python benchmarks/bench_extract.py

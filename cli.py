@@ -1,7 +1,7 @@
 """The command line.
 
-The commands are in features/ (commands.py, inspection.py) and probe/ (commands.py,
-finetune_command.py): each parses, calls one function and prints; heavy imports happen inside.
+The commands are in features/ (commands.py, inspection.py) and probe/commands/: each parses, calls
+one function and prints; heavy imports happen inside.
 Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 the
 work found a fault, 2 the call was wrong, 130 interrupted.
 """
@@ -17,10 +17,16 @@ import click
 
 import features.commands
 import features.inspection
-import probe.commands
 from features.console import Failure, FaultFound, echo
 from features.errors import MedprobeError, MissingImagesError
 from features.files import reason
+from probe.commands.analyze import analyze
+from probe.commands.compare import compare
+from probe.commands.finetune import finetune
+from probe.commands.predict import predict
+from probe.commands.probe import probe
+from probe.commands.report import report
+from probe.commands.run import run
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 STAYS = "Nothing was changed."
@@ -101,9 +107,9 @@ def main() -> None:
     cli()
 
 
-for module in (features.commands, features.inspection, probe.commands):
-    for command in module.COMMANDS:
-        cli.add_command(command)
+MAKING = (*features.commands.COMMANDS, *features.inspection.COMMANDS)
+for command in (*MAKING, probe, finetune, run, predict, compare, analyze, report):  # order of use
+    cli.add_command(command)
 
 
 if __name__ == "__main__":

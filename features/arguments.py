@@ -35,78 +35,130 @@ source_options = together(  # how a data set is read
         "--name",
         "dataset_name",
         metavar="NAME",
-        help="Of the data set, for its folder; default its file's, its folder's or its own.",
+        help="The name of the data set, which its folders are called by. The default is that"
+        " of its file or folder.",
     ),
-    click.option("--path-col", default="path", show_default=True, help="csv: the image's path."),
-    click.option("--label-col", default="label", show_default=True, help="csv: the label."),
-    click.option("--subject-col", default="subject", show_default=True, help="csv: the patient."),
     click.option(
-        "--split-col", default="split", show_default=True, help="csv: train, val or test."
+        "--path-col",
+        default="path",
+        show_default=True,
+        help="The column of a table (csv:FILE) with the images' paths.",
     ),
-    click.option("--label-sep", metavar="CHAR", help="csv: splits a cell into several labels."),
     click.option(
-        "--keep-na", is_flag=True, help="csv: NA, None, NaN are labels or subjects, not missing."
+        "--label-col",
+        default="label",
+        show_default=True,
+        help="The column of a table with the labels.",
+    ),
+    click.option(
+        "--subject-col",
+        default="subject",
+        show_default=True,
+        help="The column of a table with the patients, whose images stay together.",
+    ),
+    click.option(
+        "--split-col",
+        default="split",
+        show_default=True,
+        help="The column of a table with the splits: train, val or test.",
+    ),
+    click.option(
+        "--label-sep",
+        metavar="CHAR",
+        help="The character between several labels in a table's cell, such as |; each image "
+        "then has any number of findings.",
+    ),
+    click.option(
+        "--keep-na",
+        is_flag=True,
+        help="Take NA, None and NaN in a table for labels or subjects, and not for missing values.",
     ),
     click.option(
         "--split-seed",
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Draws a split where none is given, and --limit's images.",
+        help="The seed that draws a split where none is given, and the images of --limit.",
     ),
     click.option(
         "--split",
         type=click.Choice(["default", "drawn", "study", "official"]),
         default="default",
         show_default=True,
-        help="default: the given one, else drawn.",
+        help="Which split to use; default takes the given one, and draws one where there is none.",
     ),
     click.option(
         "--test-share",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.2,
         show_default=True,
-        help="Of a drawn split.",
+        help="The share of the subjects that a drawn split tests on.",
     ),
     click.option(
         "--val-share",
         type=click.FloatRange(0, 1, max_open=True),
         default=0.0,
-        help="Of a drawn split; without, C is chosen on folds.",
+        help="The share of the subjects that a drawn split validates on. Without it C is "
+        "chosen on folds.",
     ),
-    click.option("--test-fold", metavar="I/K", help="Test on fold I of K drawn ones."),
-    click.option("--merge", multiple=True, metavar="NEW=OLD+OLD", help="Classes to make one of."),
-    click.option("--subject-from-dicom", is_flag=True, help="Take DICOM's patient id as subject."),
+    click.option("--test-fold", metavar="I/K", help="Draw K folds, and test on fold I."),
+    click.option(
+        "--merge",
+        multiple=True,
+        metavar="NEW=OLD+OLD",
+        help="Make one class of several; may be repeated.",
+    ),
+    click.option(
+        "--classes",
+        metavar="LIST",
+        help="All classes in their order, such as benign,malignant: of two the last is the "
+        "positive one, and quadratic kappa takes them as grades from low to high. By default "
+        "names are sorted.",
+    ),
+    click.option(
+        "--subject-from-dicom",
+        is_flag=True,
+        help="Take the patient id in each DICOM header as the subject.",
+    ),
 )
 
 image_options = together(  # what becomes of an image
     click.option(
-        "--image-size", type=int, metavar="N", help="Side in pixels; default the backbone's."
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="The side of the images in pixels. The default is the backbone's.",
     ),
     click.option(
         "--normalize",
         default="model",
         show_default=True,
         metavar="model|dataset|MEAN/STD",
-        help="MEAN and STD are one number, or three with commas.",
+        help="How pixels are scaled: MEAN and STD are one number each, or three with commas "
+        "between them.",
     ),
     click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
         show_default=True,
-        help="Of the forward pass; features are stored as float32.",
+        help="The precision of the forward pass. Features are stored as float32.",
     ),
     click.option(
-        "--exact-decode", "exact", is_flag=True, help="Decode large images in full, and slower."
+        "--exact-decode",
+        "exact",
+        is_flag=True,
+        help="Decode large images in full, which is slower.",
     ),
     click.option(
-        "--window", metavar="C/W", help="DICOM: centre and width of grey, instead of the header's."
+        "--window",
+        metavar="C/W",
+        help="The centre and width of the greys of DICOM images, instead of those in the header.",
     ),
     click.option(
         "--frame",
         type=click.IntRange(min=1),
-        help="DICOM: which of several; default the middle one.",
+        help="The frame to take of a DICOM file that has several. The default is the middle one.",
     ),
 )
 
@@ -117,24 +169,24 @@ engine_options = together(  # which machines work
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="This machine, or a Ray cluster.",
+        help="Compute on this machine, or on a Ray cluster.",
     ),
     click.option(
         "--address",
         metavar="auto|HOST:PORT",
-        help="ray: of the cluster; default one on this machine, found or started.",
+        help="The address of the Ray cluster. By default one on this machine is found or started.",
     ),
     click.option(
         "--num-gpus-per-worker",
         type=click.FloatRange(min=0),
         metavar="X",
-        help="ray: default 1 where the cluster has any.",
+        help="The GPUs of each Ray worker. The default is 1 where the cluster has any.",
     ),
     click.option(
         "--num-cpus-per-worker",
         type=click.FloatRange(min=0, min_open=True),
         metavar="N",
-        help="ray: default 1, or as many as there are per GPU.",
+        help="The CPUs of each Ray worker. The default is 1, or as many as there are per GPU.",
     ),
 )
 
@@ -182,6 +234,7 @@ def options_of(given: dict[str, Any]) -> Options:
         seed=given["split_seed"],
         limit=given.get("limit"),
         test_fold=parse_fold(given["test_fold"]),
+        classes=parse_names(given["classes"], "--classes"),
     )
 
 
@@ -225,9 +278,9 @@ def _take(found: dict[str, str | None], name: str, weights: str | None) -> None:
 
 
 def say_random(weights: Mapping[str, str | None]) -> None:
-    """Say on standard error which of several backbones have random weights."""
+    """Say on standard error which backbones have random weights."""
     names = [name for name, given in weights.items() if given == "random"]
-    if names and len(weights) > 1:
+    if names:
         echo(f"random weights, not the published ones: {', '.join(names)}", err=True)
 
 
@@ -246,6 +299,18 @@ def extraction_of(given: dict[str, Any], **more: Any) -> Settings:
         device=resolve_device(given["device"]),
         window=parse_window(given["window"]),
     )
+
+
+def parse_names(text: str | None, option: str) -> tuple[str, ...]:
+    """Return names with commas between them; one with a comma in it stands in double quotes."""
+    import csv
+
+    if text is None:
+        return ()
+    names = [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row]
+    if all(names) and names:
+        return tuple(names)
+    raise click.BadParameter(f"{text!r}: want names with commas between them", param_hint=option)
 
 
 def parse_fold(text: str | None) -> tuple[int, int] | None:

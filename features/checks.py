@@ -88,6 +88,8 @@ class About(TypedDict):
     split_from: str
     metric: str
     note: str
+    label_from: NotRequired[str]
+    order_from: NotRequired[str]
     checksum: Count
 
 

@@ -119,63 +119,83 @@ def doctor(json_: bool) -> None:
     multiple=True,
     required=True,
     metavar="NAME[=FILE]",
-    help="A backbone, and its weights; may be repeated.",
+    help="The backbone to use, and its weights file if they are not the published ones; "
+    "may be repeated.",
 )
 @click.option(
-    "-o", "out", type=FOLDER, default="features", show_default=True, help="Where stores go."
+    "-o",
+    "out",
+    type=FOLDER,
+    default="features",
+    show_default=True,
+    help="The folder that stores are written to.",
 )
 @click.option(
     "--weights",
     multiple=True,
     metavar="[NAME=]FILE|random",
-    help="Weights other than the published ones; may be repeated.",
+    help="Take these weights instead of the published ones; may be repeated.",
 )
 @click.option(
     "--layers",
     default="last",
     show_default=True,
     metavar="last|all|LIST",
-    help="Such as 3,7,final.",
+    help="The layers whose features are stored, such as 3,7,final.",
 )
-@click.option("--pool", "pools", metavar="LIST", help="Of cls, mean, proj; default the backbone's.")
-@click.option("--tokens", is_flag=True, help="Also the last layer's positions, as float16.")
+@click.option(
+    "--pool",
+    "pools",
+    metavar="LIST",
+    help="How a layer's positions become one vector: a list of cls, mean and proj. The "
+    "default is the backbone's.",
+)
+@click.option("--tokens", is_flag=True, help="Store the last layer's positions too, as float16.")
 @click.option(
     "--views",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Also so many augmented views of each image.",
+    help="Store features of this many augmented views of each image too.",
 )
-@click.option("--view-seed", type=click.IntRange(min=0), default=0, help="Draws the views.")
+@click.option(
+    "--view-seed", type=click.IntRange(min=0), default=0, help="The seed that draws the views."
+)
 @click.option(
     "--batch-size",
     default="auto",
     show_default=True,
     metavar="N|auto",
-    help="Images per batch, and per commit.",
+    help="The number of images per batch, and per commit; auto measures what is fast.",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes that decode; default as needed."
+    "--workers",
+    type=click.IntRange(min=1),
+    help="The number of processes that decode; by default as many as are needed.",
 )
 @device_option
 @click.option(
-    "--limit", type=click.IntRange(min=1), help="Only N images, of every class and split."
+    "--limit", type=click.IntRange(min=1), help="Take only N images, of every class and split."
 )
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
     default="skip",
     show_default=True,
-    help="For bad images.",
+    help="What to do at a bad image: skip and record it, or fail.",
 )
 @click.option(
     "--overwrite",
     type=click.Choice(["never", "stale", "always"]),
     default="never",
     show_default=True,
-    help="What to do with a store made from something else.",
+    help="What to do with a store that was made from something else.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, how large, how long.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only print what would be done, how large it will be and how long it will take.",
+)
 @image_options
 @engine_options
 @source_options
@@ -202,8 +222,6 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     say_random(weights)
     if statistics := parse_normalize(given["normalize"], manifest):
         loaded = [backbone.normalised_by(*statistics) for backbone in loaded]
-    if given["engine"] == "local":
-        say_former(dataset, manifest, loaded, given["out"], settings)
     if given["dry_run"]:
         if given["engine"] != "local":
             raise click.UsageError("--dry-run measures this machine: leave --engine out")
@@ -240,6 +258,8 @@ def say_report(report: Report) -> None:
     if report.reused and not report.computed:
         done = "nothing to compute"
     echo(f"{report.store}: {done}, {report.reused} already there, {len(bad)} bad")
+    if report.twin:
+        echo(f"  its features are those of {report.twin}: the same images", err=True)
     if report.added:
         echo(f"  added {', '.join(report.added)}", err=True)
     for path, reason in list(bad.items())[:5]:
@@ -260,19 +280,6 @@ def refuse_empty(reports: Sequence[Report]) -> None:
             )
 
 
-def say_former(
-    dataset: str, manifest: Manifest, backbones: list[Backbone], out: Path, settings: Settings
-) -> None:
-    """Say where the features of a table are that was named by its folder, as was done formerly."""
-    from features.datasets.naming import former_name
-    from features.plan import former_store
-
-    name = former_name(dataset)
-    for backbone in backbones:
-        if name and (there := former_store(manifest, backbone, out, settings, name)):
-            echo(f"{there} has these features: --name {name} goes on with it", err=True)
-
-
 def say_estimate(
     manifest: Manifest, backbones: list[Backbone], out: Path, settings: Settings, *, json_: bool
 ) -> None:
@@ -281,6 +288,8 @@ def say_estimate(
     from features.presence import look, nothing_there
 
     files = look(manifest)
+    if files.missing == files.images and not json_:
+        raise FaultFound(nothing_there(manifest.dataset, files))
     found, decoding = estimate(manifest, backbones, out=out, settings=settings)
     if json_:
         stores = [asdict(e) for e in found]
@@ -309,6 +318,9 @@ def say_stores(found: list[Estimate], decoding: float, settings: Settings) -> No
             ),
         ]
     )
+    for e in found:
+        if e.twin:
+            echo(f"{e.store}: {e.twin} has these features, and they are copied from there")
     alone, together = sum(e.seconds for e in found), "beside" if settings.device != "cpu" else "and"
     echo(
         f"expected: {duration(alone)} of forward passes {together} {duration(decoding)} of decoding"

@@ -164,11 +164,16 @@ def images_per_second(show: Callable[[int, int, str], None]) -> Callable[[int, i
     return progress
 
 
-json_option = click.option("--json", "json_", is_flag=True, help="Print one JSON document.")
+json_option = click.option(
+    "--json",
+    "json_",
+    is_flag=True,
+    help="Print one JSON document on standard output, and nothing else there.",
+)
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to compute.",
+    help="The device to compute on; auto takes a GPU where there is one.",
 )

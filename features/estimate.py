@@ -29,6 +29,7 @@ class Estimate:
     """One store: what is in it when done, and what is to be done for that.
 
     bytes_needed is of the features still to be made; seconds are of their forward passes alone.
+    twin: the store that they are copied from, if any.
     """
 
     store: Path
@@ -39,6 +40,7 @@ class Estimate:
     features: list[str]
     bytes_needed: int
     seconds: float
+    twin: Path | None = None
 
 
 def estimate(
@@ -52,8 +54,8 @@ def estimate(
     found = []
     for p in planned:
         to_do = len(manifest)
-        if not p.new and not p.missing:
-            with FeatureStore.open(p.path) as store:
+        if p.twin or (not p.new and not p.missing):
+            with FeatureStore.open(p.twin or p.path) as store:
                 to_do -= int((store.done != PENDING).sum())
         dtype, device = PRECISIONS[p.precision], settings.device
         seconds = 0.0
@@ -76,6 +78,7 @@ def estimate(
                 )
                 * len(manifest),
                 seconds=seconds,
+                twin=p.twin,
             )
         )
     most = max((e.to_do for e in found), default=0)

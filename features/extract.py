@@ -49,6 +49,7 @@ class Report:
     bad: dict[str, str]  # path -> reason
     added: tuple[str, ...] = ()  # features that joined those there
     remarks: dict[str, int] = field(default_factory=dict)  # on good images, and on how many
+    twin: Path | None = None  # the store of the same images that features were copied from
 
 
 Progress = Callable[[int, int, int], None]  # images done, images in all, bad ones among them
@@ -123,6 +124,7 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
         bad=bad,
         added=tuple(sorted(planned.missing)) if added else (),
         remarks=dict(Counter(main.store.remarks().values())),
+        twin=planned.twin,
     )
 
 
@@ -181,7 +183,7 @@ def fill(
                 k = wrong[0]
                 raise ImageError(
                     f"{manifest.file(chunk.rows[k])}: {chunk.images[k].reason}. "
-                    "Mend or remove it, or take --on-error skip"
+                    "Repair or remove it, or take --on-error skip"
                 )
             for job in jobs:
                 place = transforms.index(job.backbone.transform)

@@ -1,7 +1,7 @@
 """The fingerprint: everything that can change a feature's value beyond its last bits.
 
 It is one dict with a digest. A store is reused only where fingerprints are equal; where
-not, `differences` names what differs. Device, batch size and thread count move the last
+not, `in_words` says what differs. Device, batch size and thread count move the last
 bits of a float and are kept as provenance beside it, not in it. Labels, subjects and splits
 change no feature and are not in it.
 """
@@ -77,13 +77,73 @@ def decoding(made: Mapping[str, Any]) -> dict[str, Any]:
     return {"exact": image["decode"] == DECODE[True], "window": window, "frame": frame}
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return one line for every value that differs: `image.size: stored 224, asked 448`."""
+WORDS = {  # what fields are called where they differ; versions are called by their library
+    "backbone.name": "backbone",
+    "backbone.architecture": "architecture",
+    "image.size": "image size",
+    "image.resize": "resized side",
+    "image.interpolation": "interpolation",
+    "image.decode": "decoding (--exact-decode)",
+    "image.dicom": "DICOM",
+    "image.dicom.window": "DICOM window (--window)",
+    "image.dicom.frame": "DICOM frame (--frame)",
+    "normalize.mean": "mean (--normalize)",
+    "normalize.std": "std (--normalize)",
+    "precision": "precision",
+    "features": "features",
+    "views": "augmented views",
+    "views.count": "views",
+    "views.seed": "seed of views (--view-seed)",
+    "views.recipe": "recipe of views",
+    "manifest.images": "images",
+}
+SAID = {"published": "the published ones", "random": "random ones", "file": "those of a file"}
+
+
+def in_words(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Return one line for every value that differs, as a person says it.
+
+    `image size: stored 224, asked 448`; weights and images by what they are, not by their hash.
+    """
+    out = []
+    one, other = (made.get("backbone", {}) for made in (stored, asked))
+    kinds = [SAID.get(made.get("weights"), made.get("weights")) for made in (one, other)]
+    digests = [str(made.get("weights_digest", "unknown"))[:8] for made in (one, other)]
+    if kinds[0] != kinds[1]:
+        out.append(f"weights: stored {kinds[0]}, asked {kinds[1]}")
+    elif digests[0] != digests[1]:
+        whose = "of a file" if one.get("weights") == "file" else f"({kinds[0]})"
+        out.append(f"weights {whose}: stored {digests[0]}..., asked {digests[1]}... (SHA-256)")
+    count, wanted = (made.get("manifest", {}).get("images") for made in (stored, asked))
+    for name, a, b in _differing(stored, asked):
+        if name in ("backbone.weights", "backbone.weights_digest"):
+            continue
+        if name == "manifest.digest":
+            out += [] if count != wanted else [f"images: stored {count}, asked {wanted} others"]
+            continue
+        word = WORDS.get(name) or f"version of {name.removeprefix('versions.')}"
+        out.append(f"{word}: stored {_plain(a)}, asked {_plain(b)}")
+    return out
+
+
+def _plain(value: Any) -> str:
+    """Return a value of a fingerprint as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return "/".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+    return "none" if value is None else str(value)
+
+
+def _differing(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """Return name, stored and asked value of everything that differs."""
     out = []
     for key in sorted(stored.keys() | asked.keys()):
         a, b = stored.get(key), asked.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            out += differences(a, b, f"{prefix}{key}.")
+            out += _differing(a, b, f"{prefix}{key}.")
         elif a != b:
-            out.append(f"{prefix}{key}: stored {a}, asked {b}")
+            out.append((f"{prefix}{key}", a, b))
     return out

@@ -32,18 +32,40 @@ def inspect(store: Path, json_: bool) -> None:
         found = describe(opened)
     if json_:
         return as_json(found)
-    bad, remarks = found.pop("bad"), found.pop("remarks")
-    as_table(
-        [
-            (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
-            for k, v in found.items()
-        ]
-    )
+    bad, remarks, made = found.pop("bad"), found.pop("remarks"), found.pop("fingerprint")
+    as_table([(name, in_a_line(value)) for name, value in found.items()])
+    echo("made from")
+    as_table(rows_of(made))
     for path, reason in bad.items():
         echo(f"bad: {path}: {reason}")
     for remark, count in remarks.items():
         echo(f"{count} images: {remark}")
     return None
+
+
+def in_a_line(value: Any) -> str:
+    """Return a JSON value as text: lists with commas between their items, objects with names."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {in_a_line(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " x ".join(map(str, value)) if is_shape(value) else ", ".join(map(in_a_line, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def is_shape(value: list[Any]) -> bool:
+    """Say whether a list is of whole numbers alone."""
+    return bool(value) and all(type(v) is int for v in value)
+
+
+def rows_of(values: dict[str, Any], prefix: str = "  ") -> list[tuple[str, str]]:
+    """Return nested JSON objects as rows of a table, with names such as image.size."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            rows += rows_of(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, in_a_line(value)))
+    return rows
 
 
 def describe(store: FeatureStore) -> dict[str, Any]:
@@ -60,6 +82,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "default_feature": store.default_feature,
         "task": manifest.task,
         "classes": list(manifest.classes),
+        "label_from": manifest.label_from,
         "splits": {
             s: int((manifest.split == s).sum()) for s in dict.fromkeys(manifest.split.tolist())
         },
@@ -117,11 +140,21 @@ def verify(store: Path, json_: bool) -> None:
     type=click.FloatRange(0, 1),
     default=0.99,
     show_default=True,
-    help="STORE: cosine of centred features from which images are near-duplicates.",
+    help="The cosine of centred features from which two images of a STORE are near-duplicates.",
 )
-@click.option("--feature", metavar="LAYER/POOL", help="STORE: instead of its default feature.")
-@click.option("--window", metavar="C/W", help="DICOM of DATASET: as for extract.")
-@click.option("--frame", type=click.IntRange(min=1), help="DICOM of DATASET: as for extract.")
+@click.option(
+    "--feature",
+    metavar="LAYER/POOL",
+    help="The feature of a STORE to compare, instead of its default one.",
+)
+@click.option(
+    "--window", metavar="C/W", help="The window of DICOM images of a DATASET, as for extract."
+)
+@click.option(
+    "--frame",
+    type=click.IntRange(min=1),
+    help="The frame of DICOM files of a DATASET, as for extract.",
+)
 @source_options
 @json_option
 def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: Any) -> None:

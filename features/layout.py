@@ -125,6 +125,8 @@ def build(
                     "split_digest": manifest.split_digest(),
                     "metric": manifest.metric or "",
                     "note": manifest.note,
+                    "label_from": manifest.label_from,
+                    "order_from": manifest.order_from,
                     "checksum": manifest_checksum(known),
                 },
             )

@@ -44,6 +44,8 @@ class Manifest:
     metric: str | None = None  # what the data set is usually scored by
     note: str = ""  # what a reader of its numbers must know
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # (N,) str: sex, view, ...
+    label_from: str = ""  # the column of a table that labels are from; "" where there is no choice
+    order_from: str = ""  # of the classes: "given" (--classes), "source" or "names" (sorted)
 
     @property
     def task(self) -> str:

@@ -10,7 +10,6 @@ it was, and it can be read.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,13 +23,14 @@ from numpy.typing import NDArray
 from features import dicom, tuning
 from features.backbones import Backbone
 from features.devices import PRECISIONS, resolve_precision
-from features.errors import ImageError, StaleStoreError, StoreError
+from features.errors import StaleStoreError, StoreError
 from features.files import filename
-from features.fingerprint import differences, fingerprint
-from features.images import read_bytes
+from features.fingerprint import fingerprint, in_words
 from features.layout import VIEWS
 from features.manifest import Manifest
+from features.stale import ANEW, STALE, of_other_images, other_labels, two_places
 from features.store import BAD, DONE, FeatureStore
+from features.twins import changed_files, copy_twin, find_twin
 
 SHOWN = 5  # how many of a list an error names
 
@@ -69,7 +69,8 @@ class Settings:
 class Plan:
     """What is asked of one backbone. `missing` features are to be made; `new` is a new store.
 
-    grows: the store is there, and has some of the images.
+    grows: the store is there, and has some of the images. twin: a store under another name that a
+    new one is copied from.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class Plan:
     new: bool
     fingerprint: dict[str, Any]  # of the store when all is done
     grows: bool = False
+    twin: Path | None = None
 
     @property
     def adding(self) -> Path:
@@ -123,8 +125,10 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
         dicom=dicom.applied(manifest.path.tolist(), settings.window, settings.frame),
     )
     planned = Plan(path, backbone, precision, shapes, tuple(shapes), True, asked)
-    if not path.is_file() or settings.overwrite == "always":
+    if settings.overwrite == "always":
         return planned
+    if not path.is_file():
+        return replace(planned, twin=find_twin(path, manifest, shapes, asked))
     try:
         with FeatureStore.open(path) as store:
             stored, there = store.fingerprint, store.features
@@ -138,17 +142,13 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
         united["views"] = stored["views"]
     grows, has_all = _is_part(other, manifest), _is_part(manifest, other)
     now = stored | {"manifest": united["manifest"]} if grows else stored
-    differ = differences(_for_comparison(now, united), _for_comparison(united, now))
+    differ = in_words(_for_comparison(now, united), _for_comparison(united, now))
     if not differ:
         missing = tuple(name for name in shapes if name not in there)
         return Plan(path, backbone, precision, shapes, missing, False, united, grows)
     if settings.overwrite == "never":
-        remedy = "Take --overwrite stale to make it anew, or -o for another place"
-        if all(line.startswith("manifest.") for line in differ) and has_all:
-            remedy = (
-                "It has all that is asked for, and more: leave --limit out, or take -o for another "
-                "place; --overwrite stale makes a smaller one of it"
-            )
+        images = all(line.startswith("images") for line in differ)
+        remedy = of_other_images(other, manifest, has_all=has_all) if images else ANEW
         raise StaleStoreError(f"{path} was made from something else: {'; '.join(differ)}. {remedy}")
     return planned
 
@@ -175,7 +175,9 @@ def begin(
     Brings labels up to date if asked to relabel, and marks rows to be done again whose images have
     changed. Raises StaleStoreError for those unless they may be overwritten.
     """
-    if planned.new:
+    if planned.twin:
+        _copy(planned, planned.twin, manifest)
+    elif planned.new:
         _create(planned.path, planned, planned.missing, planned.fingerprint, manifest, settings)
     stores = [FeatureStore.open(planned.path, write=True)]
     try:
@@ -224,6 +226,18 @@ def _open_adding(
     return FeatureStore.open(planned.adding, write=True)
 
 
+def _copy(planned: Plan, twin: Path, manifest: Manifest) -> None:
+    shutil.rmtree(parts_folder(planned.path), ignore_errors=True)
+    shapes, made = planned.shapes, planned.fingerprint
+    default = _default_feature(planned, tuple(shapes))
+    copy_twin(twin, planned.path, manifest, shapes, made, default_feature=default)
+
+
+def _default_feature(planned: Plan, names: tuple[str, ...]) -> str:
+    default = planned.backbone.spec.default_feature
+    return default if default in names else names[0]
+
+
 def _create(
     path: Path,
     planned: Plan,
@@ -233,14 +247,13 @@ def _create(
     settings: Settings,
     batch_size: int | None = None,
 ) -> None:
-    default = planned.backbone.spec.default_feature
     shutil.rmtree(parts_folder(path), ignore_errors=True)  # of a store that was here before
     FeatureStore.create(
         path,
         manifest,
         {name: planned.shapes[name] for name in names},
         fingerprint=made_from,
-        default_feature=default if default in names else names[0],
+        default_feature=_default_feature(planned, names),
         batch_size=batch_size or _batch_size(planned, manifest, settings),
     )
 
@@ -260,29 +273,18 @@ def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:
 def check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
     """See that no image has changed since it was read.
 
-    It is compared by size and time, and where those differ by its bytes. Bad images are tried
-    again. A changed one is an error, or with overwrite="stale" computed anew, and with it what has
-    its old or new bytes: which row of several is computed, and which copied, may be another now.
+    See twins.changed_files for how they are compared. Bad images are tried again. A changed one is
+    an error, or with overwrite="stale" computed anew, and with it what has its old or new bytes:
+    which row of several is computed, and which copied, may be another now.
     """
     done, source = store.done, store.source()
-    changed: dict[int, str] = {}
-    for i in np.flatnonzero(done == DONE).tolist():
-        path = manifest.file(i)
-        try:
-            stat = path.stat()
-            if (stat.st_size, stat.st_mtime_ns) == (source["size"][i], source["mtime_ns"][i]):
-                continue
-            found = hashlib.sha256(read_bytes(path)).hexdigest()
-        except (OSError, ImageError):
-            continue  # its features are as good as they were
-        if found != source["hash"][i]:
-            changed[i] = found
+    changed = changed_files(store, manifest)
     if changed and settings.overwrite == "never":
         names = ", ".join(manifest.path[list(changed)[:SHOWN]])
         raise StaleStoreError(
             f"{store.path}: {len(changed)} images have changed "
             f"since their features were computed ({names}). "
-            "Take --overwrite stale to compute those anew"
+            f"{two_places(store.manifest(), manifest) or STALE}"
         )
     bytes_of = [*changed.values(), *source["hash"][list(changed)]]
     again: NDArray[np.bool_] = (done == BAD) | (done == DONE) & np.isin(source["hash"], bytes_of)
@@ -300,47 +302,15 @@ def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
     )
     same &= all(
         getattr(old, name) == getattr(manifest, name)
-        for name in ("classes", "root", "split_from", "metric", "note")
+        for name in (
+            *("classes", "root", "split_from", "metric", "note", "label_from", "order_from"),
+        )
     )
     if not same:
         store.relabel(manifest)
-        if store.path.suffix == ".h5" and (told := other_classes(old, manifest)):
+        if store.path.suffix == ".h5" and (told := other_labels(old, manifest)):
             warnings.warn(
-                f"{store.path} was labelled for something else and is relabelled: {told}. "
-                "Give --name for a store of its own",
+                f"{store.path} is relabelled: {told}. No feature is computed again, and results so "
+                "far stay as they are; --name keeps a store of each",
                 stacklevel=4,
             )
-
-
-def other_classes(old: Manifest, new: Manifest) -> str:
-    """Say which task and classes take the place of others, in a line; nothing where they stay.
-
-    The same classes in another order are the same.
-    """
-    if (old.task, sorted(old.classes)) == (new.task, sorted(new.classes)):
-        return ""
-
-    def said(one: Manifest) -> str:
-        shown = ", ".join(one.classes[:SHOWN]) or "none"
-        more = f" and {len(one.classes) - SHOWN} more" if one.classes[SHOWN:] else ""
-        return f"{one.task}, {shown}{more}"
-
-    return f"{said(old)} -> {said(new)}"
-
-
-def former_store(
-    manifest: Manifest, backbone: Backbone, out: Path, settings: Settings, name: str
-) -> Path | None:
-    """Return a store that has what is asked, under another name of the data set, if there is one.
-
-    None too where there is one under the manifest's own name.
-    """
-    path = store_path(out, name, backbone.spec.name)
-    if not path.is_file() or store_path(out, manifest.dataset, backbone.spec.name).is_file():
-        return None
-    try:
-        there = replace(manifest, dataset=name)
-        found = plan(there, backbone, out, replace(settings, overwrite="never"))
-    except StoreError:
-        return None
-    return None if found.new else path

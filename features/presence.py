@@ -97,6 +97,6 @@ def need_some(manifest: Manifest) -> None:
 def nothing_there(dataset: str, found: Presence) -> str:
     """Say that no file is there, and what to do."""
     return (
-        f"{dataset}: {found.line()}. Paths are relative to the table: mend its column of paths, or "
-        "put the table where they begin"
+        f"{dataset}: {found.line()}. Paths are relative to the table: correct its column of paths, "
+        "or put the table where they begin"
     )

@@ -191,7 +191,7 @@ class FeatureStore:
     def taken(self) -> NDArray[np.bool_]:
         """(N,) rows that were done before the store grew: no later batch has them in it."""
         done = self.done == DONE
-        return np.zeros_like(done) if self._taken is None else done & self._taken
+        return np.zeros_like(done) if self.kept is None else done & self.kept
 
     def bad(self) -> dict[int, str]:
         """Return row -> reason of the bad images."""
@@ -226,6 +226,8 @@ class FeatureStore:
             split_from=self.about["split_from"],
             metric=self.about["metric"] or None,
             note=self.about["note"],
+            label_from=self.about.get("label_from", ""),  # stores of earlier versions have none
+            order_from=self.about.get("order_from", ""),
             columns={
                 name.removeprefix(COLUMNS): decode(column.read())
                 for name, column in self.columns.items()
@@ -446,7 +448,7 @@ class FeatureStore:
 
     def relabel(self, manifest: Manifest) -> None:
         """Replace labels, subjects and splits only, in a copy that takes the store's place."""
-        attributes, taken = self.attributes, self._taken
+        attributes, taken = self.attributes, self.kept
         build(self.path, manifest, self.features, attributes, self.columns, taken=taken)
         self.close()
         self._open(write=True)
@@ -486,12 +488,13 @@ class FeatureStore:
         attributes = self.attributes | {"fingerprint": json.dumps(fingerprint, sort_keys=True)}
         features = self.features | other.features
         sources = (other.columns, self.columns)
-        build(self.path, self.manifest(), features, attributes, *sources, taken=self._taken)
+        build(self.path, self.manifest(), features, attributes, *sources, taken=self.kept)
         self.close()
         self._open(write=True)
 
     @property
-    def _taken(self) -> NDArray[np.bool_] | None:
+    def kept(self) -> NDArray[np.bool_] | None:
+        """(N,) rows that were done when the store last grew; None where it never did."""
         return self.columns[TAKEN].read() > 0 if TAKEN in self.columns else None
 
     def _write(self, name: str, rows: NDArray[np.integer], values: Any) -> None:

@@ -46,7 +46,8 @@ class TrainingSet:
 class Selection:
     """What a training set led to. log_odds turns X (N, D) into (N, K); `head` is linear heads' own.
 
-    `folds` is what was chosen by, as results.jsonl has it. held_out gives labels and log-odds of
+    `folds` is what was chosen by, as results.jsonl has it; `note` is a remark on what isn't as
+    asked. held_out gives labels and log-odds of
     every row that a fold held out, by the head of the choice that hadn't it.
     """
 
@@ -55,7 +56,7 @@ class Selection:
     C: float | None
     folds: dict[str, Any]
     converged: bool
-    unconverged: str
+    note: str
     held_out: Callable[[], HeldOut]
 
 
@@ -144,9 +145,7 @@ def _chosen(
             "gap": heads.gap[:, mine][:, 1:].amax(2).tolist(),
         },
         converged=bool(converged.all()),
-        unconverged=f"{unconverged} of {converged.numel()} heads did not converge"
-        if unconverged
-        else "",
+        note=f"{unconverged} of {converged.numel()} heads did not converge" if unconverged else "",
         held_out=lambda: _held_out(of_rows, y, subset, width),
     )
 
@@ -162,9 +161,14 @@ def neighbours(
     metric: metrics.Metric,
     device: str,
 ) -> list[Selection]:
-    """Score every k on every fold of every subset, y (n,) or (n, L); the best k votes with all."""
-    found = []
+    """Score every k on every fold of every subset, y (n,) or (n, L); the best k votes with all.
+
+    A k is left out where it is more than the rows that vote, on a fold or in all. Raises ProbeError
+    where none is left.
+    """
+    found, tried = [], k
     for subset in subsets:
+        k, left_out = _that_fit(tried, subset)
         mine, labels = features.take(subset.rows), y[subset.rows]
         votes = torch.from_numpy(np.eye(len(classes))[labels] if y.ndim == 1 else labels)
         scores = np.full((len(k), len(subset.folds.held_out)), np.nan)
@@ -205,11 +209,25 @@ def neighbours(
                     "scores": _jsonable(scores),
                 },
                 converged=True,
-                unconverged="",
+                note=left_out,
                 held_out=partial(_held_out, of_rows, labels, subset, len(classes)),
             )
         )
     return found
+
+
+def _that_fit(k: Sequence[int], subset: TrainingSet) -> tuple[list[int], str]:
+    """Return the numbers of neighbours that a subset has, and a note on those that it hasn't."""
+    most = min([len(subset.rows), *(int((~held).sum()) for held in subset.folds.held_out)])
+    fit = [one for one in k if one <= most]
+    over = ", ".join(str(one) for one in k if one > most)
+    where = "on a fold" if len(subset.folds.held_out) else "in all"
+    if not fit:
+        raise ProbeError(
+            f"k = {over}: more neighbours than the {most} training images that vote {where}; want "
+            "a smaller --k"
+        )
+    return fit, f"k = {over} left out: {most} training images vote {where}" if over else ""
 
 
 def least_squares(
@@ -260,7 +278,7 @@ def least_squares(
                     "scores": _jsonable(np.array(scores)[None]),
                 },
                 converged=True,
-                unconverged="",
+                note="",
                 held_out=partial(_held_out, of_rows, y[subset.rows], subset, len(classes)),
             )
         )

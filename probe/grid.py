@@ -107,6 +107,7 @@ def digest_of(manifest: Manifest) -> str:
     return digest(
         [
             *(manifest.dataset, manifest.digest(), manifest.split_digest(), manifest.metric),
+            list(manifest.classes),
             {name: values.tolist() for name, values in columns.items()},
             [_stat(manifest.file(row)) for row in range(len(manifest))],
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from features.backbones import load_backbone
 from features.errors import ProbeError, StaleStoreError
-from features.extract import Progress, extract
+from features.extract import Progress, Report, extract
 from features.fingerprint import decoding
 from features.manifest import Manifest
 from features.plan import Settings as Extraction
 from features.schema import check, fault, read_json
 from features.store import DONE, PENDING, FeatureStore
 from probe.heads import Head
-from probe.results import columns
+from probe.results import columns, load
 from probe.schema import Applied
 from probe.score import log_odds
 from probe.spreadsheet import inert
@@ -38,6 +38,8 @@ from probe.train.training import Training
 
 NOT_YET = "not computed yet: `medprobe extract` goes on with it"
 DAMAGED = "its features in the store are damaged: see `medprobe verify`"
+RESULTS = "results.jsonl"
+SHOWN = 3  # heads that an error names
 ROWS = 256  # whose features are read at once
 
 
@@ -63,6 +65,43 @@ class Predicted:
             f"{len(self.without)} of {self.images} images have no answer: {why}{more}; "
             "their rows give the reason"
         )
+
+
+def find_head(path: Path, store: Path | None = None) -> Path:
+    """Return the heads.json or run.json that is meant: a file, its folder, or a results folder.
+
+    Of a folder with several heads, those count that were fitted on the backbone of the store, if
+    one is given. Raises ProbeError where not exactly one is left; it names some.
+    """
+    if not path.is_dir() and path.name != RESULTS:
+        return path
+    folder = path if path.is_dir() else path.parent
+    for name in ("heads.json", "run.json"):
+        if path.is_dir() and (folder / name).is_file():
+            return folder / name
+    if not (folder / RESULTS).is_file():
+        raise ProbeError(
+            f"{path} has no heads.json, run.json or {RESULTS}: want a saved head, its folder, or "
+            "the folder of results that `medprobe probe -o` names"
+        )
+    found = {r.heads: r for r in load(folder) if r.heads and (folder / r.heads).is_file()}
+    if store is not None and len(found) > 1:
+        with FeatureStore.open(store) as opened:
+            made = opened.fingerprint["backbone"]
+        found = {
+            head: r for head, r in found.items() if read(folder / head)["backbone"] == made
+        } or found
+    if len(found) == 1:
+        return folder / next(iter(found))
+    some = [
+        f"{folder / head} ({r.metric} {r.value:.3f})" for head, r in list(found.items())[:SHOWN]
+    ]
+    more = f" and {len(found) - SHOWN} more, see {folder / RESULTS}" if len(found) > SHOWN else ""
+    raise ProbeError(
+        f"{path} has {len(found)} heads: give one, such as {', '.join(some)}{more}"
+        if found
+        else f"{path} has no saved head: nearest neighbours have none; probe with a linear head"
+    )
 
 
 def predict(head_path: Path, store_path: Path) -> Predicted:
@@ -106,10 +145,11 @@ def predict_images(
     weights: str | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    tell: Callable[[Report], None] = lambda _: None,
 ) -> Predicted:
     """Extract a manifest's images into a store of the folder `features`; return as predict does.
 
-    A store that is there keeps its labels.
+    A store that is there keeps its labels. tell is told what became of it.
     weights: of the backbone, where they are neither the published nor tuned ones. Raises
     ProbeError where they are wanted and not given.
     """
@@ -152,6 +192,7 @@ def predict_images(
         raise ProbeError(
             f"{reason}. Give the images another --name, or another folder by --features"
         ) from None
+    tell(report)
     return predict(head_path, report.store)
 
 

@@ -103,6 +103,8 @@ class Result:
     labels_digest: str = ""  # of every image's label, and what uncertain ones count as
     settings: dict[str, Any] = field(default_factory=dict)  # what else the head depends on
     extraction: dict[str, Any] = field(default_factory=dict)  # how its features were made
+    label_from: str = ""  # the column of the table that labels are from
+    positive: str = ""  # of two classes the one that counts as positive
 
     @property
     def identity(self) -> Identity:

@@ -294,7 +294,7 @@ class _Cell:
             converged=chosen.converged,
             seconds=round(seconds + time.perf_counter() - started, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=[note for note in (chosen.unconverged, protocol.note) if note] + notes,
+            notes=[note for note in (chosen.note, protocol.note) if note] + notes,
             shots=subset.shots,
             control=against,
             audit=self.leaks,

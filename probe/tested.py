@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,19 @@ from numpy.typing import NDArray
 
 from features.audit import audit
 from features.errors import ProbeError
-from features.manifest import Manifest
+from features.manifest import NUMBER, Manifest
 from features.store import DONE, FeatureStore
 from probe.results import Predictions
 from probe.score import evaluation, metrics
 from probe.score.evaluation import LabelledPredictions, Scoring
 from probe.score.intervals import intervals
 from probe.score.metrics import Metric
+
+ALONE = "test images have no {}: each is scored as one of its own"
+ORDER = "quadratic_kappa takes the classes in this order: "
+
+# Notes that a command prints with a result.
+TOLD = re.compile(r"quadratic_kappa takes |k = [\d, ]+ left out|\d+ test images have no ")
 
 
 def metric_of(manifest: Manifest, asked: str | None) -> Metric:
@@ -67,6 +74,8 @@ def tested(
         **data,
         "task": manifest.task,
         "classes": list(manifest.classes),
+        "label_from": manifest.label_from,
+        "positive": positive_of(manifest),
         "metric": metric.name,
         "metrics": scores,
         **score,
@@ -85,6 +94,32 @@ def tested(
     }
 
 
+def positive_of(manifest: Manifest) -> str:
+    """Return which of two classes counts as positive, the last; "" where there are more."""
+    two = manifest.task == "multiclass" and len(manifest.classes) == 2
+    return manifest.classes[1] if two else ""
+
+
+def order_line(manifest: Manifest, metric: str) -> str:
+    """Say in which order quadratic kappa takes classes whose names don't tell it; else nothing.
+
+    Names tell it where they differ in a number only (2, Grade 2). With two classes the order
+    doesn't matter. An order that was given, or is the data set's own, is said as it is.
+    """
+    classes = manifest.classes
+    if metric != "quadratic_kappa" or len(classes) < 3 or _numbered(classes):
+        return ""
+    line = f"{ORDER}{' < '.join(classes)}"
+    if manifest.order_from not in ("given", "source"):
+        line += "; that is how their names are sorted: give the grades' order by --classes"
+    return line
+
+
+def _numbered(classes: Sequence[str]) -> bool:
+    parts = [NUMBER.split(name) for name in classes]
+    return all(len(p) == 3 for p in parts) and len({(p[0], p[2]) for p in parts}) == 1
+
+
 def remarks(
     manifest: Manifest,
     y_train: NDArray[Any],
@@ -99,8 +134,12 @@ def remarks(
     """
     notes = [manifest.note] if manifest.note else []
     notes.append(f"split: {manifest.split_from}")
+    if order := order_line(manifest, found["metric"]):
+        notes.append(order)
     if settings.aggregate:
         notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
+    if predictions.alone:
+        notes.append(f"{predictions.alone} {ALONE.format(settings.unit)}")
     if one_sided := unranked(manifest, predictions.y):
         notes.append(f"left out of AUROC and average precision, {one_sided}")
     if untaught := metrics.unranked(y_train, manifest.classes):

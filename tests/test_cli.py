@@ -222,7 +222,7 @@ def test_results_of_stores_before_the_one_that_was_stopped_stay(store, tmp_path,
 
 def test_a_folder_that_holds_results_is_said_to_be_added_to(store, tmp_path):
     words = ["probe", store, "-o", tmp_path / "out", "--folds", "3"]
-    assert "holds" not in call(*words, "--C", "1").output
+    assert "holds 1" not in call(*words, "--C", "1").output
     again = call(*words, "--C", "0.1,1", "--json")
     assert f"{tmp_path / 'out'} holds 1 result: this adds to them" in again.stderr
     assert json.loads(again.stdout)

@@ -96,16 +96,22 @@ def test_anything_that_changes_a_feature_is_named_and_never_reused(
     run(image_folder, backbone, tmp_path)
     t = backbone.transform
     for change, words in (
-        ({"transform": dataclasses.replace(t, size=192)}, "image.size: stored 224, asked 192"),
-        ({"transform": dataclasses.replace(t, mean=(0.4, 0.4, 0.4))}, "normalize.mean: stored"),
-        ({"weights_digest": "other"}, "backbone.weights_digest: stored"),
+        ({"transform": dataclasses.replace(t, size=192)}, "image size: stored 224, asked 192"),
+        (
+            {"transform": dataclasses.replace(t, mean=(0.4, 0.4, 0.4))},
+            r"mean \(--normalize\): stored 0.5/0.5/0.5, asked 0.4",
+        ),
+        (
+            {"weights_digest": "other"},
+            r"weights \(the published ones\): stored 3397d49c..., asked other",
+        ),
     ):
         with pytest.raises(StaleStoreError, match=words):
             run(image_folder, dataclasses.replace(backbone, **change), tmp_path)
     with pytest.raises(StaleStoreError, match="precision: stored float32, asked bfloat16"):
         run(image_folder, backbone, tmp_path, precision="bfloat16")
     (image_folder / "cat" / "00.png").unlink()
-    with pytest.raises(StaleStoreError, match="manifest.images: stored 40, asked 39"):
+    with pytest.raises(StaleStoreError, match="images: stored 40, asked 39"):
         run(image_folder, backbone, tmp_path)
     assert run(image_folder, backbone, tmp_path, overwrite="stale").computed == 39
 
@@ -270,7 +276,7 @@ def test_layers_pools_and_views_join_what_is_there_and_nothing_is_computed_twice
         assert (views[one] == views[copy]).all()  # the same bytes have the same views
         assert (views[one, 0] != views[one, 1]).any()
     assert sorted(p.suffix for p in third.store.parent.iterdir()) == [".h5", ".lock"]
-    with pytest.raises(StaleStoreError, match=r"views.count: stored 2, asked 3"):
+    with pytest.raises(StaleStoreError, match=r"views: stored 2, asked 3"):
         run(image_folder, backbone, tmp_path / "b", views=3)
 
 

@@ -224,14 +224,22 @@ def test_two_tables_in_one_folder_are_two_data_sets(ward, tmp_path):
     assert labels_of(first) == ("x", "y", "z")
 
 
-def test_a_table_s_store_under_its_former_name_is_pointed_at(ward, tmp_path):
+def test_features_under_another_name_of_the_same_images_are_copied(ward, tmp_path):
     words = ("extract", f"csv:{ward / 'labels.csv'}", *BACKBONE)
     assert call(*words, "--name", "ward").exit_code == 0
     said = call(*words, "--dry-run")
-    assert "features/ward/efficientnet_lite0.h5 has these features: --name ward goes" in said.stderr
-    assert "already" in call(*words, "--name", "ward").stdout
-    shutil.rmtree(tmp_path / "features" / "ward")
-    assert call(*words, "--dry-run").stderr == ""
+    assert "0 of " in said.stdout
+    assert "features/ward/efficientnet_lite0.h5 has these features, and they are" in said.stdout
+    made = call(*words)
+    assert "nothing to compute" in made.stdout
+    assert "its features are those of features/ward/efficientnet_lite0.h5" in made.stderr
+    first, second = (
+        tmp_path / "features" / name / "efficientnet_lite0.h5" for name in ("ward", "ward-labels")
+    )
+    with FeatureStore.open(first) as one, FeatureStore.open(second) as other:
+        assert one.read("final/mean").tobytes() == other.read("final/mean").tobytes()
+        assert other.manifest().dataset == "ward-labels"
+    assert call("verify", second).exit_code == 0
 
 
 def test_predicting_leaves_the_labels_of_a_store_alone(ward, tmp_path):
@@ -240,7 +248,7 @@ def test_predicting_leaves_the_labels_of_a_store_alone(ward, tmp_path):
     store = tmp_path / "features" / "task2" / "efficientnet_lite0.h5"
     probed = call("probe", store, "--C", "1", "--folds", "3", "--bootstrap", "100", "--json")
     head = f"results/{json.loads(probed.stdout)[0]['heads']}"
-    result = call("predict", head, table, "--label-col", "split")
+    result = call("predict", head, table)
     assert result.exit_code == 0, result.output
     assert labels_of(store) == ("x", "y", "z")
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from features.datasets.build import build, index_classes
 from features.datasets.limit import limited
 from features.datasets.naming import check_name
 from features.datasets.options import Options
@@ -18,7 +19,7 @@ from features.errors import DatasetError
 from features.manifest import Manifest
 from features.urls import Location, Url, locate
 
-__all__ = ["SOURCES", "Options", "Source", "open_dataset"]
+__all__ = ["SOURCES", "Options", "Source", "open_dataset", "open_image"]
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,19 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
     if options.limit:
         manifest = limited(manifest, options.limit, seed=options.seed)
     return replace(manifest, dataset=check_name(options.name)) if options.name else manifest
+
+
+def open_image(file: Path) -> Manifest:
+    """Return the manifest of one image, without a label, to be predicted."""
+    label, classes = index_classes([""])
+    return build(
+        dataset=file.stem or file.name,
+        root=file.resolve().parent,
+        paths=[file.name],
+        label=label,
+        classes=classes,
+        subjects=None,
+        splits=None,
+        options=Options(labelled=False),
+        where=str(file),
+    )

@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 
 from features.datasets.bounds import texts
 from features.datasets.cells import apart
+from features.datasets.merging import merge_classes, ordered
 from features.datasets.options import Options
 from features.dicom import patient_id
 from features.errors import DatasetError, ImageError
 from features.manifest import (
-    ABSENT,
     NO_LABEL,
     NO_SPLIT,
-    NOT_STATED,
     PRESENT,
     SPLITS,
-    UNCERTAIN,
     Manifest,
     natural_order,
 )
@@ -70,6 +68,8 @@ def build(
     columns: Mapping[str, Sequence[str]] | None = None,
     split_from: str = "given",
     unused: NDArray[np.bool_] | None = None,
+    label_from: str = "",
+    order_from: str = "source",
 ) -> Manifest:
     """Check the table and return the Manifest. `where` names the source in errors.
 
@@ -78,12 +78,16 @@ def build(
     Without splits, parts of `options.test_share` and `options.val_share`, or one fold, are dealt
     by subject, stratified, from `options.seed`. Raises DatasetError for no images, an image listed
     twice, a label that can't be split, or no test split. Images that are `unused` are in no part.
+    label_from and order_from are as in Manifest.
     """
     if not len(paths):
         raise DatasetError(f"{where} holds no images")
     _refuse_twice(root, paths, where)
     if options.merge:
         label, classes = merge_classes(label, classes, options.merge, where)
+    if options.classes and options.labelled:
+        label, classes = ordered(label, classes, options.classes, where)
+        order_from = "given"
     for alike in apart(classes):
         warnings.warn(
             f"{where}: the classes {' and '.join(alike)} differ only in how they are written, and "
@@ -126,6 +130,8 @@ def build(
         metric=metric,
         note=note,
         columns={k: texts(v, where, f"cell of {k}") for k, v in (columns or {}).items()},
+        label_from=label_from,
+        order_from=order_from,
     )
 
 
@@ -166,66 +172,6 @@ def _need_parts(split: NDArray[np.str_], subject: NDArray[np.str_], where: str, 
             f"{where} has no {name} split: found {found}; "
             "name the split column with --split-col, or draw one with --split drawn"
         )
-
-
-def merge_classes(
-    label: NDArray[np.int32], classes: tuple[str, ...], merges: Sequence[str], where: str
-) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Join classes of label (N,), or findings of (N, L), as "new=old+old" says.
-
-    The new one stands where its first part stood.
-
-    A merged finding is present where any of its parts is, else uncertain where any is, else absent
-    where any is stated. Raises DatasetError for a name that is no class, or is another's already.
-    """
-    names = list(classes)
-    gone: dict[str, str] = {}  # classes that were joined, and into what
-    for merge in merges:
-        new, parts = _merge(merge, names, gone, where)
-        old = [names.index(name) for name in parts]
-        if label.ndim == 1:
-            joined = np.where(np.isin(label, old), min(old), label)
-        else:
-            order = {PRESENT: 3, UNCERTAIN: 2, ABSENT: 1, NOT_STATED: 0}
-            states = np.array([NOT_STATED, ABSENT, UNCERTAIN, PRESENT], dtype=np.int32)
-            height = np.vectorize(order.__getitem__)(label[:, old]).max(1)
-            joined = label.copy()
-            joined[:, min(old)] = states[height]
-        names[min(old)] = new
-        gone |= {name: new for name in parts}
-        kept = [k for k in range(len(names)) if k not in old or k == min(old)]
-        if label.ndim == 1:
-            place = np.full(len(names) + 1, NO_LABEL, dtype=np.int32)  # the last is NO_LABEL's
-            place[kept] = np.arange(len(kept))
-            label = place[joined]
-        else:
-            label = joined[:, kept]
-        names = [names[k] for k in kept]
-    return label, tuple(names)
-
-
-def _merge(
-    merge: str, names: Sequence[str], gone: Mapping[str, str], where: str
-) -> tuple[str, list[str]]:
-    """Return the new name and the old ones of "new=old+old"."""
-    new, _, rest = merge.partition("=")
-    new, parts = new.strip(), [name.strip() for name in rest.split("+")]
-    wrong = [name for name in parts if name not in names]
-    if wrong and wrong[0] in gone:
-        raise DatasetError(
-            f"{where}: --merge {merge!r}: {wrong[0]} went into {gone[wrong[0]]} already; "
-            "name each class in one --merge"
-        )
-    if not new or wrong:
-        raise DatasetError(
-            f"{where}: --merge {merge!r} names no class of {', '.join(names)}: want NEW=OLD+OLD"
-        )
-    if new in names and new not in parts:
-        raise DatasetError(
-            f"{where}: --merge {merge!r}: {new} is already a class: "
-            f"write {new}={'+'.join([new, *parts])}, or take another name"
-        )
-    return new, parts
 
 
 def _patient_ids(root: Location, paths: Sequence[str], where: str) -> list[str]:

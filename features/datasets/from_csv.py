@@ -29,6 +29,11 @@ from features.presence import exist
 from features.urls import Location, Url
 
 FINDING = "label_"
+# What label_... is of a label, and no finding: label_id, label_name.
+FACTS = {
+    *("by", "code", "comment", "date", "file", "id", "ids", "idx", "index", "key", "name", "names"),
+    *("no", "note", "notes", "nr", "num", "number", "path", "source", "text", "uid", "url", "uuid"),
+}
 OFTEN = {  # what columns are called often
     "path": ("path", "file", "image", "img", "dicom"),
     "label": ("label", "class", "target", "diagnosis", "grade", "finding", "category"),
@@ -47,13 +52,15 @@ def read(file: Location, options: Options) -> Manifest:
     table = read_table(file, where, given)
     root = file.resolve().parent
     path_col = _find(table, options.path_col, "--path-col")
-    label, classes, used = _labels(table, options)
+    label, classes, used, label_from = _labels(table, options)
     subject_col = _optional(table, options.subject_col, "--subject-col", "subject")
     split_col = _optional(table, options.split_col, "--split-col", "split")
     used |= {path_col, subject_col, split_col}
     others = [name for name in table.header if name and name not in used]
+    if not options.labelled:  # to be predicted: nobody's images are kept together
+        subject_col = split_col = None
     subjects = _subjects(table, subject_col, options) if subject_col else None
-    if subjects is None and not options.subject_from_dicom:
+    if subjects is None and options.labelled and not options.subject_from_dicom:
         warn_of_subjects(table, others)
     return build(
         dataset=table_name(file),
@@ -66,6 +73,8 @@ def read(file: Location, options: Options) -> Manifest:
         options=options,
         where=where,
         columns=groups(table, others),
+        label_from=label_from,
+        order_from="names",
     )
 
 
@@ -134,23 +143,33 @@ def _said(table: Table, name: str, found: str) -> str:
 
 def _labels(
     table: Table, options: Options
-) -> tuple[NDArray[np.int32], tuple[str, ...], set[str | None]]:
-    """Return labels, classes, and the columns they are from."""
+) -> tuple[NDArray[np.int32], tuple[str, ...], set[str | None], str]:
+    """Return labels, classes, the columns they are from, and how these are called."""
     name = options.label_col
     if name not in table.header and name == "label":
         findings = [n for n in table.header if n.startswith(FINDING)] or [
             n for n in table.header if n.casefold().startswith(FINDING)
         ]
+        facts = [n for n in findings if n[len(FINDING) :].strip().casefold() in FACTS]
+        findings = [n for n in findings if n not in facts]
+        if facts and findings:
+            warnings.warn(
+                f"{table.where}: {', '.join(facts)} {'is' if len(facts) == 1 else 'are'} not taken "
+                f"for a finding beside {', '.join(findings[:3])}",
+                stacklevel=3,
+            )
         if findings:
             label = states({n: table.cells(n) for n in findings}, table.at)
-            return label, tuple(n[len(FINDING) :] for n in findings), set(findings)
+            return label, tuple(n[len(FINDING) :] for n in findings), {*findings}, f"{FINDING}*"
     if not options.labelled and not (name in table.header or len(_alike(table, name)) == 1):
-        return *index_classes([""] * len(table)), set()
+        return *index_classes([""] * len(table)), set(), ""
     found = _find(table, name, "--label-col")
     cells, what = table.cells(found), f"{table.where}: column {found}"
-    if options.label_sep:
-        return *split_cells(cells, options.label_sep, what, keep_na=options.keep_na), {found}
-    return *one_class(cells, what, keep_na=options.keep_na, wanted=options.labelled), {found}
+    if options.label_sep is not None:
+        labels = split_cells(cells, options.label_sep, what, keep_na=options.keep_na)
+    else:
+        labels = one_class(cells, what, keep_na=options.keep_na, wanted=options.labelled)
+    return *labels, {found}, found
 
 
 # --- what stands in it --------------------------------------------------------------------------

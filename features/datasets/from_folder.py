@@ -53,6 +53,7 @@ def read(folder: Location, options: Options, *, dataset: str = "", note: str = "
         options=options,
         where=f"folder:{folder}",
         note=note,
+        order_from="names",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from features.manifest import ABSENT, NOT_STATED, PRESENT, UNCERTAIN, natural_or
 
 STATES = {"1": PRESENT, "0": ABSENT, "-1": UNCERTAIN, "": NOT_STATED}
 STATES |= {"True": PRESENT, "False": ABSENT}
+BETWEEN = ("|", ";", ",", "/")  # what findings of a cell are often separated by
 MANY = 20  # values: of more, few images each, one asks whether they are classes
 EACH = 20  # images of a value, below which numbers are more likely measured than counted out
 
@@ -37,17 +38,65 @@ def one_class(
     names = _names([clean(cell) for cell in cells], what, keep_na=keep_na)
     if wanted:
         _refuse_measurements(names, what)
+        if sep := likely_separator(names):
+            example = next(name for name in names if sep in name)
+            warnings.warn(
+                f"{what} holds cells such as {example!r}, each combination a class of its own; if "
+                f'these are several findings of an image, give --label-sep "{sep}"',
+                stacklevel=4,
+            )
     return index_classes(names)
 
 
 def split_cells(cells: Sequence[str], sep: str, what: str, *, keep_na: bool = False) -> Labels:
-    """Return states (N, L) and findings of cells that hold several labels; none is all absent."""
+    """Return states (N, L) and findings of cells that hold several labels; none is all absent.
+
+    Raises DatasetError where another separator than `sep` is in the cells.
+    """
+    check_separator(cells, sep, what)
     parts = [[clean(part) for part in cell.split(sep)] for cell in cells]
     names = iter(_names([part for row in parts for part in row], what, keep_na=keep_na))
     found = [{next(names) for _ in row} - {""} for row in parts]
     classes = natural_order([name for some in found for name in some])
     rows = [[PRESENT if name in some else ABSENT for name in classes] for some in found]
     return np.array(rows, dtype=np.int32).reshape(len(cells), len(classes)), tuple(classes)
+
+
+def likely_separator(cells: Iterable[str]) -> str:
+    """Return what seems to stand between the findings of a cell; "" where cells are one each.
+
+    It does where a cell's parts are seen in other cells too: in "a|b" and "a", not in "lesion,
+    left" alone. Every part must be, but for |, which names seldom have.
+    """
+    distinct = {clean(cell) for cell in cells}
+    for sep in BETWEEN:
+        parts = {cell: {clean(part) for part in cell.split(sep)} - {""} for cell in distinct}
+        times = Counter(part for some in parts.values() for part in some)
+        several = [some for some in parts.values() if len(some) > 1]
+        often = any if sep == "|" else all
+        if any(often(times[part] > 1 for part in some) for some in several):
+            return sep
+    return ""
+
+
+def check_separator(cells: Sequence[str], sep: str, what: str) -> None:
+    """Raise DatasetError where a separator is in no cell and another one is; warn where none is."""
+    if not sep:
+        raise DatasetError(f"{what}: --label-sep is empty: want a character such as |")
+    if any(sep in cell for cell in cells):
+        return
+    if other := likely_separator(cells):
+        example = next(cell for cell in cells if other in cell)
+        raise DatasetError(
+            f"{what}: --label-sep {sep!r} is in no cell, and cells such as {example!r} have "
+            f'{other!r}: want --label-sep "{other}"'
+        )
+    shown = ", ".join(repr(cell) for cell in dict.fromkeys(cells) if cell)[:60]
+    warnings.warn(
+        f"{what}: --label-sep {sep!r} is in no cell ({shown}, ...): each image has one finding at "
+        "most. For classes that exclude each other leave --label-sep out",
+        stacklevel=5,
+    )
 
 
 def states(columns: Mapping[str, Sequence[str]], at: Callable[[int], str]) -> NDArray[np.int32]:
@@ -90,6 +139,10 @@ def _names(values: Sequence[str], what: str, *, keep_na: bool) -> list[str]:
     return [called.get(value, "") for value in values]
 
 
+def _quoted(sep: str) -> str:
+    return f' "{sep}"' if sep else ""
+
+
 def _refuse_measurements(names: Sequence[str], what: str) -> None:
     """Raise DatasetError for what are no classes: numbers that were measured, texts, names.
 
@@ -122,5 +175,5 @@ def _refuse_measurements(names: Sequence[str], what: str) -> None:
         raise DatasetError(
             f"{what} holds {len(counts)} different texts in {n} rows: names or free text, not "
             "classes. Name the label's column with --label-col; several labels of one image in a "
-            "cell want --label-sep"
+            f"cell want --label-sep{_quoted(likely_separator(counts))}"
         )

@@ -19,6 +19,9 @@ from features.splits import luck_of
 TURN = ("train", "test", "val")  # in which splits get their first image of a class
 
 
+DRAWN = "drawn by split and class"  # in the note of a manifest that is some of another
+
+
 def limited(manifest: Manifest, n: int, *, seed: int) -> Manifest:
     """Return n images of a manifest, in its order; all of them where it has no more.
 
@@ -27,7 +30,7 @@ def limited(manifest: Manifest, n: int, *, seed: int) -> Manifest:
     if n >= len(manifest):
         return manifest
     some = manifest.take(np.sort(drawn_order(manifest, seed=seed)[:n]))
-    said = f"{n} of {len(manifest)} images, drawn by split and class, seed {seed}"
+    said = f"{n} of {len(manifest)} images, {DRAWN}, seed {seed}"
     return replace(some, note="; ".join(filter(None, [manifest.note, said])))
 
 

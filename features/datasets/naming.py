@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from features.errors import DatasetError
-from features.urls import Location, locate
+from features.urls import Location
 
 # What a table may be called whatever is in it.
 GENERIC = (
@@ -33,12 +33,6 @@ def table_name(file: Location) -> str:
     folder = re.sub(r"[:/\\]", "", place.parent.name)
     words = re.findall(r"[^\W\d_]+", stem.lower())
     return stem if set(words) - set(GENERIC.split("|")) or not folder else f"{folder}-{stem}"
-
-
-def former_name(dataset: str) -> str | None:
-    """Return what a table's data set was called formerly: its folder. None of other sources."""
-    source, _, path = dataset.partition(":")
-    return locate(path).resolve().parent.name or None if source == "csv" and path else None
 
 
 def check_name(name: str) -> str:

@@ -19,6 +19,7 @@ class Options:
     labelled: bool = True  # whether labels are wanted; to predict, folder and csv need none
     subject_from_dicom: bool = False  # the patient id of each file's header is its subject
     merge: tuple[str, ...] = ()  # "new=old+old": classes that become one
+    classes: tuple[str, ...] = ()  # all of them, in their order; none leaves the source's
     # default: what the source gives, else drawn; drawn: by subject, whatever is given; study: the
     # split of the study that Medprobe follows, with its faults; official: the publisher's own.
     split: str = "default"

@@ -99,6 +99,14 @@ def _delimited(file: Location, where: str, suffix: str, expected: Sequence[str])
         head = stream.read(SNIFFED)
     first = head.partition("\n")[0].strip()
     told = first[4:] if first[:4].lower() == "sep=" and first[4:] in SEPARATORS else ""
+    if first.startswith("#"):
+        found = find_separator(first, expected)
+        names = {name.strip(" #").casefold() for name in first.split(found)}
+        if not names & {name.casefold() for name in expected}:
+            raise DatasetError(
+                f"{where} begins with a comment, {first[:40]!r}: want the header in its first "
+                "line; remove what stands above it"
+            )
     tab_first = suffix in (".tsv", ".tab")
     separator = told or find_separator(head, expected, tab_first=tab_first)
     with _text(file, where, suffix) as stream:

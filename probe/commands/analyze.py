@@ -9,7 +9,12 @@ import click
 from features.console import FILE, echo
 
 out_option = click.option(
-    "-o", "out", type=FILE, default="analysis", show_default=True, help="Where files go."
+    "-o",
+    "out",
+    type=FILE,
+    default="analysis",
+    show_default=True,
+    help="The folder that files are written to.",
 )
 results_argument = click.argument("results", nargs=-1, required=True, type=FILE)
 
@@ -57,16 +62,24 @@ def convergence(results: tuple[Path, ...], out: Path) -> None:
 
 @analyze.command()
 @click.argument("stores", nargs=-1, required=True, type=FILE)
-@click.option("--pool", help="Of the layers, such as mean; default that of the default feature.")
+@click.option(
+    "--pool",
+    help="The pool of the layers to compare, such as mean. The default is that of the "
+    "default feature.",
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(min=4),
     default=256,
     show_default=True,
-    help="Images per unbiased estimate.",
+    help="The number of images per unbiased estimate.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the batches."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="The seed that draws the batches.",
 )
 @out_option
 def cka(stores: tuple[Path, ...], pool: str | None, batch_size: int, seed: int, out: Path) -> None:

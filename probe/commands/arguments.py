@@ -28,54 +28,67 @@ SHARE = click.FloatRange(0, 1, min_open=True)
 scoring_options = together(  # what is scored, and how; of any head
     click.option(
         "--metric",
-        help="What chooses and heads the report (docs/metrics.md); default the data set's own.",
+        help="The metric that chooses C and heads the report (docs/metrics.md). The default "
+        "is the data set's own.",
     ),
     click.option(
         "--uncertain",
         type=click.Choice(["zeros", "ones", "ignore"]),
         default="zeros",
         show_default=True,
-        help="What -1 counts as; with ignore, an empty cell is left out too.",
+        help="What -1 counts as. With ignore, empty cells are left out too.",
     ),
     click.option(
         "--bootstrap",
         type=click.IntRange(min=100),
         default=1000,
         show_default=True,
-        help="Resamples of the subjects.",
+        help="The number of resamples of the subjects.",
     ),
     click.option(
         "--interval",
         type=click.Choice(["bayesian", "percentile", "bca"]),
         default="bayesian",
         show_default=True,
-        help="Which bootstrap interval, of 95 %; the last two are too short of few subjects.",
+        help="The kind of bootstrap interval, of 95 %. The last two are too short where "
+        "subjects are few.",
     ),
     click.option(
-        "--by", multiple=True, metavar="COLUMN", help="Also score every group, such as sex."
+        "--by",
+        multiple=True,
+        metavar="COLUMN",
+        help="Score each group of a column too, such as sex; may be repeated.",
     ),
     click.option(
         "--aggregate",
         type=click.Choice(["mean", "max"]),
-        help="Score a unit's images together; default each image.",
+        help="Score the images of a unit together, by the mean or the largest of their "
+        "probabilities.",
     ),
     click.option(
-        "--unit", default="subject", show_default=True, help="What --aggregate joins: a column."
+        "--unit",
+        default="subject",
+        show_default=True,
+        help="The column whose images --aggregate joins. Images without a value are scored alone.",
     ),
     click.option(
         "--threshold",
         type=click.Choice(["youden", "f1"]),
         default="youden",
         show_default=True,
-        help="Rule for a threshold, chosen on what was held out of training.",
+        help="The rule that chooses a threshold, on images that were held out of training.",
     ),
-    click.option("--seeds", type=POSITIVE, help="Draws of each number of shots, or runs."),
+    click.option(
+        "--seeds",
+        type=POSITIVE,
+        help="The number of draws of each number of --shots, or of training runs.",
+    ),
     click.option(
         "--seed",
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="The first of --seeds.",
+        help="The first seed: of folds, draws and training.",
     ),
     click.option("--strict-splits", is_flag=True, help="Refuse splits that leak."),
 )
@@ -84,23 +97,41 @@ probing_options = together(  # of heads that are solved
     click.option(
         "--feature",
         metavar="LAYER/POOL|all",
-        help="Instead of the store's default feature; all: every vector that is in it.",
+        help="The feature to probe instead of the store's default one; all takes every "
+        "vector in it.",
     ),
     click.option(
-        "--C", "strengths", metavar="LIST", help="Strengths as in scikit-learn, such as 0.01,1,100."
+        "--C",
+        "strengths",
+        metavar="LIST",
+        help="The strengths to try, as in scikit-learn, such as 0.01,1,100.",
     ),
-    click.option("--k", "neighbours", metavar="LIST", help="knn: numbers of neighbours to try."),
     click.option(
-        "--temperature", type=click.FloatRange(min=0, min_open=True), help="knn: of the votes."
+        "--k",
+        "neighbours",
+        metavar="LIST",
+        help="The numbers of neighbours to try, for --head knn.",
     ),
-    click.option("--folds", type=click.IntRange(min=2), help="Instead of the protocol's."),
     click.option(
-        "--shots", metavar="LIST", help="Training images per class, such as 1,2,4,all; default all."
+        "--temperature",
+        type=click.FloatRange(min=0, min_open=True),
+        help="The temperature of the neighbours' votes, for --head knn.",
+    ),
+    click.option(
+        "--folds",
+        type=click.IntRange(min=2),
+        help="The number of folds, instead of the protocol's.",
+    ),
+    click.option(
+        "--shots",
+        metavar="LIST",
+        help="The numbers of training images per class, such as 1,2,4,all. Not for several "
+        "findings per image.",
     ),
     click.option(
         "--control",
         type=click.Choice(["shuffle"]),
-        help="Fit to shuffled labels as well: the score of no information.",
+        help="Fit to shuffled labels too, which shows the score without information.",
     ),
 )
 
@@ -110,42 +141,68 @@ deit_options = together(  # of the appended DeiT
         type=click.Choice(["deit-tiny", "deit-small", "deit-base"]),
         default="deit-base",
         show_default=True,
-        help="Of --head deit.",
+        help="The size of the appended DeiT, for --head deit.",
     ),
     click.option(
         "--head-weights",
         metavar="FILE|random",
-        help="For --head deit; default ImageNet's, from the hub.",
+        help="The weights of the appended DeiT. The default is ImageNet's, from the hub.",
     ),
 )
 
 loop_options = together(  # of the training loop
-    click.option("--epochs", type=POSITIVE, default=100, show_default=True),
-    click.option("--batch-size", type=POSITIVE, default=64, show_default=True, help="Per process."),
     click.option(
-        "--accumulate", type=POSITIVE, default=1, help="Pieces of a batch, to save memory."
+        "--epochs", type=POSITIVE, default=100, show_default=True, help="The number of epochs."
     ),
     click.option(
-        "--checkpointing", is_flag=True, help="Compute blocks twice, to save much more memory."
+        "--batch-size",
+        type=POSITIVE,
+        default=64,
+        show_default=True,
+        help="The number of images per batch of each process.",
     ),
-    click.option("--lr", type=float, default=1e-4, show_default=True),
-    click.option("--weight-decay", type=float, default=1e-5, show_default=True),
     click.option(
-        "--warmup", type=click.IntRange(min=0), help="Steps; default 1000, or 5 epochs if less."
+        "--accumulate",
+        type=POSITIVE,
+        default=1,
+        help="Compute a batch in this many pieces, to save memory.",
+    ),
+    click.option(
+        "--checkpointing", is_flag=True, help="Compute blocks twice, which saves much more memory."
+    ),
+    click.option("--lr", type=float, default=1e-4, show_default=True, help="The learning rate."),
+    click.option(
+        "--weight-decay",
+        type=float,
+        default=1e-5,
+        show_default=True,
+        help="The weight decay, of all but biases and norms.",
+    ),
+    click.option(
+        "--warmup",
+        type=click.IntRange(min=0),
+        help="The number of warm-up steps. The default is 1000, or 5 epochs if that is less.",
     ),
     click.option(
         "--schedule",
         type=click.Choice(["constant", "cosine"]),
         default="constant",
         show_default=True,
+        help="How the learning rate goes on after the warm-up.",
     ),
-    click.option("--clip", type=float, default=1.0, show_default=True, help="Norm of gradients."),
+    click.option(
+        "--clip",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="The norm that gradients are clipped at.",
+    ),
     click.option(
         "--layer-decay",
         type=SHARE,
         default=1.0,
         show_default=True,
-        help="Of the rate of learning, per layer downwards.",
+        help="The factor of the learning rate per layer downwards.",
     ),
     click.option("--patience", type=POSITIVE, help="Stop after N epochs that were not better."),
     click.option(
@@ -153,17 +210,21 @@ loop_options = together(  # of the training loop
         type=click.Choice(["none", "weights", "sampling"]),
         default="none",
         show_default=True,
-        help="Of classes.",
+        help="How classes of different sizes are balanced: by weights in the loss, or by sampling.",
     ),
-    click.option("--no-augment", is_flag=True, help="Train on images as they are."),
+    click.option(
+        "--no-augment", is_flag=True, help="Train on images as they are, without augmentation."
+    ),
     click.option(
         "--mixed",
         type=click.Choice(["no", "bf16", "fp16"]),
         default="no",
         show_default=True,
-        help="Precision of the passes in training.",
+        help="The precision of the passes in training.",
     ),
-    click.option("--tensorboard", type=FILE, metavar="DIR", help="Also write scalars there."),
+    click.option(
+        "--tensorboard", type=FILE, metavar="DIR", help="Write scalars to this folder too."
+    ),
 )
 
 
@@ -214,6 +275,15 @@ def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Setti
 def seeds_of(given: dict[str, Any]) -> range:
     """Return the seeds of runs."""
     return range(given["seed"], given["seed"] + (given["seeds"] or 1))
+
+
+def refuse_seeds(settings: sweep.Settings) -> None:
+    """Raise UsageError where --seeds asks for draws, and there is nothing to draw."""
+    if settings.seeds is not None and settings.filled().shots == (None,):
+        raise click.UsageError(
+            "--seeds draws training images, and all are taken: give --shots, such as --shots 1,4, "
+            "or leave --seeds out (--seed deals the folds)"
+        )
 
 
 def is_number(text: str) -> bool:

@@ -37,37 +37,69 @@ from probe.commands.arguments import (
 if TYPE_CHECKING:
     from probe.results import Result
 
+# Metrics of two classes that are of the positive one.
+OF_POSITIVE = {"auroc", "average_precision", "sensitivity_at_90", "f1"}
+
 
 @click.command()
 @click.argument("dataset")
-@click.option("-m", "--backbone", "name", required=True, help="A backbone.")
-@click.option("-o", "out", type=FILE, default="results", show_default=True)
+@click.option("-m", "--backbone", "name", required=True, help="The backbone to train.")
+@click.option(
+    "-o",
+    "out",
+    type=FILE,
+    default="results",
+    show_default=True,
+    help="The folder that results are added to.",
+)
 @click.option(
     "--features",
     "stores",
     type=FILE,
     default="features",
     show_default=True,
-    help="Where the store of frozen features is, or goes.",
+    help="The folder of stores, in which that of the frozen features is made or goes on.",
 )
-@click.option("--weights", metavar="FILE|random", help="Weights other than the published ones.")
-@click.option("--head", type=click.Choice(["linear", "deit"]), default="linear", show_default=True)
 @click.option(
-    "--unfreeze", default="all", show_default=True, metavar="all|none|last:K", help="Blocks."
+    "--weights",
+    metavar="FILE|random",
+    help="Start from these weights instead of the published ones.",
 )
-@click.option("--drop-last", type=click.IntRange(min=0), default=0, help="Blocks to do without.")
+@click.option(
+    "--head",
+    type=click.Choice(["linear", "deit"]),
+    default="linear",
+    show_default=True,
+    help="The head to train on the backbone.",
+)
+@click.option(
+    "--unfreeze",
+    default="all",
+    show_default=True,
+    metavar="all|none|last:K",
+    help="The blocks that are trained.",
+)
+@click.option(
+    "--drop-last",
+    type=click.IntRange(min=0),
+    default=0,
+    help="The number of blocks at the end to do without.",
+)
 @click.option(
     "--init",
     type=click.Choice(["probe", "random"]),
     default="probe",
     show_default=True,
-    help="Of a linear head: the sweep's solution, or as in the study.",
+    help="Where a linear head starts: at the sweep's solution, or at random as in the study.",
 )
 @deit_options
 @loop_options
 @scoring_options
 @image_options
 @device_option
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Take only N images, of every class and split."
+)
 @source_options
 @json_option
 def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **given: Any) -> None:
@@ -110,7 +142,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
     if not process.is_main_process:
         return
     for result in found if not json_ else ():
-        say_tuned(result)
+        say_tuned(result, out)
         echo(f"  {result.audit['line']}", err=True)
     if json_:
         as_json([asdict(result) for result in found])
@@ -126,13 +158,37 @@ def say(record: dict[str, Any]) -> None:
     )
 
 
-def say_tuned(result: Result) -> None:
-    """Print a result in one line, and on standard error what must be known of it."""
+def about_labels(result: Result) -> str:
+    """Return what a result's line says of its labels where that is not plain.
+
+    That is their column, if it isn't called label, and which of two classes is the positive one.
+    """
+    said = ""
+    if result.label_from not in ("", "label", "label_*"):
+        said += f"; labels: {result.label_from}"
+    if result.positive and result.metric in OF_POSITIVE:
+        said += f"; positive: {result.positive}"
+    return said
+
+
+def say_notes(result: Result) -> None:
+    """Print on standard error those notes that say what was done otherwise than one may think."""
+    from probe.tested import TOLD
+
+    for note in result.notes:
+        if TOLD.match(note):
+            echo(f"  {note}", err=True)
+
+
+def say_tuned(result: Result, out: Path) -> None:
+    """Print a result in one line and its head, on standard error what must be known of it."""
     echo(
         f"{result.dataset} x {result.backbone}, {result.scenario}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
-        f"on {result.n_test} test images, epoch {result.folds['epoch']}"
+        f"on {result.n_test} test images, epoch {result.folds['epoch']}{about_labels(result)}"
     )
+    echo(f"  head: {out / result.heads}")
+    say_notes(result)
     if result.few:
         click.echo(f"  {result.few}", err=True)
     if result.weights == "random":

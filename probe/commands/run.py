@@ -39,6 +39,7 @@ from probe.commands.arguments import (
     loop_options,
     probing_of,
     probing_options,
+    refuse_seeds,
     say_added,
     scoring_options,
     seeds_of,
@@ -108,7 +109,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
         if getattr(option, "multiple", False):
             value = value if isinstance(value, list) else [value]
         elif isinstance(value, list):
-            value = ",".join(map(str, value))
+            value = ",".join(f'"{v}"' if "," in str(v) else str(v) for v in value)
         assert option.name
         given[option.name] = value
     return given
@@ -124,7 +125,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
     "backbones",
     multiple=True,
     metavar="NAME[=FILE]",
-    help="A backbone, and its weights; may be repeated.",
+    help="A backbone, and its weights file if they are not the published ones; may be repeated.",
 )
 @click.option("-d", "--dataset", "datasets", multiple=True, help="A data set; may be repeated.")
 @click.option(
@@ -132,44 +133,79 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
     "scenarios",
     multiple=True,
     type=click.Choice(SCENARIOS),
-    help="May be repeated; default all four.",
+    help="A scenario to run; may be repeated. The default is all four.",
 )
 @click.option(
     "--weights",
     multiple=True,
     metavar="[NAME=]FILE|random",
-    help="Weights other than the published ones; may be repeated.",
+    help="Take these weights instead of the published ones; may be repeated.",
 )
-@click.option("-o", "out", type=FILE, default="results", show_default=True)
-@click.option("--features", "stores", type=FILE, default="features", show_default=True)
+@click.option(
+    "-o",
+    "out",
+    type=FILE,
+    default="results",
+    show_default=True,
+    help="The folder that results are added to.",
+)
+@click.option(
+    "--features",
+    "stores",
+    type=FILE,
+    default="features",
+    show_default=True,
+    help="The folder of stores.",
+)
 @click.option(
     "--protocol",
     default="dinov2-logreg",
     show_default=True,
-    help="A preset of probing, or study: everything as in the study.",
+    help="The preset of probing (docs/protocols.md); study does everything as in the study.",
 )
 @click.option(
-    "--layers", default="last", show_default=True, metavar="last|all|LIST", help="To extract."
+    "--layers",
+    default="last",
+    show_default=True,
+    metavar="last|all|LIST",
+    help="The layers to extract.",
 )
-@click.option("--pool", "pools", metavar="LIST", help="To extract; default the backbone's.")
-@click.option("--views", type=click.IntRange(min=0), default=0, help="Augmented views to extract.")
+@click.option(
+    "--pool",
+    "pools",
+    metavar="LIST",
+    help="How a layer's positions become one vector. The default is the backbone's.",
+)
+@click.option(
+    "--views",
+    type=click.IntRange(min=0),
+    default=0,
+    help="The number of augmented views to extract.",
+)
 @click.option(
     "--unfreeze",
     default="all",
     show_default=True,
     metavar="LIST",
-    help="Unfrozen scenarios: of all, last:1, last:2, ...",
+    help="The blocks to train in unfrozen scenarios, one cell for each of a list of all,"
+    " last:1, last:2, ...",
 )
 @click.option(
     "--drop-last",
     default="0",
     show_default=True,
     metavar="LIST",
-    help="Unfrozen scenarios: blocks to do without.",
+    help="The numbers of blocks to do without in unfrozen scenarios, one cell for each.",
 )
-@click.option("--init", type=click.Choice(["probe", "random"]), default="probe", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="Only N images of each.")
-@click.option("--dry-run", is_flag=True, help="List the cells and which are done.")
+@click.option(
+    "--init",
+    type=click.Choice(["probe", "random"]),
+    default="probe",
+    show_default=True,
+    help="Where a linear head starts in unfrozen scenarios: at the sweep's solution, or at random.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Take only N images of each data set.")
+@click.option("--dry-run", is_flag=True, help="Only list the cells, and which of them are done.")
 @scoring_options
 @probing_options
 @deit_options
@@ -209,7 +245,7 @@ def run(out: Path, json_: bool, dry_run: bool, **given: Any) -> None:
         names = ", ".join(o.cell.name for o in failed[:3]) + (" ..." if len(failed) > 3 else "")
         raise FaultFound(
             f"{len(failed)} of {len(cells)} cells failed ({names}); "
-            "mend what their lines say and run the same command again for these"
+            "correct what their lines say, and run the same command again for these"
         )
     return None
 
@@ -225,9 +261,10 @@ def say_plan(cells: Sequence[Cell], json_: bool) -> None:
     without = []
     for [first, *_] in by_data_set(cells):
         files = look(first.manifest)
-        echo(f"{first.manifest.dataset}: {files.line()}", err=json_)
         if files.missing == files.images:
             without.append(nothing_there(first.manifest.dataset, files))
+        else:
+            echo(f"{first.manifest.dataset}: {files.line()}", err=json_)
     done = {id(cell) for cell in divide(cells)[0]}
     rows = [(cell.name, "done" if id(cell) in done else "to do") for cell in cells]
     if json_:
@@ -235,7 +272,7 @@ def say_plan(cells: Sequence[Cell], json_: bool) -> None:
     else:
         as_table(rows)
     if without:
-        raise FaultFound(without[0])
+        raise FaultFound("; ".join(without))
 
 
 def outcomes_of(
@@ -325,7 +362,10 @@ def _heads(scenario: str, given: dict[str, Any]) -> list[Any]:
     """Return the settings of a scenario's cells: for unfrozen ones, of each depth that is asked."""
     study = given["protocol"] == "study"
     if scenario == "frozen-linear" and not study:
-        return [probing_of(given, protocol=given["protocol"])]
+        probing = probing_of(given, protocol=given["protocol"])
+        if {*given["scenarios"]} == {"frozen-linear"}:  # other scenarios run once per seed
+            refuse_seeds(probing)
+        return [probing]
     kept = {"protocol": "study" if study else "finetune", "head": scenario.split("-")[1]}
     depths: list[dict[str, Any]] = [{"unfreeze": "none", "init": "random"}]
     if scenario.startswith("unfrozen"):

@@ -60,6 +60,7 @@ class LabelledPredictions:
     z: NDArray[np.float64]
     columns: Mapping[str, NDArray[Any]]
     has_subjects: bool = True  # else images are taken as independent
+    alone: int = 0  # images without a unit, each of which is one of its own
 
     @property
     def independent(self) -> str:
@@ -156,10 +157,15 @@ def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[
 def aggregate(answers: LabelledPredictions, units: NDArray[Any], how: str) -> LabelledPredictions:
     """Return one answer per unit: the mean, or the largest, of its images' probabilities.
 
-    units (N,) names the unit of each image. A finding is there where any image has it. Raises
-    ProbeError for images of one unit with different classes, or of different subjects.
+    units (N,) names the unit of each image. A finding is there where any image has it. An image
+    without a unit ("") is one of its own, under its id. Raises ProbeError for images of one unit
+    with different classes, or of different subjects.
     """
-    names, first, member = np.unique(units, return_index=True, return_inverse=True)
+    alone = units == ""
+    names = np.where(alone, answers.ids.astype(np.str_), units)
+    if set(names[alone].tolist()) & set(names[~alone].tolist()):
+        raise ProbeError("an image without a unit is called as a unit is: see --unit")
+    names, first, member = np.unique(names, return_index=True, return_inverse=True)
     if (answers.subjects != answers.subjects[first][member]).any():
         raise ProbeError("a unit to aggregate has images of several subjects: see --unit")
     y = answers.y[first]
@@ -187,7 +193,8 @@ def aggregate(answers: LabelledPredictions, units: NDArray[Any], how: str) -> La
         )
         for name, v in answers.columns.items()
     }
-    return LabelledPredictions(names, answers.subjects[first], y, z, mixed, answers.has_subjects)
+    subjects, known = answers.subjects[first], answers.has_subjects
+    return LabelledPredictions(names, subjects, y, z, mixed, known, int(alone.sum()))
 
 
 def subgroups(

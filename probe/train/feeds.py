@@ -92,7 +92,7 @@ class Images:
         except ImageError as error:
             raise ProbeError(
                 f"{path} was readable when features were extracted and is not now: {error}; "
-                "mend it, or run `medprobe extract` again"
+                "repair it, or run `medprobe extract` again"
             ) from None
         found = crop, hashlib.sha256(data).hexdigest()
         if (len(self._kept) + 1) * 3 * crop.width * crop.height <= self.room:

@@ -1,0 +1,62 @@
+"""What is said of a store that doesn't suit what is asked for, or is labelled anew."""
+
+from __future__ import annotations
+
+from features.datasets.limit import DRAWN
+from features.manifest import Manifest
+
+SHOWN = 5  # how many classes are named
+ANEW = "Give -o for another folder or --name for a store beside it; --overwrite stale makes it anew"
+STALE = "Take --overwrite stale to compute those anew"
+
+
+def of_other_images(there: Manifest, asked: Manifest, *, has_all: bool) -> str:
+    """Say what to do where a store has other images than are asked for, and nothing else differs.
+
+    has_all: it has those that are asked for, too.
+    """
+    if places := two_places(there, asked):
+        return places
+    if has_all:
+        return (
+            "It has all that is asked for, and more: leave --limit out, or take -o for another "
+            "place; --overwrite stale makes a smaller one of it"
+        )
+    if DRAWN in there.note or DRAWN in asked.note:
+        return (
+            "--limit draws by label and split, so other labels or splits draw other images: leave "
+            "--limit out, or give --name for a store of these"
+        )
+    return ANEW
+
+
+def two_places(there: Manifest, asked: Manifest) -> str:
+    """Say so where images of one name lie in two places: they may be of two data sets."""
+    if str(there.root) == str(asked.root):
+        return ""
+    return (
+        f"It has images of {there.root}, and these are of {asked.root}: give --name for a store of "
+        "these, or --overwrite stale if they took the others' place"
+    )
+
+
+def other_labels(old: Manifest, new: Manifest) -> str:
+    """Say which task, classes or column take the place of others, in a line; else nothing.
+
+    The same classes in another order are the same, unless their order had been given and is not
+    any more.
+    """
+    other_column = bool(old.label_from and new.label_from and old.label_from != new.label_from)
+    same = (old.task, sorted(old.classes)) == (new.task, sorted(new.classes))
+    dropped = old.order_from == "given" != new.order_from and old.classes != new.classes
+    if same and not other_column and not dropped:
+        return ""
+
+    def said(one: Manifest) -> str:
+        shown = ", ".join(one.classes[:SHOWN]) or "none"
+        more = f" and {len(one.classes) - SHOWN} more" if one.classes[SHOWN:] else ""
+        column = f" of column {one.label_from}" if other_column else ""
+        return f"{one.task}, {shown}{more}{column}"
+
+    order = ", their order given by --classes before and not now" if same and dropped else ""
+    return f"{said(old)} -> {said(new)}{order}"

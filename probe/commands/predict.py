@@ -1,0 +1,137 @@
+"""The command that applies a saved head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from features.console import FILE, FaultFound, bar, device_option, echo, images_per_second
+from features.files import write_whole
+
+if TYPE_CHECKING:
+    from features.extract import Report
+    from features.manifest import Manifest
+    from probe.predict import Predicted
+
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
+
+
+@click.command()
+@click.argument("head", metavar="HEAD|RESULTS", type=FILE)
+@click.argument("source", metavar="STORE|DATASET|IMAGE")
+@click.option("-o", "out", type=FILE, help="The CSV file to write; default standard output.")
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="The backbone's weights, where the head was fitted on weights of a file.",
+)
+@click.option(
+    "--features",
+    "stores",
+    type=FILE,
+    default="features",
+    show_default=True,
+    help="The folder in which the store of a DATASET's features is made, or goes on.",
+)
+@click.option(
+    "--name",
+    "dataset_name",
+    metavar="NAME",
+    help="The name of a DATASET, which its store is called by.",
+)
+@click.option(
+    "--path-col",
+    default="path",
+    show_default=True,
+    help="The column of a table (csv:FILE) that holds the images' paths.",
+)
+@device_option
+def predict(
+    head: Path, source: str, out: Path | None, weights: str | None, stores: Path, **given: Any
+) -> None:
+    """Apply a saved head to every image and write class probabilities as CSV.
+
+    HEAD is a heads.json, the run.json of a training run, or the folder of either. RESULTS is a
+    results folder with one head, or with one that was fitted on the backbone of STORE.
+    A STORE must come from the backbone, with the weights, that the head was fitted on. A DATASET,
+    such as folder:DIR or csv:FILE, needs no labels; its features are computed first, as for the
+    head, and stay in a store. An IMAGE is one file, of which no store is kept.
+
+    An image that can't be read, or whose features in the store are damaged, has a row too, with
+    the reason in place of an answer; of the second kind the exit code is 1.
+
+    \b
+    medprobe predict results features/sample/efficientnet_lite0.h5 -o predictions.csv
+    """
+    from tempfile import TemporaryDirectory
+
+    from features.datasets import Options, open_dataset, open_image
+    from features.datasets.from_folder import is_image
+    from probe.predict import find_head
+    from probe.predict import predict as run
+
+    place = Path(source)
+    if place.is_file() and is_store(place):
+        return write(run(find_head(head, place), place), out)
+    head = find_head(head)
+    if place.is_file() and is_image(place):
+        with TemporaryDirectory() as folder:
+            found = predicted(head, open_image(place), Path(folder), weights, given["device"])
+        return write(found, out)
+    options = Options(name=given["dataset_name"], path_col=given["path_col"], labelled=False)
+    manifest = open_dataset(source, options)
+    return write(predicted(head, manifest, stores, weights, given["device"], tell=say_store), out)
+
+
+def is_store(path: Path) -> bool:
+    """Say whether a file is meant as a store: by its suffix, or by its first bytes."""
+    if path.suffix == ".h5":
+        return True
+    with path.open("rb") as file:
+        return file.read(len(HDF5)) == HDF5
+
+
+def predicted(
+    head: Path, manifest: Manifest, stores: Path, weights: str | None, device: str, **how: Any
+) -> Predicted:
+    """Extract a manifest and apply a head, with a progress bar."""
+    from features.devices import resolve_device
+    from probe.predict import predict_images
+
+    with bar(f"{manifest.dataset}: features", "images") as show:
+        return predict_images(
+            head,
+            manifest,
+            features=stores,
+            weights=weights,
+            device=resolve_device(device),
+            progress=images_per_second(show),
+            **how,
+        )
+
+
+def say_store(report: Report) -> None:
+    """Say on standard error where features were stored, which are applied to again."""
+    echo(
+        f"{report.store}: {report.computed} images computed, {report.reused} already there, "
+        f"{len(report.bad)} bad",
+        err=True,
+    )
+
+
+def write(found: Predicted, out: Path | None) -> None:
+    """Write a table, and say how many images are without an answer.
+
+    Raises FaultFound where the store is damaged, or where no image has one.
+    """
+    if out is None:
+        click.echo(found.table.encode("utf-8", "surrogateescape"), nl=False)
+    else:
+        write_whole(out, found.table.encode("utf-8", "surrogateescape"))
+        echo(f"{out}: {found.images} images", err=True)
+    if found.damaged or len(found.without) == found.images:
+        raise FaultFound(found.line())
+    if found.without:
+        echo(f"Warning: {found.line()}", err=True)

@@ -1,0 +1,315 @@
+"""The command that fits heads on stored features: by the sweep, or by training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from features.arguments import engine_of, engine_options
+from features.console import (
+    FILE,
+    FaultFound,
+    as_json,
+    bar,
+    device_option,
+    echo,
+    json_option,
+    provenance,
+)
+from probe.commands.arguments import (
+    DEIT,
+    LOOP,
+    deit_options,
+    loop_options,
+    probing_of,
+    probing_options,
+    refuse_seeds,
+    refuse_spaces,
+    say_added,
+    scoring_options,
+    seeds_of,
+    training_of,
+)
+from probe.commands.finetune import about_labels, say, say_notes, say_tuned
+
+if TYPE_CHECKING:
+    from features.cluster import Cluster
+    from probe.cluster import Team
+    from probe.results import Result
+
+    Probe = Callable[[Path, tuple[str, ...]], list[Result]]  # store, columns to score by
+
+SHOWN = 8  # stores of a folder that an error names
+
+
+@click.command()
+@click.argument("stores", nargs=-1, required=True, type=FILE)
+@click.option(
+    "-o",
+    "out",
+    type=FILE,
+    default="results",
+    show_default=True,
+    help="The folder that results are added to.",
+)
+@click.option(
+    "--protocol",
+    default="dinov2-logreg",
+    show_default=True,
+    help="The preset of strengths and folds (docs/protocols.md). The preset study trains"
+    " the head instead.",
+)
+@click.option(
+    "--head",
+    type=click.Choice(["linear", "knn", "deit"]),
+    help="The kind of head instead of the protocol's; deit trains an appended DeiT on "
+    "the store's tokens.",
+)
+@probing_options
+@scoring_options
+@deit_options
+@loop_options
+@device_option
+@engine_options
+@json_option
+def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> None:
+    """Choose C on folds of the training images, refit, and test once.
+
+    All strengths, folds and draws are solved together. Features that don't fit
+    the memory are read block by block. Writes lines of results.jsonl, the
+    predictions and the heads. An appended DeiT (--head deit), and the head of
+    --protocol study, are trained by epochs instead.
+
+    \b
+    medprobe probe features/sample/efficientnet_lite0.h5
+    """
+    from features.errors import MedprobeError
+
+    trained = given["head"] == "deit" or given["protocol"] == "study"
+    refuse_spaces(stores, given)
+    refuse(trained)
+    refuse_folders(stores)
+    say_added(out)
+    known = columns_of(stores, given["by"])
+    found: list[Result] = []
+    failed = []
+    with (trained_heads if trained else solved)(out, given) as probe_one:
+        for store in stores:
+            try:
+                results = probe_one(store, known[store])
+            except MedprobeError as error:
+                if len(stores) == 1:
+                    raise
+                echo(f"Error: {error}", err=True)
+                failed.append(store)
+                continue
+            found += results
+            if not json_:
+                say_results(results, out, trained=trained)
+    if json_:
+        as_json([asdict(result) for result in found])
+    if failed:
+        raise FaultFound(f"{len(failed)} of {len(stores)} stores have no result, see above")
+
+
+def refuse_folders(stores: Sequence[Path]) -> None:
+    """Raise UsageError for a folder in place of a store; it names the stores in it."""
+    for folder in stores:
+        if not folder.is_dir():
+            continue
+        found = sorted(path.as_posix() for path in folder.rglob("*.h5") if path.is_file())
+        if not found:
+            raise click.UsageError(f"{folder} is a folder without stores: see `medprobe extract`")
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise click.UsageError(
+            f"{folder} is a folder: name the stores to probe, of {', '.join(found[:SHOWN])}{more}"
+        )
+
+
+def columns_of(stores: Sequence[Path], by: tuple[str, ...]) -> dict[Path, tuple[str, ...]]:
+    """Return which of the columns to score by each store has, and say which it hasn't.
+
+    A column that no store has is kept for all: asked for, it is an error.
+    """
+    from features.errors import StoreError
+    from features.store import FeatureStore
+
+    known: dict[Path, tuple[str, ...]] = dict.fromkeys(stores, by)
+    if not by or len(stores) == 1:
+        return known
+    there: dict[Path, set[str]] = {}
+    for path in stores:
+        try:
+            with FeatureStore.open(path) as store:
+                there[path] = {*store.manifest().columns, "subject", "path", "id"}
+        except StoreError:  # said where it is probed
+            continue
+    for path, columns in there.items():
+        missing = [c for c in by if c not in columns and any(c in t for t in there.values())]
+        for name in missing:
+            echo(f"{path} has no column {name}: it is not scored by it", err=True)
+        known[path] = tuple(c for c in by if c not in missing)
+    return known
+
+
+def say_draws(results: Sequence[Result]) -> None:
+    """Print mean and standard deviation over the seeds of each number of shots, where several."""
+    from statistics import mean, stdev
+
+    draws: dict[tuple[str, int], list[float]] = {}
+    for result in results:
+        if result.shots:
+            draws.setdefault((result.feature, result.shots), []).append(result.value)
+    several = len({feature for feature, _ in draws}) > 1
+    for (feature, shots), values in draws.items():
+        if len(values) > 1:
+            echo(
+                f"  {f'{feature}, ' if several else ''}{shots} shots: {results[0].metric} "
+                f"{mean(values):.3f}, sd {stdev(values):.3f} over {len(values)} seeds"
+            )
+
+
+def say_results(results: Sequence[Result], out: Path, *, trained: bool) -> None:
+    """Print the results of a store, and on standard error what its audit found."""
+    for result in results:
+        if trained:
+            say_tuned(result, out)
+        else:
+            say_result(result, out, several=len(results) > 1)
+    if len(results) > 1 and not trained and results[0].heads:
+        echo(f"  heads: in {(out / results[0].heads).parent.parent}")
+    say_draws(results)
+    echo(f"  {results[0].audit['line']}", err=True)
+
+
+def refuse(trained: bool) -> None:
+    """Raise UsageError where an option was given that goes with the other kind of head."""
+    ctx = click.get_current_context()
+    solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
+    solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
+    trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
+    foreign = solved_only if trained else trained_only
+    for parameter in ctx.command.params:
+        by_default = ctx.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT
+        if parameter.name not in foreign or by_default:
+            continue
+        if trained:
+            kind, remedy = "solved", "leave it, or --head deit and --protocol study, out"
+        else:
+            kind, remedy = "trained", "leave it out, or give --head deit or --protocol study"
+        raise click.UsageError(f"{parameter.opts[0]} goes with a head that is {kind}: {remedy}")
+
+
+@contextmanager
+def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
+    """Yield what probes a store by the sweep, scored by the columns given."""
+    from probe.heads import fit_heads
+    from probe.sweep import probe_all
+
+    with engine_of(given) as cluster, team_of(cluster) as team:
+        fit = team.fit_heads if team else fit_heads
+        settings = probing_of(given, protocol=given["protocol"], head=given["head"], fit=fit)
+        refuse_seeds(settings)
+        if team and settings.filled().head != "linear":
+            raise click.UsageError("--engine ray fits linear heads: leave it out for others")
+
+        def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
+            how: dict[str, Any] = {"settings": replace(settings, by=by), **provenance()}
+            with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
+                return probe_all(store, out=out, progress=passes(show), **how)
+
+        yield probe_one
+
+
+def team_of(cluster: Cluster | None) -> AbstractContextManager[Team | None]:
+    """Return the workers that hold rows, where a cluster works."""
+    if cluster is None:
+        return nullcontext()
+    from probe.cluster import Team
+
+    return Team(cluster)
+
+
+@contextmanager
+def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
+    """Yield what trains heads on a store, one per seed, scored by the columns given."""
+    from probe.train.finetune import train_on_store
+
+    head = given["head"] or "linear"
+    if head == "knn":
+        raise click.UsageError("--protocol study has a linear or a deit head, not knn")
+    protocol = "study" if given["protocol"] == "study" else "finetune"
+
+    def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
+        how: dict[str, Any] = {"feature": given["feature"], "out": out, "say": say}
+        return [
+            train_on_store(
+                store,
+                settings=training_of(given | {"by": by}, seed, protocol=protocol, head=head),
+                about=provenance(),
+                **how,
+            )
+            for seed in seeds_of(given)
+        ]
+
+    yield probe_one
+
+
+def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
+    """Print the metric of one group."""
+    low, high = group["ci_low"], group["ci_high"]
+    score = "not defined"
+    if group["value"] is not None:
+        score = f"{group['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
+    echo(
+        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}"
+        + (f", {group['subjects']} subjects" if subjects else "")
+        + (" (few)" if group["small"] else "")
+    )
+
+
+def say_result(result: Result, out: Path, *, several: bool) -> None:
+    """Print a result in one line and where its head is, on standard error what must be known."""
+    from probe.score.evaluation import uneven
+
+    cell = [result.feature] if several else []
+    cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
+    chosen = f"C = {result.C:.3g}" if result.C else ""
+    for name, key in (("k", "chosen"), ("l2", "l2")):
+        chosen = f"{name} = {result.folds[key]:g}" if key in result.folds else chosen
+    echo(
+        f"{' '.join([f'{result.dataset} x {result.backbone}', *cell])}: "
+        f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
+        f"on {result.n_test} test images, {chosen}{about_labels(result)}"
+    )
+    if result.heads and not several:
+        echo(f"  head: {out / result.heads}")
+    say_notes(result)
+    if control := result.control:
+        echo(
+            f"  with shuffled labels: {control['value']:.3f} "
+            f"[{control['ci_low']:.3f}, {control['ci_high']:.3f}]"
+        )
+    if result.few:
+        echo(f"  {result.few}", err=True)
+    if result.ci_low == result.ci_high:
+        echo(f"  {result.notes[-1]}", err=True)
+    for group in result.subgroups:
+        say_group(result.metric, group, subjects=result.subjects_known)
+    if said := uneven(result.subgroups):
+        echo(f"  {said}")
+    if result.weights == "random":
+        echo("  the backbone's weights are random: the score says nothing about it", err=True)
+    if not result.converged:
+        echo("  not every head converged: see the result's notes and folds", err=True)
+
+
+def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:
+    """Return a progress function that says how far the slowest head of the batch is."""
+    return lambda done, of, n: show(done, of, f"{n} passes over the data")
