@@ -50,7 +50,7 @@ def test_readme_python_runs_block_after_block(tmp_path, monkeypatch):
             exec(compile(block, "README.md", "exec"), names)
     test = split == "test"
     for p in (names["p"].numpy(), names["sweep"].predict_proba(X[test])):
-        theirs = LogisticRegression(C=names["sweep"].C_[0], tol=1e-8, max_iter=1000)
+        theirs = LogisticRegression(C=names["sweep"].C_, tol=1e-8, max_iter=1000)
         theirs.fit(X[~test], y[~test])
         assert (p.argmax(1) == y[test]).mean() >= theirs.score(X[test], y[test]) - 0.05
     assert names["grouped"].score(X[test], y[test]) > 0.9
