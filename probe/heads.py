@@ -28,12 +28,11 @@ from probe import schema
 from probe.score import log_odds
 from probe.solve import inputs
 from probe.solve.certificate import certify
-from probe.solve.objective import NEVER, Objective
-from probe.solve.path import Path as Strengths
-from probe.solve.path import Progress, batch_size
+from probe.solve.gap import FLOOR
+from probe.solve.objective import ABSENT_INTERCEPT, Objective
+from probe.solve.path import Progress, RegularizationPath, batch_size
 from probe.solve.preconditioner import bases_of
 from probe.solve.rows import Rows, Source
-from probe.solve.solver import FLOOR
 
 FORMAT = "medprobe-head"  # of heads.json
 SURE = 40.0  # a logit whose loss, 4e-18, counts as none
@@ -259,7 +258,7 @@ def fit_heads(
         counts.index_add_(1, y, w.double())
     present = counts > 0
     bases, basis = bases_of(rows, w)
-    half, outputs = None, J * G * L * K
+    bf16_rows, outputs = None, J * G * L * K
     if (
         rows.at_hand
         and len(bases) == 1
@@ -267,7 +266,7 @@ def fit_heads(
         and len(rows) * rows.width >= LARGE
         and multiplies_bfloat16(str(device))
     ):
-        half = rows.half(bases[0].B)
+        bf16_rows = rows.in_bf16(bases[0].B)
 
     def objective(dtype: torch.dtype) -> Objective:
         return (engine.objective if engine else Objective)(
@@ -280,16 +279,16 @@ def fit_heads(
             basis=basis[g],
             column=None if labels is None else label,
             present=present if softmax and not bool(present.all()) else None,
-            half=half,
+            bf16_rows=bf16_rows,
         )
 
     theta = torch.zeros(J, G * L, K, rows.width, device=device)
     if labels is None:
-        theta[..., -1] = torch.where(present, (counts / total).log(), NEVER)
+        theta[..., -1] = torch.where(present, (counts / total).log(), ABSENT_INTERCEPT)
     else:
         share = (known * labels.nan_to_num(0)).sum(2) / total  # (G, L)
         theta[..., -1] = share.logit().clamp(-SURE, SURE).view(1, G * L, 1)
-    path = Strengths(strengths.log10().tolist(), theta)
+    path = RegularizationPath(strengths.log10().tolist(), theta)
     small = rows.at_hand and len(rows) * rows.width * K <= SMALL
     single = bool(((l2 > RANGE[0]) & (l2 < RANGE[1])).all())
     if single:
@@ -303,10 +302,10 @@ def fit_heads(
         if tol < SINGLE:  # float32 can't tell how near it came
             path.gap[:] = torch.inf
         path.solve(exact, tol=tol, bounded=small, progress=progress)
-    if loose := int((~path.converged).sum()):
+    if unconverged := int((~path.converged).sum()):
         warnings.warn(
-            f"{loose} of {path.converged.numel()} heads did not reach a relative gap of {tol:g}; "
-            f"the worst is at {float(path.gap.max()):.1e}",
+            f"{unconverged} of {path.converged.numel()} heads did not reach a relative gap of "
+            f"{tol:g}; the worst is at {float(path.gap.max()):.1e}",
             ConvergenceWarning,
             stacklevel=2,
         )

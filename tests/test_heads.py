@@ -8,6 +8,7 @@ Newton decrement with the whole Hessian takes its place.
 
 import json
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -270,8 +271,8 @@ def test_the_order_of_strengths_is_the_caller_s():
 def test_not_converging_is_loud(monkeypatch):
     from probe.solve import path
 
-    solve = path.minimise
-    monkeypatch.setattr(path, "minimise", lambda *a, **k: solve(*a, **k, max_newton=1))
+    settings = path.SolverSettings
+    monkeypatch.setattr(path, "SolverSettings", partial(settings, max_newton=1))
     X, y = (torch.from_numpy(a) for a in problem("separable"))
     with pytest.warns(
         ConvergenceWarning, match="of 45 heads did not reach a relative gap of 1e-06"

@@ -73,16 +73,16 @@ def test_gradient_and_hessian_product_agree_with_finite_differences(kind, seed):
 def test_a_hard_head_of_few_parameters_is_solved_by_its_own_hessian(kind):
     objective, theta = problem(0, kind, groups=3)
     here = objective(3 * theta)
-    effort = torch.tensor([100, 0, 100])
-    precondition = objective.preconditioner(here, effort, {})
-    assert sorted(precondition.own) == [0, 2]
+    cg_iterations = torch.tensor([100, 0, 100])
+    precondition = objective.preconditioner(here, cg_iterations, {})
+    assert sorted(precondition.head_inverses) == [0, 2]
     direction = torch.from_numpy(np.random.default_rng(1).standard_normal(theta.shape))
     if kind == "softmax":  # what moves all classes together is not solved for
         direction -= direction.mean(1, keepdim=True)
     product = objective.hessian_product(here, direction)
     plain = objective.preconditioner(here, torch.zeros(3), {})
     off, without = (
-        (objective.turn(P(objective.turn(product)), back=True) - direction).flatten(1).norm(dim=1)
+        (objective.from_basis(P(objective.to_basis(product))) - direction).flatten(1).norm(dim=1)
         for P in (precondition, plain)
     )
     # A head of one output takes the last percent of its curvature's rows as one.
@@ -199,16 +199,16 @@ def test_a_loss_far_below_float32s_rounding_of_its_logits_keeps_its_digits():
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_products_at_bfloat16_are_those_of_a_matrix_near_the_hessian(kind):
     objective, theta = problem(5, kind, groups=1)
-    half = replace(objective, half=objective.rows.half(objective.bases[0].B))
+    half = replace(objective, bf16_rows=objective.rows.in_bf16(objective.bases[0].B))
     here = objective(theta)
     rng = np.random.default_rng(2)
     u, v = (
         torch.from_numpy(rng.standard_normal(theta.shape)).bfloat16().double() for _ in range(2)
     )
-    found = half.coarse_product(here, v)
-    exact = objective.turn(objective.hessian_product(here, objective.turn(v, back=True)))
+    found = half.hessian_product_bf16(here, v)
+    exact = objective.to_basis(objective.hessian_product(here, objective.from_basis(v)))
     assert 1e-5 < (found - exact).norm() / exact.norm() < 2**-7
-    mirrored = (half.coarse_product(here, u) * v).sum()
+    mirrored = (half.hessian_product_bf16(here, u) * v).sum()
     torch.testing.assert_close((found * u).sum(), mirrored, rtol=0, atol=2**-7 * mirrored.norm())
 
 

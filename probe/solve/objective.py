@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -28,23 +29,27 @@ from torch import Tensor
 from probe.solve.preconditioner import (
     Basis,
     Dense,
+    HeadInverse,
     Inverse,
-    Own,
     Preconditioner,
     Woodbury,
     contrasts,
 )
 from probe.solve.rows import Rows
 
-BLOCK = 1 << 19  # elements of a block's logits: 2 MB in float32, near a core's own cache
-TINY = 1e-20  # a probability below this counts as none
-NEVER = -1e3  # an intercept that leaves none
-HARD = 12  # products in a Newton step after which a better preconditioner is looked for
-BUILD = 32  # products that an inverse by rows may cost, or as many as the hardest step took
-FIXED = 2e7  # operations in the time that a product takes whatever its size
-REST = 1e-5  # of a class's curvature that may lie in other rows than those counted out
-RARE = 0.2  # a class is rare where this share of the rows holds its curvature
-MEMORY = 1 << 30  # bytes for the inverses of rare directions
+BLOCK_ELEMENTS = 1 << 19  # elements of a block's logits: 2 MB in float32, near a core's own cache
+TINY_PROBABILITY = 1e-20  # a probability below this counts as none
+ABSENT_INTERCEPT = -1e3  # an intercept that leaves none
+HARD_STEP = 12  # products in a Newton step after which a better preconditioner is looked for
+MIN_PRODUCTS_WORTH = (
+    32  # products that an inverse by rows may cost, or as many as the hardest step took
+)
+PRODUCT_OVERHEAD = 2e7  # operations in the time that a product takes whatever its size
+UNCOUNTED_CURVATURE = (
+    1e-5  # of a class's curvature that may lie in other rows than those counted out
+)
+RARE_SHARE = 0.2  # a class is rare where this share of the rows holds its curvature
+INVERSES_BYTES = 1 << 30  # bytes for the inverses of rare directions
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Point:
         """Keep the heads of an index (H',)."""
         return Point(self.value[heads], self.gradient[heads], self.curvature[heads])
 
-    def put(self, heads: Tensor, other: Point) -> None:
+    def assign(self, heads: Tensor, other: Point) -> None:
         """Write another point over the heads of an index (H',)."""
         for mine, theirs in zip(
             (self.value, self.gradient, self.curvature),
@@ -81,8 +86,8 @@ class Objective:
     weights: (G, N), each row summing to 1; heads pick by `group` (H,), and from the bases
         by `basis` (H,).
     present: (G, K), the classes of softmax that have a row with weight, where some have none. The
-        others' weights are 0 and their intercept is NEVER: their probability is 0, and stays so.
-    half: the rows at bfloat16, in the coordinates of the one basis, where that is worth having.
+        others' weights are 0 and their intercept is ABSENT_INTERCEPT: their probability stays 0.
+    bf16_rows: the rows at bfloat16, in the coordinates of the one basis, where that is faster.
     """
 
     rows: Rows
@@ -94,9 +99,9 @@ class Objective:
     basis: Tensor
     column: Tensor | None = None
     present: Tensor | None = None
-    half: Rows | None = None
+    bf16_rows: Rows | None = None
 
-    def select(self, heads: Tensor) -> Objective:
+    def select(self, heads: Tensor) -> Self:
         """Keep the heads of an index (H',)."""
         column = None if self.column is None else self.column[heads]
         return replace(
@@ -104,8 +109,8 @@ class Objective:
         )
 
     def blocks(self, outputs: int) -> Iterator[tuple[slice, Tensor, int]]:
-        """Yield rows, Z (n, D) and class of blocks whose logits hold about BLOCK elements."""
-        return self.rows.blocks(min(max(512, BLOCK // (len(self.l2) * outputs)), 2048))
+        """Yield rows, Z (n, D) and class of blocks whose logits hold about BLOCK_ELEMENTS."""
+        return self.rows.blocks(min(max(512, BLOCK_ELEMENTS // (len(self.l2) * outputs)), 2048))
 
     def penalised(self, theta: Tensor) -> Tensor:
         """Return l2 * theta, zero for the intercept, (H, K, D): the penalty's gradient."""
@@ -127,7 +132,7 @@ class Objective:
             w = self.weighted(rows)
             loss, R, curvature[..., rows] = self._loss(rows, logits(Z, theta), true)
             value += torch.einsum("hn,hn->h", w.double(), loss.double())
-            pull(gradient, R.mul_(w[:, None]), Z)
+            accumulate_gradient(gradient, R.mul_(w[:, None]), Z)
         return Point(value, gradient, curvature)
 
     def _loss(self, rows: slice, m: Tensor, true: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,74 +166,89 @@ class Objective:
             if self.y is None:  # (diag(p) - p p') A, taken relative to the true class
                 A -= A[:, true : true + 1].clone()
                 A -= (curved * A).sum(1, keepdim=True)
-            pull(out, A.mul_(curved).mul_(self.weighted(rows)[:, None]), Z)
+            accumulate_gradient(out, A.mul_(curved).mul_(self.weighted(rows)[:, None]), Z)
         return out
 
-    def turn(self, T: Tensor, *, back: bool = False) -> Tensor:
-        """Bring gradients (H, K, D) to the coordinates of their bases, or steps back from there."""
-        if len(self.bases) == 1:
-            B = self.bases[0].B
-            return T @ (B.T if back else B)
+    def to_basis(self, gradients: Tensor) -> Tensor:
+        """Return gradients (H, K, D) in the coordinates of their bases: g B."""
+        return self._times_bases(gradients, [one.B for one in self.bases])
+
+    def from_basis(self, steps: Tensor) -> Tensor:
+        """Return steps (H, K, D) that are given in the coordinates of their bases: s B'."""
+        return self._times_bases(steps, [one.B.T for one in self.bases])
+
+    def _times_bases(self, T: Tensor, matrices: list[Tensor]) -> Tensor:
+        if len(matrices) == 1:
+            return T @ matrices[0]
         out = torch.empty_like(T)
-        for g, one in enumerate(self.bases):
+        for g, matrix in enumerate(matrices):
             heads = (self.basis == g).nonzero()[:, 0]
             if len(heads):
-                out[heads] = T[heads] @ (one.B.T if back else one.B)
+                out[heads] = T[heads] @ matrix
         return out
 
-    def coarse_product(self, point: Point, V: Tensor) -> Tensor:
+    @property
+    def has_bf16(self) -> bool:
+        """Say whether there are rows at bfloat16."""
+        return self.bf16_rows is not None
+
+    def hessian_product_bf16(self, point: Point, V: Tensor) -> Tensor:
         """Return the Hessian times V in the coordinates of the basis, nearly, both (H, K, D).
 
         By the rows at bfloat16; where V has no more digits than that it is the product with one
         matrix, a little other than the Hessian.
         """
-        assert self.half is not None
-        return replace(self, rows=self.half).hessian_product(point, V)
+        assert self.bf16_rows is not None
+        return replace(self, rows=self.bf16_rows).hessian_product(point, V)
 
     def preconditioner(
-        self, point: Point, effort: Tensor, kept: Mapping[int, Own]
+        self, point: Point, cg_iterations: Tensor, kept: Mapping[int, HeadInverse]
     ) -> Preconditioner:
-        """Return an approximate inverse of the Hessian, better where `effort` (H,) asks for it.
+        """Return an approximate inverse of the Hessian, better where steps were hard.
 
-        effort is how many products the hardest Newton step took. Where more than HARD, and where
-        they cost more than building it, a head gets an inverse of its own (preconditioner.py): of
-        its Hessian, or of the rows that hold the curvature of a rare class. kept are such inverses,
-        by head, that are still good. All in the coordinates of the bases.
+        cg_iterations (H,) counts the products of the hardest Newton step. Where more than
+        HARD_STEP, and where they cost more than building it, a head gets an inverse of its own
+        (preconditioner.py): of its Hessian, or of the rows that hold the curvature of a rare
+        class. kept are such inverses, by head, that are still good. All in the coordinates of the
+        bases.
         """
         M = self.mean_curvature(point)
-        hard = [h for h in (effort > HARD).nonzero()[:, 0].tolist() if h not in kept]
-        room = MEMORY - sum(one.nbytes for one in kept.values())
+        hard = [h for h in (cg_iterations > HARD_STEP).nonzero()[:, 0].tolist() if h not in kept]
+        free_bytes = INVERSES_BYTES - sum(one.nbytes for one in kept.values())
         if self.y is not None:
             base = Preconditioner.kronecker(M, self.l2, self.spectrum, self.contrasts(1))
-            return replace(base, own=dict(kept) | self._inverses(point, hard, effort, room))
-        own = dict(kept) | self._dense(point, hard, effort, room)
-        room -= sum(one.nbytes for h, one in own.items() if h not in kept)
+            return replace(
+                base,
+                head_inverses=dict(kept) | self._inverses(point, hard, cg_iterations, free_bytes),
+            )
+        own = dict(kept) | self._dense(point, hard, cg_iterations, free_bytes)
+        free_bytes -= sum(one.nbytes for h, one in own.items() if h not in kept)
         parts: dict[int, tuple[Tensor, Tensor]] = {}
         for h in hard:
             if h in own:
                 continue
-            if part := self._active(point, h, int(effort[h])):
+            if part := self._active(point, h, int(cg_iterations[h])):
                 R = len(part[0])
-                room -= point.gradient.element_size() * R * (R + self.rows.width)
-                if room < 0:
+                free_bytes -= point.gradient.element_size() * R * (R + self.rows.width)
+                if free_bytes < 0:
                     break
                 parts[h] = part
                 M[h] -= part[1].T @ part[1]
         U = self.contrasts(M.shape[1])
         base = Preconditioner.kronecker(M, self.l2, self.spectrum, U)
         if not parts:
-            return replace(base, own=own)
+            return replace(base, head_inverses=own)
         wanted = [rows for rows, _ in parts.values()]
         taken = torch.split(self.rows.take(torch.cat(wanted)), [len(rows) for rows in wanted])
         for (h, (_, f)), Z in zip(parts.items(), taken, strict=True):
             basis = self.bases[int(self.basis[h])]
-            if found := Woodbury.of(basis, base.Q[h], base.m[h], self.l2[h], f, Z):
+            if found := Woodbury.from_rows(basis, base.Q[h], base.m[h], self.l2[h], f, Z):
                 own[h] = found
             else:
                 M[h] += f.T @ f
         if not parts.keys() <= own.keys():
             base = Preconditioner.kronecker(M, self.l2, self.spectrum, U)
-        return replace(base, own=own)
+        return replace(base, head_inverses=own)
 
     def contrasts(self, outputs: int) -> Tensor:
         """Return directions that move classes against each other, (H, K, K-1): see contrasts."""
@@ -251,7 +271,7 @@ class Objective:
         """Return the eigenvalues of each head's Gram matrix, (H, D) in float64."""
         return torch.stack([b.spectrum for b in self.bases]).double()[self.basis]
 
-    def turned_gram(self, gram: Tensor, head: int) -> Tensor:
+    def gram_in_basis(self, gram: Tensor, head: int) -> Tensor:
         """Return a Gram matrix (D, D), float64, in the coordinates of a head's basis."""
         B = self.bases[int(self.basis[head])].B.double()
         return B.T @ gram @ B
@@ -270,7 +290,9 @@ class Objective:
                 M += wp.sum(2)[..., None]
         return M
 
-    def _dense(self, point: Point, hard: list[int], effort: Tensor, room: int) -> dict[int, Dense]:
+    def _dense(
+        self, point: Point, hard: list[int], cg_iterations: Tensor, free_bytes: int
+    ) -> dict[int, Dense]:
         """Return the inverse Hessian of softmax heads with so few parameters that it pays."""
         N, D, K = len(self.rows), self.rows.width, point.gradient.shape[1]
         U = self.contrasts(K)
@@ -278,7 +300,12 @@ class Objective:
         own: dict[int, Dense] = {}
         for h in hard:
             size = point.gradient.element_size() * ((K - 1) * D) ** 2
-            if price > max(int(effort[h]), BUILD) * (4.0 * N * D * K + FIXED) or size > room:
+            if (
+                price
+                > max(int(cg_iterations[h]), MIN_PRODUCTS_WORTH)
+                * (4.0 * N * D * K + PRODUCT_OVERHEAD)
+                or size > free_bytes
+            ):
                 continue
             p, w = self.curvature_of(point, h).double(), self.weights[self.group[h]].double()
             upper = torch.triu_indices(K, K, device=p.device)
@@ -287,13 +314,13 @@ class Objective:
             )
             blocks = torch.empty(K, K, D, D, dtype=torch.float64, device=p.device)
             for (k, j), gram in zip(upper.T.tolist(), grams, strict=True):
-                blocks[k, j] = blocks[j, k] = self.turned_gram(gram, h)
-            if found := Dense.of(blocks, self.l2[h], self.l2.dtype, U[h]):
+                blocks[k, j] = blocks[j, k] = self.gram_in_basis(gram, h)
+            if found := Dense.from_blocks(blocks, self.l2[h], self.l2.dtype, U[h]):
                 own[h] = found
-                room -= found.nbytes
+                free_bytes -= found.nbytes
         return own
 
-    def _active(self, point: Point, head: int, effort: int) -> tuple[Tensor, Tensor] | None:
+    def _active(self, point: Point, head: int, cg_iterations: int) -> tuple[Tensor, Tensor] | None:
         """Return rows (R,) that hold the curvature of the rarest class r, and their f (R, K).
 
         A class is rare where few rows hold its curvature, w p_r (1 - p_r). Such a row's
@@ -306,13 +333,16 @@ class Objective:
         share = v.sum(1).square() / v.square().sum(1).clamp_min(1e-300) * w.square().sum()
         share = torch.where(v.sum(1) > self.l2[head], share, torch.inf)
         r = int(share.argmin())
-        if not share[r] <= RARE:
+        if not share[r] <= RARE_SHARE:
             return None
         falling, order = v[r].sort(descending=True)
-        rest = max(REST * float(falling.sum()), float(self.l2[head]))
+        rest = max(UNCOUNTED_CURVATURE * float(falling.sum()), float(self.l2[head]))
         R = int((falling.cumsum(0) < falling.sum() - rest).sum()) + 1
         N, D, K = len(self.rows), self.rows.width, len(p)
-        price, worth = R * R * (6.0 * D + R), max(effort, BUILD) * 4.0 * N * D * K
+        price, worth = (
+            R * R * (6.0 * D + R),
+            max(cg_iterations, MIN_PRODUCTS_WORTH) * 4.0 * N * D * K,
+        )
         if price > worth:
             return None
         rows = order[:R]
@@ -322,7 +352,7 @@ class Objective:
         return (rows, f.T) if bool(f.isfinite().all()) else None
 
     def _inverses(
-        self, point: Point, hard: list[int], effort: Tensor, room: int
+        self, point: Point, hard: list[int], cg_iterations: Tensor, free_bytes: int
     ) -> dict[int, Inverse]:
         """Return the inverse Hessian of heads of one output, where it pays.
 
@@ -334,15 +364,15 @@ class Objective:
             h: self.weights[self.group[h]].double() * self.curvature_of(point, h)[0].double()
             for h in hard
         }
-        most = max(0, room) // (point.gradient.element_size() * D * D)
+        most = max(0, free_bytes) // (point.gradient.element_size() * D * D)
         grams: dict[int, Tensor] = {}
         least: dict[int, Tensor] = {}
         for h, v in curved.items():
             falling = v.sort(descending=True).values
             some = int((falling.cumsum(0) < 0.99 * v.sum()).sum())
-            worth = int(effort[h]) * (4.0 * N * D + FIXED)
+            worth = int(cg_iterations[h]) * (4.0 * N * D + PRODUCT_OVERHEAD)
             n = next((n for n in (N - 1, some) if 8.0 * D**3 + 4.0 * n * D**2 <= worth), None)
-            if n is None or not v.sum() > TINY or len(grams) == most:
+            if n is None or not v.sum() > TINY_PROBABILITY or len(grams) == most:
                 continue
             least[h] = falling[n]
             grams[h] = v[v < least[h]].sum() * self.bases[int(self.basis[h])].gram
@@ -351,7 +381,8 @@ class Objective:
         for gram, more in zip(grams.values(), self.rows.grams(above), strict=True):
             gram += more
         found = {
-            h: Inverse.of(self.turned_gram(gram, h), self.l2.dtype) for h, gram in grams.items()
+            h: Inverse.from_hessian(self.gram_in_basis(gram, h), self.l2.dtype)
+            for h, gram in grams.items()
         }
         return {h: one for h, one in found.items() if one}
 
@@ -366,7 +397,7 @@ def logits(Z: Tensor, theta: Tensor) -> Tensor:
     return (theta.reshape(H * K, D).to(Z.dtype) @ Z.T).to(theta.dtype).view(H, K, -1)
 
 
-def pull(into: Tensor, R: Tensor, Z: Tensor) -> None:
+def accumulate_gradient(into: Tensor, R: Tensor, Z: Tensor) -> None:
     """Add R Z of a block to `into` (H, K, D): what residuals R (H, K, n) give in parameters."""
     into, R = into.view(-1, into.shape[2]), R.flatten(0, 1)
     if Z.dtype == into.dtype:
@@ -376,9 +407,9 @@ def pull(into: Tensor, R: Tensor, Z: Tensor) -> None:
 
 
 def _floored(p: Tensor) -> Tensor:
-    """Return p with what is below TINY as zero.
+    """Return p with what is below TINY_PROBABILITY as zero.
 
     Products of such probabilities leave float32's normal range, where processors are slow: the
     passes of separable heads took 40 times as long.
     """
-    return torch.nn.functional.threshold(p, TINY, 0)
+    return torch.nn.functional.threshold(p, TINY_PROBABILITY, 0)

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from features.memory import available
+from probe.solve.gap import BOUND_SLACK, FLOOR, gradient_bound
+from probe.solve.line_search import line_search
 from probe.solve.objective import Objective, Point
-from probe.solve.solver import FLOOR, TRUST, UNKNOWN, bound, line_search, minimise
+from probe.solve.solver import CUBIC_UNKNOWN, SolverSettings, Start, minimise
 
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
 SHARES = 8  # of the memory that is left, one for a batch's curvature: up to five copies are alive
@@ -31,7 +33,7 @@ Progress = Callable[[int, int, int], None]  # heads done, heads in all, passes o
 
 
 @dataclass(frozen=True)
-class Ahead:
+class WarmStart:
     """Where heads may start, theta (J * B, K, D), and which solved head each stands at, near."""
 
     theta: Tensor
@@ -39,7 +41,7 @@ class Ahead:
 
 
 @dataclass
-class Path:
+class RegularizationPath:
     """theta (J, B, K, D) as far as it is solved, and per head (J, B) how well."""
 
     log_c: list[float]
@@ -48,8 +50,8 @@ class Path:
     gap: Tensor = field(init=False)
     converged: Tensor = field(init=False)
     passes: Tensor = field(init=False)
-    effort: Tensor = field(init=False)
-    bend: Tensor = field(init=False)
+    cg_iterations: Tensor = field(init=False)
+    cubic_coefficient: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Start from nothing solved."""
@@ -58,8 +60,10 @@ class Path:
         self.gap = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
         self.converged = torch.zeros(shape, dtype=torch.bool, device=device)
         self.passes = torch.zeros(shape, dtype=torch.long, device=device)
-        self.effort = torch.zeros(shape, dtype=torch.long, device=device)
-        self.bend = torch.full(shape, UNKNOWN, dtype=torch.float64, device=device)
+        self.cg_iterations = torch.zeros(shape, dtype=torch.long, device=device)
+        self.cubic_coefficient = torch.full(
+            shape, CUBIC_UNKNOWN, dtype=torch.float64, device=device
+        )
 
     def check(self, objective: Objective, *, tol: float) -> None:
         """Take back that heads are converged where a bound, in float64, says much more."""
@@ -67,8 +71,9 @@ class Path:
         step = batch_size(objective, self.theta)
         for heads in torch.split(torch.arange(len(l2), device=l2.device), step):
             mine = objective.select(heads)
-            here = mine(theta[heads].to(l2.dtype))
-            far = bound(mine, here) > TRUST * tol * here.value.clamp_min(FLOOR)
+            point = mine(theta[heads].to(l2.dtype))
+            allowed = tol * point.value.clamp_min(FLOOR)
+            far = gradient_bound(mine, point) > BOUND_SLACK * allowed
             self.converged.view(-1)[heads[far]] = False
             self.gap.view(-1)[heads[far]] = torch.inf
 
@@ -102,7 +107,7 @@ class Path:
         self,
         objective: Objective,
         heads: Tensor,
-        ahead: Ahead | None,
+        ahead: WarmStart | None,
         tol: float,
         bounded: bool,
         progress: Progress | None,
@@ -113,39 +118,42 @@ class Path:
             if progress:
                 progress(done + len(heads) - left, total, passes)
 
-        start, here = self.theta.flatten(0, 1)[heads], None
+        theta, point = self.theta.flatten(0, 1)[heads], None
         mine = objective.select(heads)
         if ahead:
             known = self._known(objective, heads, ahead.near[heads])
-            step = ahead.theta[heads] - start
-            start, here, _, tries = line_search(mine, start, known, step)
-            self.passes.view(-1)[heads] += tries
-        effort, bend = self.effort.view(-1)[heads], self.bend.view(-1)[heads]
-        found = minimise(
-            mine,
-            start,
-            here=here,
-            effort=effort,
-            bend=bend,
-            tol=tol,
-            bounded=bounded,
-            progress=report,
+            searched = line_search(mine, theta, known, ahead.theta[heads] - theta)
+            theta, point = searched.theta, searched.point
+            self.passes.view(-1)[heads] += searched.evaluations
+        start = Start(
+            theta=theta,
+            point=point,
+            cg_iterations=self.cg_iterations.view(-1)[heads],
+            cubic_coefficient=self.cubic_coefficient.view(-1)[heads],
         )
+        settings = SolverSettings(tol=tol, bounded=bounded)
+        found = minimise(mine, start, Objective.preconditioner, settings, report)
         self.theta.flatten(0, 1)[heads] = found.theta  # views: what is written to them stays
-        for name in ("value", "gap", "converged", "effort", "bend"):
+        for name in ("value", "gap", "converged", "cg_iterations", "cubic_coefficient"):
             getattr(self, name).view(-1)[heads] = getattr(found, name)
         self.passes.view(-1)[heads] += found.passes
 
-    def _ahead(self, wave: list[int], nodes: list[int]) -> Ahead:
+    def _ahead(self, wave: list[int], nodes: list[int]) -> WarmStart:
         """Put a wave's heads where their nearest solved strength is; return where they may go."""
         J, B = self.gap.shape
         theta, near = self.theta.clone(), torch.arange(J * B, device=self.gap.device).view(J, B)
         for j in wave:
             n = min(nodes, key=lambda n: abs(n - j))
             theta[j], near[j] = self._start(j, nodes), near[n]
-            for mine in (self.theta, self.value, self.gap, self.effort, self.bend):
+            for mine in (
+                self.theta,
+                self.value,
+                self.gap,
+                self.cg_iterations,
+                self.cubic_coefficient,
+            ):
                 mine[j] = mine[n]
-        return Ahead(theta.flatten(0, 1), near.flatten())
+        return WarmStart(theta.flatten(0, 1), near.flatten())
 
     def _known(self, objective: Objective, heads: Tensor, near: Tensor) -> Point:
         """Return the objective of heads that stand at the optimum of others: only l2 differs.

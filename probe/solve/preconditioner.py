@@ -32,9 +32,13 @@ from torch import Tensor
 from probe.solve import factors
 from probe.solve.rows import Rows
 
-ALIKE = 0.6  # the share of all rows from which a weighting takes the basis of all
-LOW = 1e-6  # of the largest curvature of class directions: below it the penalty counts as much
-ALONE = 4  # class directions whose rows are counted out one direction at a time, at most
+SHARED_BASIS_SHARE = 0.6  # the share of all rows from which a weighting takes the basis of all
+LOW_CURVATURE = (
+    1e-6  # of the largest curvature of class directions: below it the penalty counts as much
+)
+MAX_LOW_DIRECTIONS = (
+    4  # class directions whose rows are counted out one direction at a time, at most
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Basis:
     gram: Tensor
 
     @classmethod
-    def of(cls, gram: Tensor) -> Basis:
+    def from_gram(cls, gram: Tensor) -> Basis:
         """Diagonalise the covariance of features whose Gram matrix, with a one each, is gram."""
         gram = gram / gram[-1, -1]
         mean = gram[-1, :-1]  # of the features, because the last column is ones
@@ -78,13 +82,13 @@ def bases_of(rows: Rows, weights: Tensor) -> tuple[list[Basis], Tensor]:
     N, D = len(rows), rows.width
     share = (weights > 0).double().mean(1)
     same = weights.amax(1) == torch.where(weights > 0, weights, torch.inf).amin(1)
-    alike = same & (share >= ALIKE) & (share * N >= 10 * D)
+    alike = same & (share >= SHARED_BASIS_SHARE) & (share * N >= 10 * D)
     sets = [w for w, like in zip(weights, alike.tolist(), strict=True) if not like]
     which = torch.cumsum(~alike, 0) - 1
     if alike.any():
         sets = [torch.ones_like(weights[0]), *sets]
         which = torch.where(alike, 0, which + 1)
-    return [Basis.of(gram) for gram in rows.grams(sets)], which
+    return [Basis.from_gram(gram) for gram in rows.grams(sets)], which
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Inverse:
     scale: Tensor
 
     @classmethod
-    def of(cls, hessian: Tensor, dtype: torch.dtype) -> Inverse | None:
+    def from_hessian(cls, hessian: Tensor, dtype: torch.dtype) -> Inverse | None:
         """Invert a Hessian, (D, D) in float64; None if rounding has left none to invert."""
         scale = hessian.diagonal().clamp_min(1e-300).rsqrt()
         found = factors.inverse(hessian * torch.outer(scale, scale))
@@ -132,7 +136,7 @@ class Woodbury:
     factor: Tensor
 
     @classmethod
-    def of(
+    def from_rows(
         cls, basis: Basis, Q: Tensor, m: Tensor, l2: Tensor, f: Tensor, Z: Tensor
     ) -> Woodbury | None:
         """Build it from class directions Q (K, q) of curvature m (q,), ascending; None if it can't.
@@ -147,7 +151,7 @@ class Woodbury:
         Q, m = Q[:, some], m[some]
         f, Y = f @ Q.double(), Z @ basis.B.to(Z.dtype)
         m = m.maximum(torch.finfo(Z.dtype).eps * m.max().clamp_min(0))  # see kronecker
-        low = m <= LOW * m.max()
+        low = m <= LOW_CURVATURE * m.max()
         low[0] = True
         scale = m[:, None] * spectrum + penalty
         rest = spectrum
@@ -156,7 +160,7 @@ class Woodbury:
             scale[~low] = m[~low, None] * rest
         scale = torch.where(scale > 0, 1 / scale, 0)
         alone = (low & (f != 0).any(0)).nonzero()[:, 0].tolist()
-        if len(alone) > ALONE:
+        if len(alone) > MAX_LOW_DIRECTIONS:
             return None
         S = torch.eye(len(f), dtype=torch.float64, device=f.device)
         for q in alone:
@@ -191,7 +195,7 @@ class Dense:
     inverse: Inverse
 
     @classmethod
-    def of(cls, blocks: Tensor, l2: Tensor, dtype: torch.dtype, U: Tensor) -> Dense | None:
+    def from_blocks(cls, blocks: Tensor, l2: Tensor, dtype: torch.dtype, U: Tensor) -> Dense | None:
         """Invert the curvature of classes k and l, (K, K, D, D) in float64; None if it can't be.
 
         U (K, K-1) are the directions of classes; those that are zero are left out.
@@ -202,7 +206,7 @@ class Dense:
         penalty = H.new_full((q, D), float(l2))
         penalty[:, -1] = 0
         H.diagonal().add_(penalty.flatten())
-        found = Inverse.of(H, dtype)
+        found = Inverse.from_hessian(H, dtype)
         return None if found is None else cls(U.to(dtype), found)
 
     @property
@@ -216,7 +220,7 @@ class Dense:
         return self.U @ self.inverse(T.flatten()).view_as(T)
 
 
-Own = Inverse | Woodbury | Dense
+HeadInverse = Inverse | Woodbury | Dense
 
 
 @dataclass(frozen=True)
@@ -226,8 +230,8 @@ class Preconditioner:
     Q: Tensor  # (H, K, K-1)
     scale: Tensor  # (H, K-1, D)
     m: Tensor  # (H, K-1) the curvature of class directions, ascending where it can be, float64
-    most: Tensor  # (H,) the largest curvature that M ⊗ Gram has, float64
-    own: Mapping[int, Own] = field(default_factory=dict)  # by head
+    max_curvature: Tensor  # (H,) the largest curvature that M ⊗ Gram has, float64
+    head_inverses: Mapping[int, HeadInverse] = field(default_factory=dict)  # by head
 
     @classmethod
     def kronecker(cls, M: Tensor, l2: Tensor, spectrum: Tensor, U: Tensor) -> Preconditioner:
@@ -246,29 +250,33 @@ class Preconditioner:
         # Below the rounding of Q is nothing to divide by: a class without a row has no curvature.
         least = torch.finfo(l2.dtype).eps * m.amax(1, keepdim=True).clamp_min(0)
         scale = m.maximum(least)[:, :, None] * spectrum[:, None, :]
-        most = scale.amax((1, 2))
+        max_curvature = scale.amax((1, 2))
         scale[..., :-1] += l2.double()[:, None, None]
         scale = torch.where(scale > 0, 1 / scale, 0).to(l2.dtype)
-        return cls((U @ Q).to(l2.dtype), scale, m, most)
+        return cls((U @ Q).to(l2.dtype), scale, m, max_curvature)
 
     def __call__(self, G: Tensor) -> Tensor:
         """Apply to G (H, K, D)."""
         T = torch.einsum("hkq,hkd->hqd", self.Q, G) * self.scale
         out = torch.einsum("hkq,hqd->hkd", self.Q, T)
-        for head, inverse in self.own.items():
+        for head, inverse in self.head_inverses.items():
             out[head] = inverse(G[head])
         return out
 
     def without(self, broken: Tensor) -> Preconditioner:
         """Leave out the own inverses of some heads, (H,) bool: rounding has broken them."""
-        own = {h: one for h, one in self.own.items() if not broken[h]}
-        return replace(self, own=own)
+        own = {h: one for h, one in self.head_inverses.items() if not broken[h]}
+        return replace(self, head_inverses=own)
 
     def select(self, heads: Tensor) -> Preconditioner:
         """Keep the heads of an index (H',)."""
-        own = {n: self.own[h] for n, h in enumerate(heads.tolist()) if h in self.own}
+        own = {
+            n: self.head_inverses[h]
+            for n, h in enumerate(heads.tolist())
+            if h in self.head_inverses
+        }
         return Preconditioner(
-            self.Q[heads], self.scale[heads], self.m[heads], self.most[heads], own
+            self.Q[heads], self.scale[heads], self.m[heads], self.max_curvature[heads], own
         )
 
 
