@@ -44,7 +44,7 @@ from probe.commands.run import run
 
 if TYPE_CHECKING:
     from features.cluster import Cluster
-    from probe.cluster import Team
+    from probe.cluster import RowWorkers
     from probe.results import Result
 
     Probe = Callable[[Path, tuple[str, ...]], list[Result]]  # store, columns to score by
@@ -186,13 +186,13 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
         yield probe_one
 
 
-def team_of(cluster: Cluster | None) -> AbstractContextManager[Team | None]:
+def team_of(cluster: Cluster | None) -> AbstractContextManager[RowWorkers | None]:
     """Return the workers that hold rows, where a cluster works."""
     if cluster is None:
         return nullcontext()
-    from probe.cluster import Team
+    from probe.cluster import RowWorkers
 
-    return Team(cluster)
+    return RowWorkers(cluster)
 
 
 @contextmanager

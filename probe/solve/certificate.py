@@ -14,14 +14,14 @@ from torch import Tensor
 
 from probe.solve import factors
 from probe.solve.gap import FLOOR
-from probe.solve.objective import Objective, Point
+from probe.solve.objective import LocalObjective, Point
 
 MAX_STEPS = 30  # steps of the intercept at most: from next to its optimum it takes two
 ZERO_GRADIENT = 1e-14  # the intercept's gradient, per unit of weight, that counts as zero
 
 
 @torch.no_grad()
-def certify(objective: Objective, theta: Tensor) -> Tensor:
+def certify(objective: LocalObjective, theta: Tensor) -> Tensor:
     """Return the bound on each head's gap, relative to max(f, 1e-3), (H,).
 
     It says much where l2 is not tiny: at C = 1e5 it asks for a gradient of 1e-9. Infinity where the
@@ -45,10 +45,7 @@ def certify(objective: Objective, theta: Tensor) -> Tensor:
     return torch.where(settled, gap, torch.inf)
 
 
-def curvature_of_intercepts(objective: Objective, point: Point) -> Tensor:
+def curvature_of_intercepts(objective: LocalObjective, point: Point) -> Tensor:
     """Return the Hessian by the intercepts, (H, K, K)."""
-    w = objective.weighted(slice(None))
-    wp = point.curvature * w[:, None]
-    if objective.y is not None:
-        return wp.sum(2)[..., None]
-    return torch.diag_embed(wp.sum(2)) - torch.einsum("hkn,hln->hkl", wp, point.curvature)
+    weighted = point.curvature * objective.heads.weights_of(slice(None))[:, None]
+    return objective.heads.loss.intercept_curvature(weighted, point.curvature)

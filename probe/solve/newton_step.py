@@ -67,7 +67,8 @@ class Step:
 class NewtonSystem:
     """H s = -g of some heads; at bfloat16 nearly that, in the coordinates of the basis.
 
-    heads (H',) says which of the step's heads they are.
+    heads (H',) says which of the step's heads they are. At bfloat16 the objective is that over the
+    rows at bfloat16.
     """
 
     objective: Objective
@@ -78,8 +79,6 @@ class NewtonSystem:
 
     def product(self, V: Tensor) -> Tensor:
         """Return H V, (H', K, D)."""
-        if self.bf16:
-            return self.objective.hessian_product_bf16(self.point, V)
         return self.objective.hessian_product(self.point, V)
 
     def precondition(self, R: Tensor) -> Tensor:
@@ -90,7 +89,7 @@ class NewtonSystem:
         return objective.from_basis(self.inverse(objective.to_basis(R)))
 
     def representable(self, V: Tensor) -> Tensor:
-        """Return V (H', K, D) with no more digits than products take: see hessian_product_bf16."""
+        """Return V (H', K, D) with no more digits than products take: see Objective."""
         return V.to(torch.bfloat16).to(V.dtype) if self.bf16 else V
 
     def select(self, heads: Tensor) -> NewtonSystem:
@@ -125,10 +124,11 @@ def newton_step(
     )
     every = torch.arange(len(residual), device=residual.device)
     exact = NewtonSystem(objective, point, inverse, every, bf16=False)
-    if not objective.has_bf16:
+    if (rounded := objective.bf16) is None:
         conjugate_gradients(exact, residual, tolerance, found)
         return found
-    conjugate_gradients(replace(exact, bf16=True), objective.to_basis(residual), tolerance, found)
+    system = replace(exact, objective=rounded, bf16=True)
+    conjugate_gradients(system, objective.to_basis(residual), tolerance, found)
     if residual.shape[1] > 1:  # rounding moved all classes together, and no step moves them back
         found.step.copy_(objective.centred(found.step))
     found = replace(found, step=objective.from_basis(found.step))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from probe.solve.gap import BOUND_SLACK, FLOOR, gradient_bound, newton_decrement
+from probe.solve.head_inverses import HeadInverse
 from probe.solve.line_search import line_search
 from probe.solve.newton_step import (
     BF16_ROUNDING,
@@ -31,7 +32,7 @@ from probe.solve.newton_step import (
     newton_step,
 )
 from probe.solve.objective import Objective, Point
-from probe.solve.preconditioner import HeadInverse, Preconditioner
+from probe.solve.preconditioner import Preconditioner
 
 CUBIC_UNKNOWN = 10.0  # what a cubic coefficient is taken for before it was measured
 CUBIC_RANGE = 0.1, 1e3  # the least and the most that it is taken for
