@@ -220,15 +220,4 @@ def fit_heads(
             ConvergenceWarning,
             stacklevel=2,
         )
-    found = fit.unpack(problem, path, settings)
-    return Heads(
-        coef=found.coef,
-        intercept=found.intercept,
-        C=given.C,
-        kind=given.kind,
-        converged=found.converged,
-        gap=found.gap,
-        value=found.value,
-        passes=found.passes,
-        bound=found.bound,
-    )
+    return Heads(C=given.C, kind=given.kind, **vars(fit.unpack(problem, path, settings)))

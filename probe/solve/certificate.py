@@ -27,6 +27,7 @@ def certify(objective: LocalObjective, theta: Tensor) -> Tensor:
     It says much where l2 is not tiny: at C = 1e5 it asks for a gradient of 1e-9. Infinity where the
     intercept did not settle.
     """
+    # Newton's method on the K intercepts: grad_b f = sum_i w_i r_i, M its derivative.
     theta = theta.clone()
     first = point = objective(theta)
     for _ in range(MAX_STEPS):
@@ -38,8 +39,10 @@ def certify(objective: LocalObjective, theta: Tensor) -> Tensor:
         step = factors.pinv(M) @ point.gradient[..., -1:]
         theta[..., -1] -= step[..., 0]
         point = objective(theta)
+    # |grad_W f|^2 / (2 l2) at this intercept, and what f fell on the way to it.
     slope = point.gradient[..., :-1].square().sum((1, 2)) / (2 * objective.l2)
     settled = point.gradient[..., -1].abs().amax(1) <= 100 * ZERO_GRADIENT
+    # f(theta) - min f = (f(theta) - f(theta')) + (f(theta') - min f), theta' with the best b.
     gap = slope + (first.value - point.value).clamp_min(0)
     gap = (gap / point.value.clamp_min(FLOOR)).nan_to_num(torch.inf, torch.inf)
     return torch.where(settled, gap, torch.inf)

@@ -48,6 +48,7 @@ class Units:
 
     def to_features(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return coef (..., D) and intercept (...) for features, from theta (..., width)."""
+        # W z + b = W directions' (x - shift) / scale + b = coef x + (b - coef shift)
         coef = theta[..., :-1] / self.scale
         if self.directions is not None:
             coef = coef @ self.directions.T
@@ -88,6 +89,7 @@ class Basis:
         spectrum, V = factors.eigh(covariance)
         # Where there are no eigenvalues the axes take the place of eigenvectors: see factors.
         spectrum = torch.where(spectrum.isnan(), covariance.diagonal(), spectrum)
+        # z B = (V' (z - mean), 1): decorrelated features, centred by this weighting.
         B = torch.zeros_like(gram)
         B[:-1, :-1] = V
         B[-1, :-1] = -mean @ V  # moving along a feature holds the mean logit still

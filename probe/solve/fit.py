@@ -135,6 +135,7 @@ def prepare(given: Given, settings: FitSettings, engine: Engine | None) -> Probl
     y = given.labels.to(device) if given.n_classes is None else given.labels.to(device, torch.int64)
     rows_of = engine.rows if engine else LocalRows.from_source
     rows = rows_of(given.features, y if softmax else None, device)
+    # Labels and weights follow the rows, which are sorted by class within a chunk.
     y, w = y[rows.order], given.weights[:, rows.order]
     labels = None if softmax else y.reshape(len(y), -1).T.double()  # (L, N)
     strengths, back = torch.unique(given.C, return_inverse=True)  # ascending
@@ -145,6 +146,7 @@ def prepare(given: Given, settings: FitSettings, engine: Engine | None) -> Probl
         t.flatten().to(device)
         for t in torch.meshgrid(torch.arange(J), torch.arange(G), torch.arange(L), indexing="ij")
     )
+    # A missing label is a weight of zero: it leaves the row out of that label's loss alone.
     known = w.double()[:, None]
     if labels is not None:
         known = known * ~labels.isnan()  # (G, L, N)
@@ -163,6 +165,7 @@ def prepare(given: Given, settings: FitSettings, engine: Engine | None) -> Probl
         rows=rows,
         labels=labels,
         weights=(known / total[..., None]).flatten(0, 1),
+        # l2 = 1 / (C n), times scale^-2 because coefficients of rows are scale times as large.
         l2=1 / (strengths[j] * total[g, column] * rows.units.scale**2),
         group=g * L + column,
         column=column,
@@ -218,6 +221,7 @@ def solve(problem: Problem, tol: float, progress: Progress | None) -> Regulariza
     of them when tol < FLOAT32_TOL.
     """
     (B, K), J = problem.intercepts.shape, len(problem.log_c)
+    # At C -> 0 the optimum is W = 0 and the intercepts of the classes' shares: the start.
     theta = torch.zeros(J, B, K, problem.rows.width, device=problem.l2.device)
     theta[..., -1] = problem.intercepts
     path = RegularizationPath(problem.log_c, theta)
@@ -270,8 +274,10 @@ def unpack(problem: Problem, path: RegularizationPath, settings: FitSettings) ->
     theta = path.theta.double()
     if problem.labels is None:
         theta[..., -1] = torch.where(problem.present, theta[..., -1], -SURE_LOGIT)
+        # sum_k W_k = 0 is the least |W|^2 among all that give the same softmax.
         theta = theta - theta.mean(2, keepdim=True)
         theta[..., :-1] *= problem.present[..., None]
+    # theta is in the order of ascending C; `back` repeats and reorders it as the caller's C are.
     coef, intercept = problem.rows.units.to_features(torch.unflatten(theta, 1, shape)[back])
     converged, gap, value, passes = (
         torch.unflatten(one, 1, shape)[back]
@@ -291,6 +297,7 @@ def _rounding_gap(problem: Problem, coef: Tensor, intercept: Tensor) -> Tensor:
     rounded, by FLOAT32_ROUNDING of itself at most, and the objective gains half of
     p (1 - p) <= 1 / 4 times the square of what that makes of the logit.
     """
+    # (sum_d e_d)^2 of independent roundings is sum_d e_d^2 on average.
     squares = problem.rows.units.mean_squares(problem.bases[0].gram)
     size = (coef.square() @ squares + intercept.square()).sum(3)
     return FLOAT32_ROUNDING**2 / 8 * size

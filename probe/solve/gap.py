@@ -33,6 +33,7 @@ def gradient_bound(objective: Objective, point: Point) -> Tensor:
     nearly zero next to the optimum, and counts as much as a row's size, D, times itself: rows have
     unit mean square, so that |z|^2 is about D.
     """
+    # |g_W|^2 + D g_b^2: the intercept's part as if it were moved to its optimum.
     g = point.gradient.double().square()
     whole = g[..., :-1].sum((1, 2)) + g.shape[2] * g[..., -1].sum(1)
     return whole / (2 * objective.l2.double())

@@ -99,10 +99,13 @@ class Woodbury:
         f, Y = f @ Q.double(), Z @ basis.B.to(Z.dtype)
         # Below the rounding of Q is nothing to divide by, as in Preconditioner.kronecker.
         m = m.maximum(torch.finfo(Z.dtype).eps * m.max().clamp_min(0))
+        # Directions with so little curvature that l2 counts beside it each keep their own diagonal
+        # m_q spectrum + l2; the first is the rare class's, which the rows counted out left bare.
         low = m <= LOW_CURVATURE * m.max()
         low[0] = True
         scale = m[:, None] * spectrum + penalty
         rest = spectrum
+        # The others share m_q (spectrum + l2 / mean m): l2 / m is little beside their spectrum.
         if not bool(low.all()):
             rest = spectrum + penalty / m[~low].mean()
             scale[~low] = m[~low, None] * rest
@@ -110,6 +113,7 @@ class Woodbury:
         alone = (low & (f != 0).any(0)).nonzero()[:, 0].tolist()
         if len(alone) > MAX_LOW_DIRECTIONS:
             return None
+        # S = 1 + V'A^-1 V, summed over directions: those alone, and the rest as one Gram matrix.
         S = torch.eye(len(f), dtype=torch.float64, device=f.device)
         for q in alone:
             G = Y.double() * (f[:, q : q + 1] * scale[q].sqrt())
@@ -130,6 +134,7 @@ class Woodbury:
     def __call__(self, G: Tensor) -> Tensor:
         """Return the inverse times G (K, D)."""
         T = (self.Q.T @ G) * self.scale
+        # A^-1 G - A^-1 V S^-1 V'A^-1 G
         along = (T @ self.Y.T * self.f.T).sum(0)  # (R,)
         share = torch.cholesky_solve(along[:, None], self.factor)[:, 0]
         return self.Q @ (T - (self.f.T * share) @ self.Y * self.scale)
@@ -150,6 +155,7 @@ class Dense:
         """
         U = U[:, U.any(0)]
         q, D = U.shape[1], blocks.shape[2]
+        # H_(a, b) = sum_kl U_ka U_lb blocks_kl: the Hessian between contrasts a and b.
         H = torch.einsum("ka,lb,klde->adbe", U, U, blocks).reshape(q * D, q * D)
         penalty = H.new_full((q, D), float(l2))
         penalty[:, -1] = 0

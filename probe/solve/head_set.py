@@ -73,6 +73,7 @@ class HeadSet:
         """Return theta (H, K, D) less what moves all classes together, which changes no softmax."""
         if self.present is None:
             return theta - theta.mean(1, keepdim=True)
+        # Only classes that are present: an absent one's intercept stays ABSENT_INTERCEPT.
         among = self.present[self.group][..., None].to(theta.dtype)  # (H, K, 1)
         return theta - among * (among * theta).sum(1, keepdim=True) / among.sum(1, keepdim=True)
 
@@ -86,6 +87,7 @@ class HeadSet:
 
     def _times(self, matrices: list[Tensor], T: Tensor) -> Tensor:
         """Return T (H, K, D) times the matrix (D, D) of each head's basis."""
+        # One basis for all heads is one matrix product; else one for each basis that has heads.
         if len(matrices) == 1:
             return T @ matrices[0]
         out = torch.empty_like(T)
@@ -106,5 +108,6 @@ class HeadSet:
 
     def gram_in_basis(self, gram: Tensor, head: int) -> Tensor:
         """Return B' gram B of a Gram matrix (D, D), float64, with a head's basis B."""
+        # z B has the Gram matrix B' (sum w z z') B.
         B = self.basis_of(head).B.double()
         return B.T @ gram @ B

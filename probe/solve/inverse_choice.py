@@ -57,6 +57,7 @@ def build_preconditioner(
     others = {h: n for h, n in hard.items() if h not in own}
     counted = _rows_to_count_out(objective, point, others, free_bytes)
     for h, (_, f) in counted.items():
+        # sum_i w_i C_i over all rows less what the rows counted out hold of it.
         M[h] -= f.T @ f
     U = heads.contrasts(M.shape[1])
     base = Preconditioner.kronecker(M, heads.l2, heads.spectrum, U)
@@ -82,6 +83,7 @@ def _of_few_parameters(
     heads, item = objective.heads, point.gradient.element_size()
     N, D, K = len(objective.rows), objective.rows.width, point.gradient.shape[1]
     U = heads.contrasts(K)
+    # K (K + 1) / 2 Gram matrices of 2 N D^2 operations, and a factorisation of (K D)^3.
     price = K * (K + 1.0) * N * D**2 + (K * D) ** 3.0
     found: dict[int, Dense] = {}
     for h, products in hard.items():
@@ -130,6 +132,8 @@ def _rows_of_rare_class(
     l2 = objective.heads.l2[head]
     p, w = _curvature_and_weights(objective, point, head)
     v = w * p * (1 - p)  # (K, N)
+    # The number of rows that hold v, (sum v)^2 / sum v^2 (Kish's effective size), over that of w,
+    # 1 / sum w^2, because sum w = 1.
     share = v.sum(1).square() / v.square().sum(1).clamp_min(1e-300) * w.square().sum()
     share = torch.where(v.sum(1) > l2, share, torch.inf)
     r = int(share.argmin())
@@ -137,12 +141,15 @@ def _rows_of_rare_class(
         return None
     falling, order = v[r].sort(descending=True)
     rest = max(UNCOUNTED_CURVATURE * float(falling.sum()), float(l2))
+    # As many of the largest as leave less than `rest` of the curvature.
     R = int((falling.cumsum(0) < falling.sum() - rest).sum()) + 1
     N, D, K = len(objective.rows), objective.rows.width, len(p)
+    # About three Gram matrices (R, R) of the rows, and Cholesky's factor of their sum.
     price, worth = R * R * (6.0 * D + R), max(products, MIN_PRODUCTS) * 4.0 * N * D * K
     if price > worth:
         return None
     rows = order[:R]
+    # f = sqrt(w p_r / (1 - p_r)) (e_r - p): f_r^2 = w p_r (1 - p_r), all there is along r.
     f = -p[:, rows]
     f[r] += 1
     f *= (w[rows] * p[r, rows] / (1 - p[r, rows])).sqrt()
@@ -181,6 +188,7 @@ def _of_one_output(
         p, w = _curvature_and_weights(objective, point, h)
         v = w * p[0]
         falling = v.sort(descending=True).values
+        # Counted are 4 n D^2 for a Gram matrix of n rows in float64 and 8 D^3 for the inverse.
         some = int((falling.cumsum(0) < CURVATURE_SHARE * v.sum()).sum())
         worth = products * (4.0 * N * D + PRODUCT_OVERHEAD)
         n = next((n for n in (N - 1, some) if 8.0 * D**3 + 4.0 * n * D**2 <= worth), None)
@@ -188,6 +196,7 @@ def _of_one_output(
             continue
         least = falling[n]
         grams[h] = v[v < least].sum() * heads.basis_of(h).gram
+        # The penalty is a multiple of the identity but for the intercept, in any basis.
         grams[h].diagonal()[:-1].add_(heads.l2[h].double())
         counted.append(torch.where(v >= least, v, 0))
     for gram, exact in zip(grams.values(), objective.rows.grams(counted), strict=True):

@@ -37,6 +37,7 @@ def line_search(objective: Objective, theta: Tensor, point: Point, step: Tensor)
     stays where it was, and has not moved, if its step isn't finite, doesn't lead down, or lowers f
     at no length that was tried.
     """
+    # The slope of f along the step, g's < 0 where it leads down.
     step = torch.where(step.isfinite().all(2).all(1)[:, None, None], step, 0)
     slope = dot(point.gradient, step)
     rounding = ROUNDING * torch.finfo(theta.dtype).eps * point.value.abs()

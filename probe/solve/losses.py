@@ -78,16 +78,18 @@ class Softmax:
         self, logits: Tensor, rows: slice, row_class: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss (H, n), its derivative p - e_y (H, K, n), and p (H, K, n)."""
-        m = logits
+        m = logits  # m_k = logit_k - logit_y, so m_y = 0
         m -= m[:, row_class : row_class + 1].clone()
         top = m.amax(1, keepdim=True)  # >= 0, and 0 where the true class wins
+        # With t = max m: exp(m - t) never overflows, and exp(-t) is the true class's own term.
         down = torch.exp(-top)
         e = floored(torch.exp(m.sub_(top)))
         e[:, row_class] = 0
         others = e.sum(1, keepdim=True)
-        # log(down + others) + top, and down = 1 + expm1(-top)
+        # log(sum_k exp m_k) = t + log(exp(-t) + others) = t + log1p(others + expm1(-t)): where the
+        # true class wins t = 0, and others, as small as 1e-9, are all that log1p sees.
         loss = top + torch.log1p(others + torch.expm1(-top))
-        total = others + down
+        total = others + down  # p_k = e_k / total, p_y = exp(-t) / total
         R = e.div_(total)
         p = R.clone()
         R[:, row_class] = (-others / total)[:, 0]  # p_y - 1 without its rounding
@@ -96,6 +98,8 @@ class Softmax:
 
     def curvature_product(self, curvature: Tensor, A: Tensor, row_class: int) -> Tensor:
         """Return (diag(p) - p p') A, (H, K, n), over A: what all classes share changes nothing."""
+        # (diag(p) - p p') 1 = 0: A may be taken relative to the true class, whose p is nearly 1 and
+        # would cancel; then p (A - p'A), by classes.
         A -= A[:, row_class : row_class + 1].clone()
         A -= (curvature * A).sum(1, keepdim=True)
         return A.mul_(curvature)
@@ -129,7 +133,7 @@ class Sigmoid:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss (H, n), its derivative p - y (H, 1, n), and p (1 - p) (H, 1, n)."""
         sign = 1 - 2 * self.labels[:, rows][self.column][:, None]  # -1 where the label is 1
-        m = sign * logits
+        m = sign * logits  # the label's own log-odds, with the sign that makes small losses small
         p = floored(torch.sigmoid(m))
         curvature = p * torch.sigmoid(-m)
         loss = torch.nn.functional.softplus(m[:, 0], threshold=LINEAR)

@@ -21,7 +21,7 @@ from probe.solve.objective import Objective, Point
 from probe.solve.preconditioner import Preconditioner
 
 FORCING = 0.4  # of q that a step may leave while far from the optimum (Dembo et al. 1982's eta)
-SAFETY = 4  # times what a step is estimated to leave is what its gap is said to be
+SAFETY = 4  # times the estimate of what a step leaves is reported as its gap
 MIN_OWN_ITERATIONS = 5  # of a hard head with an inverse of its own before it is called done
 EASY_STEP = 8  # iterations of a step after which a head's own inverse is kept for the next
 MAX_ITERATIONS = 250  # of one step
@@ -111,8 +111,8 @@ def newton_step(
     Products at bfloat16 are with a matrix H' a little other than H: rounding adds curvature, up to
     BF16_ROUNDING^2 of the largest that the mean has. Where that is below l2 it does no harm. Where
     not, H' hides directions in which H has hardly any curvature, and with them all that there is to
-    gain (heads at C = 1e5 said 1e-7 and were off by 4e-4): such a head is not done before it went
-    on, from what it found, by exact products.
+    gain (heads at C = 1e5 reported a gap of 1e-7 and had 4e-4): such a head is not done before it
+    went on, from what it found, by exact products.
     """
     residual = -point.gradient
     found = Step(
@@ -149,6 +149,7 @@ def _refine(system: NewtonSystem, residual: Tensor, tolerance: StepTolerance, fo
     is left of q, and may be little enough.
     """
     heads = system.heads
+    # The step found at bfloat16, scaled: s <- (s'r / s'H s) s, one exact product.
     step = found.step[heads]
     product = system.product(step)
     down, curvature = dot(step, residual), dot(step, product)
@@ -157,6 +158,7 @@ def _refine(system: NewtonSystem, residual: Tensor, tolerance: StepTolerance, fo
     found.decrease[heads] = 0.5 * length * down
     found.products[heads] += 1
     residual = residual - times(length, product)
+    # q* - q = r'H^-1 r / 2 exactly, and about r'P r / 2 where P is this head's own inverse.
     cg_error = 0.5 * dot(residual, system.precondition(residual))
     found.cg_error[heads] = cg_error
     far = ~((cg_error >= 0) & (cg_error <= tolerance.gap[heads] / (2 * SAFETY)))
@@ -207,18 +209,24 @@ class StoppingRule:
         400: about (BF16_CG_ERROR k)^2.
 
         A head stops when that is below half of what the model itself is wrong by, c q^1.5, and at
-        most FORCING q, or below the share of the tolerance that SAFETY leaves room for.
+        most FORCING q, or below its share of the tolerance, gap / (2 SAFETY).
         """
         found, tolerance, heads = self.found, self.tolerance, system.heads
         self.past.append(found.decrease.clone())
+        # k iterations done; q_k; the gap that this step may leave.
         k, q, gap = len(self.past) - 1, found.decrease[heads], tolerance.gap[heads]
         hardest = tolerance.cg_iterations[heads].clamp_min(k)
         rounding = (BF16_CG_ERROR * hardest).square() * q * system.bf16
+        # q_k - q_(k-d), d = k // 3 + 2: a lower bound of q* - q_k d iterations ago.
         cg_error = (found.decrease - self.past[max(0, k - 2 - k // 3)])[heads] + rounding
         found.cg_error[heads] = torch.where(broken, torch.inf, cg_error)
+        # More accuracy than the model itself has gains nothing; FORCING q while far away, where the
+        # cubic term says more than q.
         model_error = 0.5 * tolerance.cubic_coefficient[heads] * q**1.5
         enough = torch.maximum(gap / (2 * SAFETY), model_error.clamp_max(FORCING * q))
         enough = enough.maximum(2 * rounding)
+        # A step that fell less than the last one let it is either near the end or has not yet seen
+        # a slow direction: it goes on for as long as an easy step takes.
         beyond = q < tolerance.expected[heads]
         least = torch.where(beyond, self.least_beyond[heads], self.least[heads])
         return (cg_error > enough) | ((k < least) & (cg_error <= gap))
@@ -234,11 +242,14 @@ def conjugate_gradients(
     matrix: only then are directions conjugate.
     """
     rule = StoppingRule.of_step(system, tolerance, found)
+    # r = -g - H s, image P r, direction d; energy r'P r is the residual's squared P-norm.
     image = system.precondition(residual)
     direction, energy = system.representable(image), dot(residual, image)
     broken = ~(energy >= -TINY_DECREASE)  # r'P r < 0: an inverse that rounding has broken
     for k in range(1, MAX_ITERATIONS + 1):
         heads, product = system.heads, system.product(direction)
+        # a = r'd / d'H d, where the model is lowest along d; it falls by a r'd / 2. In exact
+        # arithmetic r'd = r'P r; with rounded directions r'd is the one that holds.
         curvature, down = dot(direction, product), dot(direction, residual)
         descends = (curvature > 0) & (down > 0) & (energy > 0)  # else: converged to rounding
         length = torch.where(descends, down / curvature, 0)
@@ -249,7 +260,7 @@ def conjugate_gradients(
         go = descends & rule.goes_on(system, broken)
         if not go.any():
             break
-        residual = residual - times(length, product)
+        residual = residual - times(length, product)  # r <- r - a H d
         image = system.precondition(residual)
         before, energy = energy, dot(residual, image)
         beta = torch.where(before > 0, energy / before, 0)  # Fletcher & Reeves

@@ -166,6 +166,7 @@ class LocalObjective(OverHeads):
 
     def blocks(self, outputs: int) -> Iterator[tuple[slice, Tensor, int]]:
         """Yield rows, Z (n, D) and class of blocks whose logits hold about BLOCK_ELEMENTS."""
+        # A block's logits stay in a core's cache between one product, the loss and the other.
         least, most = BLOCK_ROWS
         n = BLOCK_ELEMENTS // (len(self.l2) * outputs)
         return self.rows.blocks(min(max(least, n), most))
@@ -173,6 +174,7 @@ class LocalObjective(OverHeads):
     def __call__(self, theta: Tensor) -> Point:
         """Evaluate all heads at theta (H, K, D)."""
         H, K, _ = theta.shape
+        # f = l2/2 |W|^2 + sum_i w_i loss_i; g = l2 W + sum_i w_i r_i z_i'.
         value, gradient = self.heads.penalty(theta), self.heads.penalty_gradient(theta)
         curvature = theta.new_empty(H, K, len(self.rows))
         for rows, Z, row_class in self.blocks(K):
@@ -180,14 +182,17 @@ class LocalObjective(OverHeads):
             loss, R, curvature[..., rows] = self.heads.loss.evaluate(
                 logits(Z, theta), rows, row_class
             )
+            # In float64: N losses of a tolerance of 1e-6 would lose it in float32's sum.
             value += torch.einsum("hn,hn->h", w.double(), loss.double())
             accumulate_gradient(gradient, R.mul_(w[:, None]), Z)
         return Point(value, gradient, curvature)
 
     def hessian_product(self, point: Point, V: Tensor) -> Tensor:
         """Return the Hessian at a point times V, both (H, K, D)."""
+        # H V = l2 V + sum_i w_i (C_i V z_i) z_i': V z_i are the logits of V.
         out = self.heads.penalty_gradient(V)
         for rows, Z, row_class in self.blocks(V.shape[1]):
+            # A = V z, then C A w, then back: (H K, D) x (D, n), and (H K, n) x (n, D).
             A = logits(Z, V)  # (H, K, n)
             A = self.heads.loss.curvature_product(point.curvature[..., rows], A, row_class)
             accumulate_gradient(out, A.mul_(self.heads.weights_of(rows)[:, None]), Z)
@@ -199,6 +204,7 @@ class LocalObjective(OverHeads):
         M = torch.zeros(H, K, K, dtype=torch.float64, device=point.gradient.device)
         for start in range(0, len(self.rows), CURVATURE_ROWS):
             rows = slice(start, start + CURVATURE_ROWS)
+            # float32 within CURVATURE_ROWS, float64 over them: M is a sum of probabilities.
             curvature = point.curvature[..., rows]
             weighted = curvature * self.heads.weights_of(rows)[:, None]
             M += self.heads.loss.class_curvature(weighted, curvature)
@@ -219,6 +225,7 @@ def logits(Z: Tensor, theta: Tensor) -> Tensor:
 def accumulate_gradient(out: Tensor, R: Tensor, Z: Tensor) -> None:
     """Add R Z to `out` (H, K, D): what residuals R (H, K, n) of a block Z (n, D) give."""
     out, R = out.view(-1, out.shape[2]), R.flatten(0, 1)
+    # In place where types agree; a product at bfloat16 is added to a sum of more digits.
     if Z.dtype == out.dtype:
         out.addmm_(R, Z)
     else:

@@ -26,9 +26,7 @@ from probe.solve.objective import HeadObjective, Point
 from probe.solve.solver import CUBIC_UNKNOWN, SolverSettings, Start, minimise
 
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
-MEMORY_SHARES = (
-    8  # of the memory that is left, one for a batch's curvature: five copies are alive at most
-)
+MEMORY_SHARES = 8  # of the memory that is left, one for a batch: five copies are alive at most
 POINTS = 3  # solved strengths that a start beyond the last one is drawn through
 DECADE = 1.1  # in log10 C: strengths further apart than this are not interpolated over
 
@@ -88,7 +86,9 @@ class RegularizationPath:
         solved: list[int] = []
         again = not bool(self.value.isnan().any())  # solved before, now to a smaller gap
         together = not objective.rows.in_memory
+        # A wave's heads are independent; what is extrapolated from are the waves before it.
         for wave in [[*range(J)]] if again else waves(self.log_c, together=together):
+            # A strength with a head that was given up is no node: it would lead others astray.
             nodes = [n for n in solved if bool(self.converged[n].all())]
             warm = None if again or not nodes else self._warm_start(wave, nodes)
             self.converged[wave] &= self.gap[wave] <= settings.tol
@@ -119,6 +119,8 @@ class RegularizationPath:
         theta, point = self.theta.flatten(0, 1)[heads], None
         batch = objective.select(heads)
         if warm:
+            # From the neighbour's optimum, whose point costs no pass, towards the extrapolation:
+            # where that leads too far the line search stops before it.
             known = self._point_of_neighbour(objective, heads, warm.near[heads])
             searched = line_search(batch, theta, known, warm.theta[heads] - theta)
             theta, point = searched.theta, searched.point
@@ -158,6 +160,7 @@ class RegularizationPath:
         Their value was estimated, and is taken for as much as it can be.
         """
         theta = self.theta.flatten(0, 1)[heads]
+        # f_2 = f_1 + (l2_2 - l2_1) / 2 |W|^2, and g_1 = 0 at the optimum of f_1.
         theta[..., -1] = 0
         more = objective.l2[heads] - objective.l2[near]
         value = self.value.view(-1)[heads]
@@ -174,13 +177,16 @@ class RegularizationPath:
         """
         x = self.log_c
         below, above = [n for n in solved if n < j], [n for n in solved if n > j]
+        # Cubic between (two on each side), quadratic beyond the last (three below).
         near = below[-2:] + above[:2] if below and above else below[-POINTS:] or above[:1]
         gap = min(abs(x[n] - x[j]) for n in near)
         near = [n for n in near if abs(x[n] - x[j]) <= max(2 * DECADE, gap)]
+        # Over a gap wider than a decade a polynomial says nothing: the nearest one's theta.
         if gap > DECADE:
             near = near[-1:]
         out = torch.zeros_like(self.theta[j])
         for n in near:
+            # Lagrange's polynomial in x = log C: prod_m (x_j - x_m) / (x_n - x_m).
             share = 1.0
             for m in near:
                 if m != n:
@@ -212,8 +218,6 @@ def waves(log_c: Sequence[float], *, together: bool = False) -> list[list[int]]:
 
 def batch_size(objective: HeadObjective, theta: Tensor) -> int:
     """Return how many heads at once keep their curvature within CURVATURE_BYTES or its share."""
-    outputs, free_bytes = (
-        theta.shape[2],
-        min(CURVATURE_BYTES, available(theta.device) // MEMORY_SHARES),
-    )
-    return max(1, free_bytes // (theta.element_size() * objective.rows.rows_per_process * outputs))
+    most = min(CURVATURE_BYTES, available(theta.device) // MEMORY_SHARES)
+    numbers = objective.rows.rows_per_process * theta.shape[2]  # of one head's curvature
+    return max(1, most // (theta.element_size() * numbers))

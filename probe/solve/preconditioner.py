@@ -28,7 +28,7 @@ from probe.solve.head_inverses import HeadInverse
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """Turn classes into directions (Q), divide by curvature, turn back; or a head's own inverse."""
+    """The Kronecker product's inverse of each head, or the head's own inverse."""
 
     Q: Tensor  # (H, K, K-1)
     scale: Tensor  # (H, K-1, D)
@@ -46,6 +46,7 @@ class Preconditioner:
         if M.shape[1] > 1:
             M.diagonal(dim1=1, dim2=2).zero_()
             M.diagonal(dim1=1, dim2=2).sub_(M.sum(2))
+        # M ⊗ Gram = (U Q) m (U Q)' ⊗ B^-T spectrum B^-1: its inverse divides by m_q spectrum_d.
         between = U.mT @ M @ U
         m, Q = factors.eigh(between)  # (H, K-1), (H, K-1, K-1)
         m = torch.where(m.isnan(), between.diagonal(dim1=1, dim2=2), m)  # nearly so
@@ -54,6 +55,7 @@ class Preconditioner:
         least = torch.finfo(l2.dtype).eps * m.amax(1, keepdim=True).clamp_min(0)
         scale = m.maximum(least)[:, :, None] * spectrum[:, None, :]
         max_curvature = scale.amax((1, 2))
+        # + l2 in every direction but the intercept's: B is orthogonal among features.
         scale[..., :-1] += l2.double()[:, None, None]
         scale = torch.where(scale > 0, 1 / scale, 0).to(l2.dtype)
         return cls((U @ Q).to(l2.dtype), scale, m, max_curvature)

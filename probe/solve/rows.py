@@ -87,6 +87,7 @@ def bases_of(rows: Rows, weights: Tensor) -> tuple[list[Basis], Tensor]:
 
     Weightings that use nearly the same rows share one, that of all their rows.
     """
+    # Folds leave out a fifth of the rows or so, each row of the rest with the same weight.
     N, D = len(rows), rows.width
     share = (weights > 0).double().mean(1)
     equal = weights.amax(1) == torch.where(weights > 0, weights, torch.inf).amin(1)
@@ -123,6 +124,8 @@ class LocalRows:
         N, D = source.shape
         if isinstance(source, FromStore) and N < D:  # few: they are turned, which takes them all
             source = InMemory(torch.cat(list(source.chunks())))
+        # Shifted by the mean, scaled by the root mean square of all features together: the penalty
+        # counts each coefficient alike, so that no feature may have a scale of its own.
         shift = representable(column_sums(source, device) / N, source)
         scale = power_of_two_scale(root_sum_squares(source, shift), N * D)
         rows = cls.in_units(source, row_class, device, Units(shift, scale))
@@ -195,6 +198,7 @@ class LocalRows:
         start, offset = 0, (-self.units.shift / scale).to(self.dtype)
         for X in self.source.chunks():
             order = self.order[start : start + len(X)] - start
+            # Moved before it is sorted and cast: the file's float32 is the least to move.
             X = X.to(self.device).index_select(0, order).to(self.dtype)
             Z = X.new_empty(len(X), X.shape[1] + 1)
             Z[:, -1] = 1
@@ -209,6 +213,7 @@ class LocalRows:
         """
         for start, Z in self.chunks():
             for first, last, row_class in self._segments(start, start + len(Z)):
+                # Pieces of equal size, about a step each: a short last one costs as a long one.
                 pieces = max(1, round((last - first) / step))
                 size = -(-(last - first) // pieces)
                 for i in range(first, last, size):
@@ -254,6 +259,7 @@ class LocalRows:
                 Z = chunk[i : i + FLOAT64_ROWS]
                 for w, gram in zip(weights, grams, strict=True):
                     part = w[start + i : start + i + len(Z)].double()
+                    # Rows of weight zero are most where rows are counted out: they are skipped.
                     used = part.nonzero()[:, 0]
                     Y = (Z if len(used) == len(Z) else Z[used]).double()
                     gram.addmm_((Y * part[used, None]).T, Y)

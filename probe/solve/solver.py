@@ -4,8 +4,8 @@ Shapes: H heads, theta (H, K, D). The solver knows an Objective (objective.py) a
 returns an approximate inverse Hessian, and no rows. Heads share every product with the rows; each
 has its own step length and its own stopping, and leaves the batch when it is done.
 
-A head is done when its gap f - min f is at most tol * max(f, FLOOR). After a step the gap is said
-to be SAFETY times what conjugate gradients left, and what f fell otherwise than its model; or
+A head is done when its gap f - min f is at most tol * max(f, FLOOR). After a step the gap is
+taken for SAFETY times what conjugate gradients left, and what f fell otherwise than its model; or
 g'P g / 2 with the preconditioner P and the new gradient, if that is more: once the first two were
 1e-6 by chance and the gap was 2e-5. docs/solver.md, "When a head is done".
 """
@@ -120,6 +120,7 @@ def minimise(
             gap=batch.gap_allowed(settings) * batch.tightening,
             cubic_coefficient=solution.cubic_coefficient[batch.active],
             cg_iterations=hardest,
+            # Rows off by e of themselves give a Gram matrix off by e^2 where e is at random.
             bf16_unsafe=BF16_ROUNDING**2 * inverse.max_curvature > batch.objective.l2,
             expected=batch.expected,
         )
@@ -198,8 +199,10 @@ def _move(
     settings: SolverSettings,
 ) -> _Moved:
     """Take the steps, and say how far from its optimum each head then is."""
+    # q: what the model falls by. Half the squared Newton decrement is q + cg_error.
     q, allowed = step.decrease, batch.gap_allowed(settings)
     cubic = tolerance.cubic_coefficient.clone()
+    # |f(theta + s) - f - (-q)| = c q^1.5 to third order; twice that to be sure.
     # Where the model's own error is known to be small nothing need be evaluated, but for heads
     # whose model may be wrong in float32 itself.
     model_error = 2 * cubic * q**1.5
@@ -213,13 +216,16 @@ def _move(
     measured = evaluated[q[evaluated] > allowed[evaluated]]
     model_error[measured] = (batch.point.value - value - q)[measured].abs()
     cubic[measured] = (model_error[measured] / q[measured] ** 1.5).clamp(*CUBIC_RANGE)
+    # f - min f = (q* - q) + (f - model) to this order: what is left, and the model's error.
     gap, tightening = SAFETY * step.cg_error + model_error, batch.tightening
+    # A second witness, from the gradient where f was evaluated: see the module's docstring.
     decrement = newton_decrement(part, searched.point, inverse.select(evaluated))
     gap[evaluated] = gap[evaluated].maximum(decrement)
     if settings.bounded:
+        # Called done by the estimate and not by the bound: the next step leaves a hundredth.
         tightening = torch.where(gap <= allowed, tightening * TIGHTEN, tightening)
         gap = gap.maximum(gradient_bound(part, searched.point) / BOUND_SLACK)
-    gap = gap.nan_to_num(torch.inf, torch.inf)
+    gap = gap.nan_to_num(torch.inf, torch.inf)  # NaN is never done
     done = gap <= allowed
     go = ~done
     go[evaluated] &= searched.moved
@@ -265,6 +271,7 @@ def _remaining(
         # Every head that goes on was evaluated: one that was not is done.
         point=moved.trial.select(moved.go[moved.evaluated].nonzero()[:, 0]),
         inverses={h: one for h, one in own.items() if easy[h]},
+        # Newton's method converges quadratically: next q = (c q)^2 or so.
         expected=(moved.cubic_coefficient * step.decrease)[keep].square(),
         tightening=moved.tightening[keep],
     )

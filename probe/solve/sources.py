@@ -113,6 +113,7 @@ class FromStore:
         out = np.empty((len(part), self.width), dtype=np.float32)
         start = 0
         while start < len(part):
+            # What lies within a chunk's worth of the file is read as one slice, the rest left out.
             near = int(np.searchsorted(part, part[start] + self.chunk_rows))
             first, last = int(part[start]), int(part[near - 1])
             out[start:near] = self.read(slice(first, last + 1))[part[start:near] - first]
@@ -124,6 +125,7 @@ def column_sums(source: Source, device: torch.device) -> Tensor:
     """Return the sum of the rows, (D,) float64. Raises ProbeError for one that is not finite."""
     out = torch.zeros(source.shape[1], dtype=torch.float64, device=device)
     for X in source.chunks():
+        # One pass finds the mean and what is not finite: NaN and infinity survive a sum.
         part = X.to(device).sum(0, dtype=torch.float64)
         if not part.isfinite().all():
             raise ProbeError(
