@@ -127,13 +127,13 @@ def sweep(engine, cores, _):
         heads = fit_heads(X, y, C=C)
     else:
         from features.cluster import Cluster
-        from probe.cluster import Team
-        from probe.solve.rows import Whole
+        from probe.cluster import RowWorkers
+        from probe.solve.sources import InMemory
 
-        with Team(Cluster(None)) as team:
-            team.fit_heads(Whole(X[:4096]), y[:4096], C=[1e-4])  # the workers are there
+        with RowWorkers(Cluster(None)) as team:
+            team.fit_heads(InMemory(X[:4096]), y[:4096], C=[1e-4])  # the workers are there
             begun = time.perf_counter()
-            heads = team.fit_heads(Whole(X), y, C=C)
+            heads = team.fit_heads(InMemory(X), y, C=C)
     return {"seconds": time.perf_counter() - begun, "values": heads.value.flatten().tolist()}
 
 

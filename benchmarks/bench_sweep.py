@@ -17,7 +17,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from probe.heads import fit_heads
-from probe.solve.rows import Stored
+from probe.solve.sources import FromStore
 
 C = 10 ** np.linspace(-6, 5, 45)
 
@@ -133,7 +133,7 @@ def from_file(n=100_000, d=768):
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "x.npy", X)
         table = np.load(Path(folder) / "x.npy", mmap_mode="r")
-        stored = Stored(lambda part: table[part], np.arange(n), d, room=table.nbytes // 4)
+        stored = FromStore(lambda part: table[part], np.arange(n), d, free_bytes=table.nbytes // 4)
         memory, here = timed(fit_heads, torch.from_numpy(X), y, C=strengths)
         file, there = timed(fit_heads, stored, y, C=strengths)
     difference = ((here.value - there.value).abs() / here.value).max()

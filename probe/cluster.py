@@ -1,9 +1,9 @@
 """The penalised loss of many heads over rows that lie in the memory of several processes.
 
 Everything in objective.py is a sum over rows. Each worker holds a block of the rows (block.py); the
-driver runs the solver on an objective that adds up the workers' values, gradients and Hessian
+driver runs the solver on a RemoteObjective that adds up the workers' values, gradients and Hessian
 products, and adds the penalty itself. What is one number per row stays where the row is: of the
-curvature the driver has a `Held`, which says where it lies.
+curvature the driver has a RemoteCurvature, which says where it lies.
 
 Shapes as in objective.py; block w has the rows offsets[w] to offsets[w + 1] of the driver's order.
 """
@@ -15,7 +15,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -26,217 +26,242 @@ from torch import Tensor
 
 from features.cluster import LONELY, Cluster, reason, told
 from features.errors import ClusterError
-from probe.block import Block, Which
+from probe.block import Block, HeadSelection, Location
 from probe.heads import Heads, fit_heads
-from probe.solve.objective import Objective, Point
-from probe.solve.rows import Rows, Source, rounded, unit
+from probe.solve.coordinates import Units
+from probe.solve.head_set import HeadSet
+from probe.solve.losses import Sigmoid
+from probe.solve.objective import OverHeads, Point
+from probe.solve.rows import LocalRows
+from probe.solve.sources import Source, power_of_two_scale, representable
 
-TRIES = 3  # of a fit whose workers are lost
-LEAST = 1024  # rows of a block: for fewer a worker is not worth its messages
+MAX_TRIES = 3  # of a fit whose workers are lost
+MIN_BLOCK_ROWS = 1024  # for fewer a worker is not worth its messages, of about 10 ms each
 
 
 class LostError(ClusterError):
     """A worker is gone, and with it the rows that it held."""
 
 
-class Mark:
+class Lease:
     """A curvature that workers hold, for as long as somebody refers to it."""
 
 
-class Held:
-    """The curvature of heads, held by the workers: which evaluation's (H,), and which head there.
+class RemoteCurvature:
+    """The curvature of heads that workers hold: which evaluation's (H,), and which head there (H,).
 
     It is indexed and written to by head, as the tensor (H, K, N) would be.
     """
 
-    def __init__(self, number: Tensor, head: Tensor, marks: dict[int, Mark]) -> None:
-        self.number, self.head = number, head
-        self._marks = {n: marks[n] for n in set(number.tolist())}
+    def __init__(self, evaluation: Tensor, head: Tensor, leases: dict[int, Lease]) -> None:
+        self.evaluation, self.head = evaluation, head
+        self._leases = {n: leases[n] for n in set(evaluation.tolist())}
 
-    def __getitem__(self, heads: Tensor) -> Held:
+    def __getitem__(self, heads: Tensor) -> RemoteCurvature:
         """Return the curvature of some heads."""
         heads = heads.cpu()
-        return Held(self.number[heads], self.head[heads], self._marks)
+        return RemoteCurvature(self.evaluation[heads], self.head[heads], self._leases)
 
-    def __setitem__(self, heads: Tensor, other: Held) -> None:
+    def __setitem__(self, heads: Tensor, other: RemoteCurvature) -> None:
         """Put others' in the place of some heads'."""
         heads = heads.cpu()
-        self.number[heads], self.head[heads] = other.number, other.head
-        self._marks |= other._marks
+        self.evaluation[heads], self.head[heads] = other.evaluation, other.head
+        self._leases |= other._leases
 
     @property
-    def place(self) -> tuple[list[int], list[int]]:
+    def location(self) -> Location:
         """Return what a worker finds it by."""
-        return self.number.tolist(), self.head.tolist()
+        return self.evaluation.tolist(), self.head.tolist()
 
 
 @dataclass(frozen=True)
-class SpreadRows(Rows):
-    """Rows of which the driver has no more than the order."""
+class RemoteRows:
+    """Rows of which the driver has no more than the order, (N,). They are not turned."""
 
-    team: Team | None = None
-    offsets: tuple[int, ...] = ()
+    order: Tensor
+    units: Units
+    workers: RowWorkers
+    offsets: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
 
     @property
-    def together(self) -> int:
-        """Return how many rows lie in one process."""
+    def width(self) -> int:
+        """Return the number of columns, with that of ones."""
+        return len(self.units.shift) + 1
+
+    @property
+    def in_memory(self) -> bool:
+        """Say that a pass asks other processes."""
+        return False
+
+    @property
+    def rows_per_process(self) -> int:
+        """Return how many rows lie in one process, at most."""
         return max(b - a for a, b in itertools.pairwise(self.offsets))
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.order)
+
+    def to(self, dtype: torch.dtype) -> RemoteRows:
+        """Return the rows in another type."""
+        return replace(self, dtype=dtype)
 
     def split(self, values: Tensor) -> list[Tensor]:
         """Cut (..., N) into what belongs to each block."""
         return [values[..., a:b].clone() for a, b in itertools.pairwise(self.offsets)]
 
     def grams(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return the Gram matrix of each weighting (N,) of the rows."""
-        if not weights or self.team is None:
+        """Return the Gram matrix (width, width) of each weighting (N,) of the rows, in float64."""
+        if not weights:
             return []
         parts = zip(*(self.split(w) for w in weights), strict=True)
-        found = self.team.each("grams", parts=[(list(part),) for part in parts])
-        return [torch.stack(same).sum(0).to(self.device) for same in zip(*found, strict=True)]
+        found = self.workers.each("grams", parts=[(list(part),) for part in parts])
+        device = self.order.device
+        return [torch.stack(same).sum(0).to(device) for same in zip(*found, strict=True)]
 
-    def take(self, which: Tensor) -> Tensor:
+    def take(self, index: Tensor) -> Tensor:
         """Return the rows of an index (R,), (R, width)."""
-        assert self.team
-        out = torch.empty(len(which), self.width, dtype=self.dtype)
-        which = which.cpu()
-        inside = [(which >= a) & (which < b) for a, b in itertools.pairwise(self.offsets)]
+        out = torch.empty(len(index), self.width, dtype=self.dtype)
+        index = index.cpu()
+        inside = [(index >= a) & (index < b) for a, b in itertools.pairwise(self.offsets)]
         parts = [
-            (which[here] - a, self.dtype) for here, a in zip(inside, self.offsets[:-1], strict=True)
+            (index[mine] - a, self.dtype) for mine, a in zip(inside, self.offsets[:-1], strict=True)
         ]
-        for here, found in zip(inside, self.team.each("take", parts=parts), strict=True):
-            out[here] = found
-        return out.to(self.device)
+        for mine, found in zip(inside, self.workers.each("take", parts=parts), strict=True):
+            out[mine] = found
+        return out.to(self.order.device)
+
+    def objective(self, heads: HeadSet) -> RemoteObjective:
+        """Return the objective of heads over them; labels and weights go where the rows are."""
+        key = str(self.dtype)
+        labels: Sequence[Tensor | None] = [None] * self.workers.count
+        if isinstance(heads.loss, Sigmoid):
+            labels = self.split(heads.loss.labels.cpu())
+        held = zip(labels, self.split(heads.weights.cpu()), strict=True)
+        self.workers.each("hold", key, self.dtype, parts=list(held))
+        return RemoteObjective(heads, self, key)
 
 
 @dataclass(frozen=True)
-class SpreadObjective(Objective):
-    """H penalised losses over rows that workers hold."""
+class RemoteObjective(OverHeads):
+    """H penalised losses over rows that workers hold, under a key."""
 
-    team: Team | None = None
-    key: str = ""
+    heads: HeadSet
+    rows: RemoteRows
+    key: str
+
+    @property
+    def bf16(self) -> None:
+        """Say that no rows are at bfloat16: a message takes longer than a product."""
+        return
+
+    def select(self, heads: Tensor) -> RemoteObjective:
+        """Keep the heads of an index (H',)."""
+        return replace(self, heads=self.heads.select(heads))
 
     def __call__(self, theta: Tensor) -> Point:
         """Evaluate all heads at theta (H, K, D)."""
-        assert self.team
-        number, mark = self.team.mark()
-        alive = set(self.team.marks)
-        found = self.team.each("evaluate", self.which, theta.cpu(), number, alive)
-        value = 0.5 * self.l2.double() * theta[..., :-1].double().square().sum((1, 2))
-        gradient = self.penalised(theta)
-        for one, pull in found:
+        workers = self.rows.workers
+        number, lease = workers.lease()
+        alive = set(workers.leases)
+        found = workers.each("evaluate", self._selection, theta.cpu(), number, alive)
+        value, gradient = self.heads.penalty(theta), self.heads.penalty_gradient(theta)
+        for one, part in found:
             value += one.to(value.device)
-            gradient += pull.to(gradient.device)
+            gradient += part.to(gradient.device)
         every = torch.arange(len(theta))
-        curvature = Held(torch.full_like(every, number), every, {number: mark})
-        return Point(value, gradient, curvature)  # type: ignore[arg-type]
+        curvature = RemoteCurvature(torch.full_like(every, number), every, {number: lease})
+        return Point(value, gradient, curvature)
 
     @property
-    def which(self) -> Which:
+    def _selection(self) -> HeadSelection:
         """Return what workers must know of the heads."""
-        column = None if self.column is None else self.column.cpu()
-        return Which(self.key, self.group.cpu(), column)
+        column = self.heads.loss.column
+        return HeadSelection(
+            self.key, self.heads.group.cpu(), None if column is None else column.cpu()
+        )
 
     def hessian_product(self, point: Point, V: Tensor) -> Tensor:
         """Return the Hessian at a point times V, both (H, K, D)."""
-        assert self.team
-        out = self.penalised(V)
-        for part in self.team.each("product", self.which, place_of(point), V.cpu()):
+        out = self.heads.penalty_gradient(V)
+        location = point.curvature.location
+        for part in self.rows.workers.each("product", self._selection, location, V.cpu()):
             out += part.to(out.device)
         return out
 
     def mean_curvature(self, point: Point) -> Tensor:
-        """Return sum_i w_i (diag(p_i) - p_i p_i') without its diagonal, (H, K, K) in float64."""
-        assert self.team
-        found = self.team.each("mean_curvature", self.which, place_of(point))
+        """Return sum_i w_i C_i, (H, K, K) in float64; of softmax without the diag(p) part."""
+        location = point.curvature.location
+        found = self.rows.workers.each("mean_curvature", self._selection, location)
         return torch.stack(found).sum(0).to(self.l2.device)
 
     def curvature_of(self, point: Point, head: int) -> Tensor:
         """Return the curvature of one head at all rows, (K, N)."""
-        assert self.team
-        numbers, heads = place_of(point)
-        found = self.team.each("curvature", ([numbers[head]], [heads[head]]))
+        evaluations, heads = point.curvature.location
+        location = [evaluations[head]], [heads[head]]
+        found = self.rows.workers.each("curvature", location)
         return torch.cat(found, 1).to(self.l2.device)
 
 
-def place_of(point: Point) -> tuple[list[int], list[int]]:
-    """Return where workers find a point's curvature."""
-    held: Any = point.curvature
-    assert isinstance(held, Held)
-    return held.place
-
-
-class Team:
+class RowWorkers:
     """Workers that hold the rows of one fit after the other, as a context manager."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._workers: list[Any] = []
         self._numbers = itertools.count()
-        self.marks: weakref.WeakValueDictionary[int, Mark] = weakref.WeakValueDictionary()
+        self.leases: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the workers themselves: they start with the first fit."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """End the workers."""
         self._leave()
 
+    @property
+    def count(self) -> int:
+        """Return how many workers there are."""
+        return len(self._workers)
+
     def fit_heads(self, X: Tensor | Source, y: Tensor, **given: Any) -> Heads:
         """Fit heads as heads.fit_heads does; from the start where a worker is lost meanwhile."""
-        for _ in range(TRIES - 1):
+        for _ in range(MAX_TRIES - 1):
             try:
                 return fit_heads(X, y, engine=self, **given)
             except LostError as error:
                 warnings.warn(f"{error}; beginning again with those that are there", stacklevel=2)
         return fit_heads(X, y, engine=self, **given)
 
-    def rows(self, source: Source, kind: Tensor | None, device: torch.device) -> Rows:
-        """Deal the rows into blocks and have each measured, as Rows.of does.
+    def rows(
+        self, source: Source, row_class: Tensor | None, device: torch.device
+    ) -> LocalRows | RemoteRows:
+        """Deal the rows of a source (N, D) into blocks and have each measured.
 
-        Fewer rows than columns stay in this process.
+        row_class (N,) as in LocalRows.from_source. Fewer rows than columns stay in this process.
         """
         N, D = source.shape
-        if max(D, LEAST) > N:
-            return Rows.of(source, kind, device)
-        self._gather(min(self._cluster.room(), N // LEAST))
+        if max(D, MIN_BLOCK_ROWS) > N:
+            return LocalRows.from_source(source, row_class, device)
+        self._gather(min(self._cluster.room(), N // MIN_BLOCK_ROWS))
         edges = np.linspace(0, N, len(self._workers) + 1).astype(int).tolist()
         pairs = list(itertools.pairwise(edges))
         sums = self.each("load", parts=[(source.part(a, b),) for a, b in pairs])
-        shift = rounded(torch.stack(sums).sum(0) / N, source)
-        scale = unit(math.hypot(*self.each("size", shift)), N * D)
-        kinds = [None if kind is None else kind[a:b].cpu() for a, b in pairs]
-        orders = self.each("arrange", parts=[(k, shift, scale) for k in kinds])
+        shift = representable(torch.stack(sums).sum(0) / N, source)
+        root = math.hypot(*self.each("root_sum_squares", shift))
+        units = Units(shift, power_of_two_scale(root, N * D))
+        classes = [None if row_class is None else row_class[a:b].cpu() for a, b in pairs]
+        orders = self.each("arrange", parts=[(part, units) for part in classes])
         order = torch.cat([a + order for a, order in zip(edges[:-1], orders, strict=True)])
-        order = order.to(device)
-        return SpreadRows(
-            source=source,
-            order=order,
-            kind=None if kind is None else kind[order],
-            shift=shift.to(device),
-            scale=scale,
-            turn=None,
-            device=device,
-            team=self,
-            offsets=tuple(edges),
-        )
+        return RemoteRows(order.to(device), units.to(device), self, tuple(edges))
 
-    def objective(self, rows: Rows, **parts: Any) -> Objective:
-        """Return the objective over such rows; labels and weights go where the rows are."""
-        if not isinstance(rows, SpreadRows):
-            return Objective(rows=rows, **parts)
-        key = str(rows.dtype)
-        y, weights = parts["y"], parts["weights"]
-        ys = [None] * len(self._workers) if y is None else rows.split(y.cpu())
-        held = zip(ys, rows.split(weights.cpu()), strict=True)
-        self.each("hold", key, rows.dtype, parts=list(held))
-        return SpreadObjective(rows=rows, team=self, key=key, **parts)
-
-    def mark(self) -> tuple[int, Mark]:
+    def lease(self) -> tuple[int, Lease]:
         """Return a new number for a curvature, and what keeps it alive."""
-        number, mark = next(self._numbers), Mark()
-        self.marks[number] = mark
-        return number, mark
+        number, lease = next(self._numbers), Lease()
+        self.leases[number] = lease
+        return number, lease
 
     def each(
         self, method: str, *common: Any, parts: Sequence[tuple[Any, ...]] | None = None

@@ -15,7 +15,7 @@ from features.errors import ProbeError
 from features.manifest import ABSENT, NO_LABEL, NOT_STATED, PRESENT, SPLITS, UNCERTAIN, Manifest
 from features.memory import COPIES, available
 from features.store import BAD, DONE, PENDING, FeatureStore
-from probe.solve.rows import Source, Stored, Whole
+from probe.solve.sources import FromStore, InMemory, Source
 
 UNCERTAIN_AS = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
 
@@ -47,8 +47,8 @@ class Features:
     def source(self) -> Source:
         """Return the rows as the solver takes them."""
         if self.X is not None:
-            return Whole(self.X)
-        return Stored(partial(self.store.read, self.feature), self.rows, self.width, self.room)
+            return InMemory(self.X)
+        return FromStore(partial(self.store.read, self.feature), self.rows, self.width, self.room)
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """Yield rows (m, D), chunk by chunk."""

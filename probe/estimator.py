@@ -64,8 +64,8 @@ class Linear(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the most probable class of each row, (N,)."""
         logits = self.decision_function(X)
         index = (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(1)
-        said: Array = self.classes_[index]
-        return said
+        predicted: Array = self.classes_[index]
+        return predicted
 
     def predict_log_proba(self, X: Array) -> Array:
         """Return logarithms of probabilities, (N, K)."""
@@ -88,8 +88,9 @@ class LogisticSweep(Linear):
     ----------
     Cs : strengths as in scikit-learn; a number of them is spread evenly over log C, 1e-6 to 1e5.
     cv : folds: a number, a splitter or an iterable of (train, test); a number is stratified.
-    scoring : what chooses, and what `score` returns, as in scikit-learn; None is accuracy. Of
-        equals the smallest C is taken. Folds where it is not a number are left out of the mean.
+    scoring : what C is chosen by, and what `score` returns, as in scikit-learn; None is accuracy.
+        Of several best the smallest C is taken. Folds where it is not a number are left out of the
+        mean.
     refit : whether the chosen C is fitted to all rows. If not, coef_, intercept_ and C_ are the
         means, over the folds, of each fold's best.
     class_weight : None, "balanced" or a dict of class to weight.

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,24 +28,12 @@ from features.files import write_whole
 from features.schema import read_json
 from probe import schema
 from probe.score import log_odds
-from probe.solve import inputs
-from probe.solve.certificate import certify
-from probe.solve.objective import NEVER, Objective
-from probe.solve.path import Path as Strengths
-from probe.solve.path import Progress, batch_size
-from probe.solve.preconditioner import bases_of
-from probe.solve.rows import Rows, Source
-from probe.solve.solver import FLOOR
+from probe.solve import fit, inputs
+from probe.solve.fit import Engine, FitSettings
+from probe.solve.path import Progress
+from probe.solve.sources import Source
 
 FORMAT = "medprobe-head"  # of heads.json
-SURE = 40.0  # a logit whose loss, 4e-18, counts as none
-SINGLE = 1e-7  # the smallest relative gap that float32 is asked for
-EPS = 2.0**-24  # what rounding to float32 changes in a number, at most
-SPARED = 0.1  # of the tolerance that rounding heads to float32 may take
-RANGE = 1e-25, 1e25  # of penalties that float32 is given: their products with weights are numbers
-SMALL = 1 << 19  # products in a head's logits up to which a bound in float64 costs little
-LARGE = 1 << 20  # numbers in the rows from which products at bfloat16 are faster
-PRODUCTS = 16  # that a head takes: turning the rows costs as much as one of D outputs
 
 
 @dataclass(frozen=True, repr=False)
@@ -180,18 +168,6 @@ class Heads:
         return Head(coef, intercept, tuple(classes), self.kind, float(self.C[j]))
 
 
-class Engine(Protocol):
-    """Where rows lie and sums over them are made."""
-
-    def rows(self, source: Source, kind: Tensor | None, device: torch.device) -> Rows:
-        """Return the rows, as Rows.of does."""
-        ...
-
-    def objective(self, rows: Rows, **parts: Any) -> Objective:
-        """Return the objective over such rows, as Objective does."""
-        ...
-
-
 @torch.no_grad()
 def fit_heads(
     X: Tensor | Source,
@@ -230,120 +206,23 @@ def fit_heads(
     if certified and engine:
         raise ProbeError("a certified gap is computed in one process: leave the engine out")
     source = inputs.features(X)
-    order = inputs.strengths(C, device)
-    K = inputs.labels(y, source.shape[0], n_classes)
-    w = inputs.weights(weights, source.shape[0], device)
-    kind = "sigmoid" if K is None else "binary" if K == 2 else "softmax"
-    softmax = kind == "softmax"
-    y = y.to(device) if K is None else y.to(device, torch.int64)
-    rows = (engine.rows if engine else Rows.of)(
-        source, y if softmax else None, torch.device(device)
+    N = source.shape[0]
+    given = inputs.Given(
+        features=source,
+        C=inputs.strengths(C, device),
+        n_classes=inputs.labels(y, N, n_classes),
+        labels=y,
+        weights=inputs.weights(weights, N, device),
     )
-    y, w = y[rows.order], w[:, rows.order]
-    labels = None if softmax else y.reshape(len(y), -1).T.double()  # (L, N)
-    strengths, back = torch.unique(order, return_inverse=True)  # ascending
-
-    # Head (j, g, l). Row weights: one row per group, or per group and label if labels are missing.
-    J, G, L = len(strengths), len(w), 1 if labels is None else len(labels)
-    j, g, label = (
-        t.flatten().to(device)
-        for t in torch.meshgrid(torch.arange(J), torch.arange(G), torch.arange(L), indexing="ij")
-    )
-    known = w.double()[:, None]
-    if labels is not None:
-        known = known * ~labels.isnan()  # (G, L, N)
-    total = known.sum(2)
-    if not (total > 0).all():
-        raise ProbeError(
-            "a fold or a label has no training row left: use fewer folds, or drop the label"
-        )
-    l2 = 1 / (strengths[j] * total[g, label] * rows.scale**2)
-    K = K if K and softmax else 1  # outputs of a head
-    counts = torch.zeros(G, K, dtype=torch.float64, device=device)
-    if softmax:
-        counts.index_add_(1, y, w.double())
-    present = counts > 0
-    bases, basis = bases_of(rows, w)
-    half, outputs = None, J * G * L * K
-    if (
-        rows.at_hand
-        and len(bases) == 1
-        and min(len(rows), PRODUCTS * outputs) >= rows.width
-        and len(rows) * rows.width >= LARGE
-        and multiplies_bfloat16(str(device))
-    ):
-        half = rows.half(bases[0].B)
-
-    def objective(dtype: torch.dtype) -> Objective:
-        return (engine.objective if engine else Objective)(
-            rows=rows.to(dtype),
-            y=None if labels is None else labels.nan_to_num(0).to(dtype),
-            weights=(known / total[..., None]).flatten(0, 1).to(dtype),
-            bases=[one.to(dtype) for one in bases],
-            l2=l2.to(dtype),
-            group=g * L + label,
-            basis=basis[g],
-            column=None if labels is None else label,
-            present=present if softmax and not bool(present.all()) else None,
-            half=half,
-        )
-
-    theta = torch.zeros(J, G * L, K, rows.width, device=device)
-    if labels is None:
-        theta[..., -1] = torch.where(present, (counts / total).log(), NEVER)
-    else:
-        share = (known * labels.nan_to_num(0)).sum(2) / total  # (G, L)
-        theta[..., -1] = share.logit().clamp(-SURE, SURE).view(1, G * L, 1)
-    path = Strengths(strengths.log10().tolist(), theta)
-    small = rows.at_hand and len(rows) * rows.width * K <= SMALL
-    single = bool(((l2 > RANGE[0]) & (l2 < RANGE[1])).all())
-    if single:
-        path.solve(objective(torch.float32), tol=max(tol, SINGLE), progress=progress)
-        if small and tol >= SINGLE:
-            path.check(objective(torch.float64), tol=tol)
-    if not single or tol < SINGLE or not path.converged.all():
-        path.theta, exact = path.theta.double(), objective(torch.float64)
-        if softmax:  # what rounding moved all classes by: no step of the solver goes there
-            path.theta = exact.centred(path.theta.flatten(0, 1)).view_as(path.theta)
-        if tol < SINGLE:  # float32 can't tell how near it came
-            path.gap[:] = torch.inf
-        path.solve(exact, tol=tol, bounded=small, progress=progress)
-    if loose := int((~path.converged).sum()):
+    fast_bf16 = multiplies_bfloat16(str(device))
+    settings = FitSettings(tol, certified, torch.device(device), fast_bf16)
+    problem = fit.prepare(given, settings, engine)
+    path = fit.solve(problem, tol, progress)
+    if unconverged := int((~path.converged).sum()):
         warnings.warn(
-            f"{loose} of {path.converged.numel()} heads did not reach a relative gap of {tol:g}; "
-            f"the worst is at {float(path.gap.max()):.1e}",
+            f"{unconverged} of {path.converged.numel()} heads did not reach a relative gap of "
+            f"{tol:g}; the worst is at {float(path.gap.max()):.1e}",
             ConvergenceWarning,
             stacklevel=2,
         )
-    bound = _bounds(objective(torch.float64), path.theta).view(J, G, L) if certified else None
-    theta = path.theta.double()
-    if softmax:
-        theta[..., -1] = torch.where(present, theta[..., -1], -SURE)
-        theta = theta - theta.mean(2, keepdim=True)
-        theta[..., :-1] *= present[..., None]  # a class that is not there has no coefficients
-    coef, intercept = rows.back(torch.unflatten(theta, 1, (G, L))[back])
-    shaped = {
-        n: torch.unflatten(getattr(path, n), 1, (G, L))[back]
-        for n in ("converged", "gap", "value", "passes")
-    }
-    # A logit is a sum of terms of this mean square; each is rounded, and half of p (1 - p) <= 1 / 4
-    # times the square of what that makes of the logit is what the objective gains.
-    size = (coef.square() @ rows.squares(bases[0].gram) + intercept.square()).sum(3)
-    lost = EPS**2 / 8 * size > SPARED * tol * shaped["value"].clamp_min(FLOOR)
-    kept = torch.float64 if tol < SINGLE or bool(lost.any()) else torch.float32
-    return Heads(
-        coef=coef.to(kept),
-        intercept=intercept.to(kept),
-        C=order,
-        kind=kind,
-        bound=None if bound is None else bound[back],
-        **shaped,
-    )
-
-
-def _bounds(objective: Objective, theta: Tensor) -> Tensor:
-    """Return the certificate of every head, (J * B,), of theta (J, B, K, D)."""
-    theta = theta.double()
-    flat, step = theta.flatten(0, 1), batch_size(objective, theta)
-    parts = torch.split(torch.arange(len(flat), device=theta.device), step)
-    return torch.cat([certify(objective.select(part), flat[part]) for part in parts])
+    return Heads(C=given.C, kind=given.kind, **vars(fit.unpack(problem, path, settings)))

@@ -181,12 +181,12 @@ X[Y == 3, 0] += 4  # and nearly separable
 
 
 def test_heads_over_rows_of_two_workers_are_those_of_one_process(tmp_path, cluster):
-    from probe.cluster import Team
+    from probe.cluster import RowWorkers
     from probe.heads import fit_heads
-    from probe.solve.rows import Stored
+    from probe.solve.sources import FromStore
 
     store = FeatureStore.open(make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y)))
-    stored = Stored(partial(store.read, "final/mean"), np.arange(N), D, room=1 << 40)
+    stored = FromStore(partial(store.read, "final/mean"), np.arange(N), D, free_bytes=1 << 40)
     findings = torch.nn.functional.one_hot(torch.from_numpy(Y)).double()
     findings[:50, 1] = torch.nan
     weights = torch.from_numpy(np.random.default_rng(1).integers(0, 3, (2, N))).float()
@@ -197,7 +197,7 @@ def test_heads_over_rows_of_two_workers_are_those_of_one_process(tmp_path, clust
         "tol": 1e-12,
     }
     whole = torch.from_numpy(X)
-    with store, Team(cluster) as team:
+    with store, RowWorkers(cluster) as team:
         for source, y in ((whole, torch.from_numpy(Y)), (stored, findings)):
             here = fit_heads(whole, y, **settings)
             there = team.fit_heads(source, y, **settings)
@@ -244,11 +244,11 @@ def test_the_command_probes_with_the_same_answer(tmp_path, cluster):
 
 @pytest.mark.slow
 def test_a_fit_begins_again_where_a_worker_is_lost(cluster):
-    from probe.cluster import Team
+    from probe.cluster import RowWorkers
     from probe.heads import fit_heads
 
     seen, data = [], (torch.from_numpy(X), torch.from_numpy(Y))
-    with Team(cluster) as team:
+    with RowWorkers(cluster) as team:
 
         def lose(*_):
             seen.append(1)

@@ -118,8 +118,8 @@ def test_a_loss_that_is_not_a_number_is_said_and_not_passed_on(monkeypatch):
 
     seen = []
 
-    def broken(objective, theta, **given):
-        seen.append((theta, minimise(Broken(objective), theta, **given)))
+    def broken(objective, start, *given):
+        seen.append((start.theta, minimise(Broken(objective), start, *given)))
         return seen[-1][1]
 
     monkeypatch.setattr(path, "minimise", broken)

@@ -8,6 +8,7 @@ Newton decrement with the whole Hessian takes its place.
 
 import json
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from features.errors import ProbeError
 from probe import heads as module
 from probe.heads import Head, fit_heads
+from probe.solve import fit
 
 PATH = 10 ** np.linspace(-6, 5, 45)  # dinov2-logreg
 FLOOR = 1e-3
@@ -29,8 +31,8 @@ FLOOR = 1e-3
 def products(request, monkeypatch):
     """What the Hessian's products are made at, whatever the processor and however few the rows."""
     monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: request.param == "bfloat16")
-    monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(module, "PRODUCTS", 10**6)
+    monkeypatch.setattr(fit, "BF16_MIN_NUMBERS", 0)
+    monkeypatch.setattr(fit, "BF16_MIN_PRODUCTS", 10**6)
 
 
 def value_and_gradient(X, y, W, b, C):
@@ -268,10 +270,8 @@ def test_the_order_of_strengths_is_the_caller_s():
 
 
 def test_not_converging_is_loud(monkeypatch):
-    from probe.solve import path
-
-    solve = path.minimise
-    monkeypatch.setattr(path, "minimise", lambda *a, **k: solve(*a, **k, max_newton=1))
+    settings = fit.SolverSettings
+    monkeypatch.setattr(fit, "SolverSettings", partial(settings, max_newton=1))
     X, y = (torch.from_numpy(a) for a in problem("separable"))
     with pytest.warns(
         ConvergenceWarning, match="of 45 heads did not reach a relative gap of 1e-06"

@@ -12,7 +12,7 @@ from conftest import ROOT, make_manifest, make_store
 from features.store import FeatureStore
 from probe import data
 from probe.heads import fit_heads
-from probe.solve.rows import Stored, Whole
+from probe.solve.sources import FromStore, InMemory
 from probe.sweep import Settings, probe
 
 rng = np.random.default_rng(0)
@@ -31,8 +31,8 @@ def test_heads_from_a_file_are_those_from_memory(tmp_path, kind):
     weights = torch.from_numpy(rng.integers(0, 3, (3, 2000)).astype(np.float32))
     C = [1e-4, 1e-2, 1.0, 100.0]
     with FeatureStore.open(path) as store:
-        stored = Stored(lambda part: store.read("final/mean", part), rows, D, room=1)
-        assert stored.step == 256
+        stored = FromStore(lambda part: store.read("final/mean", part), rows, D, free_bytes=1)
+        assert stored.chunk_rows == 256
         there = fit_heads(stored, y, C=C, weights=weights, tol=1e-9)
     here = fit_heads(torch.from_numpy(X[rows]), y, C=C, weights=weights, tol=1e-9)
     torch.testing.assert_close(there.value, here.value, rtol=1e-7, atol=0)
@@ -42,9 +42,9 @@ def test_heads_from_a_file_are_those_from_memory(tmp_path, kind):
 def test_a_file_is_read_in_order_and_whole():
     rows = np.array([0, 1, 2, 700, 701, 5000, 5001])
     table = np.arange(6000, dtype=np.float32)[:, None]
-    stored = Stored(lambda part: table[part], rows, 1, room=1)
+    stored = FromStore(lambda part: table[part], rows, 1, free_bytes=1)
     assert torch.cat(list(stored.chunks()))[:, 0].tolist() == rows.tolist()
-    assert torch.equal(next(Whole(torch.ones(2, 3)).chunks()), torch.ones(2, 3))
+    assert torch.equal(next(InMemory(torch.ones(2, 3)).chunks()), torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("head", ["linear", "knn"])

@@ -8,31 +8,37 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probe.solve.objective import Objective
-from probe.solve.preconditioner import bases_of
-from probe.solve.rows import Rows, Whole
+from probe.solve.head_set import HeadSet
+from probe.solve.inverse_choice import build_preconditioner
+from probe.solve.losses import Sigmoid, Softmax
+from probe.solve.objective import LocalObjective
+from probe.solve.rows import LocalRows, bases_of
+from probe.solve.sources import InMemory
 
 N, D, K = 30, 4, 3
 
 
 def objective_of(X, y, weights, l2, kind):
     """An objective of one group of heads per row of weights (G, N), as sums, not means."""
-    rows = Rows.of(Whole(X), y if kind == "softmax" else None, torch.device("cpu"))
+    row_class = y if kind == "softmax" else None
+    rows = LocalRows.from_source(InMemory(X), row_class, torch.device("cpu"))
     rows = replace(rows, kept=torch.cat([X[rows.order], torch.ones(len(X), 1).double()], 1))
     rows = rows.to(torch.float64)
     weights = weights[:, rows.order]
     bases, basis = bases_of(rows, weights)
     G = len(weights)
-    return Objective(
-        rows=rows,
-        y=None if kind == "softmax" else y[rows.order].T,
+    loss = Softmax()
+    if kind == "sigmoid":
+        loss = Sigmoid(y[rows.order].T, torch.arange(G) % y.shape[1])
+    heads = HeadSet(
+        loss=loss,
         weights=weights,
-        bases=bases,
         l2=torch.full((G,), l2, dtype=torch.float64),
         group=torch.arange(G),
+        bases=bases,
         basis=basis,
-        column=None if kind == "softmax" else torch.arange(G) % y.shape[1],
     )
+    return LocalObjective(heads, rows)
 
 
 def data(seed, kind, n=N):
@@ -73,16 +79,16 @@ def test_gradient_and_hessian_product_agree_with_finite_differences(kind, seed):
 def test_a_hard_head_of_few_parameters_is_solved_by_its_own_hessian(kind):
     objective, theta = problem(0, kind, groups=3)
     here = objective(3 * theta)
-    effort = torch.tensor([100, 0, 100])
-    precondition = objective.preconditioner(here, effort, {})
-    assert sorted(precondition.own) == [0, 2]
+    cg_iterations = torch.tensor([100, 0, 100])
+    precondition = build_preconditioner(objective, here, cg_iterations, {})
+    assert sorted(precondition.head_inverses) == [0, 2]
     direction = torch.from_numpy(np.random.default_rng(1).standard_normal(theta.shape))
     if kind == "softmax":  # what moves all classes together is not solved for
         direction -= direction.mean(1, keepdim=True)
     product = objective.hessian_product(here, direction)
-    plain = objective.preconditioner(here, torch.zeros(3), {})
+    plain = build_preconditioner(objective, here, torch.zeros(3), {})
     off, without = (
-        (objective.turn(P(objective.turn(product)), back=True) - direction).flatten(1).norm(dim=1)
+        (objective.from_basis(P(objective.to_basis(product))) - direction).flatten(1).norm(dim=1)
         for P in (precondition, plain)
     )
     # A head of one output takes the last percent of its curvature's rows as one.
@@ -97,13 +103,17 @@ def test_value_is_that_of_torch(kind):
     logits = torch.einsum("nd,hkd->hnk", rows.kept, theta)
     if kind == "softmax":
         ce = torch.nn.functional.cross_entropy
-        loss = torch.stack([ce(one, rows.kind, reduction="none") for one in logits])
+        loss = torch.stack([ce(one, rows.row_class, reduction="none") for one in logits])
     else:
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits[..., 0], objective.y[objective.column], reduction="none"
+            logits[..., 0],
+            objective.heads.loss.labels[objective.heads.loss.column],
+            reduction="none",
         )
     penalty = objective.l2 / 2 * theta[..., :-1].square().sum((1, 2))
-    torch.testing.assert_close(objective(theta).value, (loss * objective.weights).sum(1) + penalty)
+    torch.testing.assert_close(
+        objective(theta).value, (loss * objective.heads.weights).sum(1) + penalty
+    )
 
 
 KINDS = pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -137,7 +147,7 @@ def test_blocks_and_chunks_change_nothing(kind, seed, step, chunk):
     objective, theta = problem(seed, kind)
     cut = objective.rows
 
-    class Small(Rows):
+    class Small(LocalRows):
         def chunks(self):
             for start in range(0, N, chunk):
                 yield start, self.kept[start : start + chunk]
@@ -145,7 +155,7 @@ def test_blocks_and_chunks_change_nothing(kind, seed, step, chunk):
         def blocks(self, _):
             return super().blocks(step)
 
-    small = Small(**{f.name: getattr(cut, f.name) for f in fields(Rows)})
+    small = Small(**{f.name: getattr(cut, f.name) for f in fields(LocalRows)})
     same(objective, replace(objective, rows=small), theta)
 
 
@@ -189,8 +199,9 @@ def test_a_loss_far_below_float32s_rounding_of_its_logits_keeps_its_digits():
     objective = replace(
         objective,
         rows=objective.rows.to(torch.float32),
-        weights=objective.weights.float(),
-        l2=objective.l2.float(),
+        heads=replace(
+            objective.heads, weights=objective.heads.weights.float(), l2=objective.l2.float()
+        ),
     )
     exact = np.log1p((K - 1) * np.exp(-20.0))
     assert objective(theta).value.item() == pytest.approx(exact, rel=1e-5)
@@ -199,23 +210,23 @@ def test_a_loss_far_below_float32s_rounding_of_its_logits_keeps_its_digits():
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_products_at_bfloat16_are_those_of_a_matrix_near_the_hessian(kind):
     objective, theta = problem(5, kind, groups=1)
-    half = replace(objective, half=objective.rows.half(objective.bases[0].B))
+    rounded = replace(objective, bf16_rows=objective.rows.in_bf16(objective.heads.bases[0].B))
     here = objective(theta)
     rng = np.random.default_rng(2)
     u, v = (
         torch.from_numpy(rng.standard_normal(theta.shape)).bfloat16().double() for _ in range(2)
     )
-    found = half.coarse_product(here, v)
-    exact = objective.turn(objective.hessian_product(here, objective.turn(v, back=True)))
+    found = rounded.bf16.hessian_product(here, v)
+    exact = objective.to_basis(objective.hessian_product(here, objective.from_basis(v)))
     assert 1e-5 < (found - exact).norm() / exact.norm() < 2**-7
-    mirrored = (half.coarse_product(here, u) * v).sum()
+    mirrored = (rounded.bf16.hessian_product(here, u) * v).sum()
     torch.testing.assert_close((found * u).sum(), mirrored, rtol=0, atol=2**-7 * mirrored.norm())
 
 
 def test_the_basis_diagonalises_the_weighted_gram_matrix():
     objective, _ = problem(5, "softmax")
     Z = objective.rows.kept
-    for w, i in zip(objective.weights, objective.basis.tolist(), strict=True):
-        basis = objective.bases[i]
+    for w, i in zip(objective.heads.weights, objective.heads.basis.tolist(), strict=True):
+        basis = objective.heads.bases[i]
         gram = basis.B.T @ (Z.T * w / w.sum()) @ Z @ basis.B
         torch.testing.assert_close(gram, torch.diag(basis.spectrum), atol=1e-12, rtol=1e-9)

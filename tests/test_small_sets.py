@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from probe import heads as module
 from probe.heads import fit_heads
+from probe.solve import fit
 
 PATH = 10 ** np.linspace(-6, 5, 45)
 ROWS = "normal", "copied", "constant", "one-hot", "counts", "far", "huge and tiny", "one subspace"
@@ -119,8 +120,8 @@ def check(seed, rows):
 def products(request, monkeypatch):
     """What the Hessian's products are made at, whatever the processor and however few the rows."""
     monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: request.param == "bfloat16")
-    monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(module, "PRODUCTS", 10**6)
+    monkeypatch.setattr(fit, "BF16_MIN_NUMBERS", 0)
+    monkeypatch.setattr(fit, "BF16_MIN_PRODUCTS", 10**6)
 
 
 @pytest.fixture(params=[1, 2])

@@ -40,7 +40,7 @@ from probe.commands.finetune import about_labels, say, say_notes, say_tuned
 
 if TYPE_CHECKING:
     from features.cluster import Cluster
-    from probe.cluster import Team
+    from probe.cluster import RowWorkers
     from probe.results import Result
 
     Probe = Callable[[Path, tuple[str, ...]], list[Result]]  # store, columns to score by
@@ -212,7 +212,7 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     from probe.heads import fit_heads
     from probe.sweep import probe_all
 
-    with engine_of(given) as cluster, team_of(cluster) as team:
+    with engine_of(given) as cluster, row_workers(cluster) as team:
         fit = team.fit_heads if team else fit_heads
         settings = probing_of(given, protocol=given["protocol"], head=given["head"], fit=fit)
         refuse_seeds(settings)
@@ -227,13 +227,13 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
         yield probe_one
 
 
-def team_of(cluster: Cluster | None) -> AbstractContextManager[Team | None]:
+def row_workers(cluster: Cluster | None) -> AbstractContextManager[RowWorkers | None]:
     """Return the workers that hold rows, where a cluster works."""
     if cluster is None:
         return nullcontext()
-    from probe.cluster import Team
+    from probe.cluster import RowWorkers
 
-    return Team(cluster)
+    return RowWorkers(cluster)
 
 
 @contextmanager

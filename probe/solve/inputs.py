@@ -6,15 +6,38 @@ Shapes as in heads.py: N images, D features, J strengths, G row weightings, L la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from features.errors import ProbeError
-from probe.solve.rows import Source, Whole
+from probe.solve.sources import InMemory, Source
 
 # Types whose every number float32 holds.
 NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What heads are fitted to, checked.
+
+    features (N, D); labels (N,) of class indices or (N, L) of 1, 0 and NaN; C (J,) float64 and
+    weights (G, N) on the device. n_classes is None of label columns.
+    """
+
+    features: Source
+    labels: Tensor
+    C: Tensor
+    weights: Tensor
+    n_classes: int | None
+
+    @property
+    def kind(self) -> str:
+        """Return "softmax" of three classes or more, "binary" of two, "sigmoid" of labels."""
+        if self.n_classes is None:
+            return "sigmoid"
+        return "binary" if self.n_classes == 2 else "softmax"
 
 
 def features(X: Tensor | Source) -> Source:
@@ -30,7 +53,7 @@ def features(X: Tensor | Source) -> Source:
             )
         if X.dtype not in (torch.float32, torch.float64):
             X = X.to(torch.float32 if X.dtype in NARROW else torch.float64)
-    source: Source = Whole(X) if isinstance(X, Tensor) else X
+    source: Source = InMemory(X) if isinstance(X, Tensor) else X
     N, D = source.shape
     if not (N and D):
         raise ProbeError(f"features of shape {(N, D)}: want at least one image and one feature")

@@ -30,7 +30,7 @@ def vote(
     """
     most = min(max(k), len(y))
     best = X.new_full((len(X), most), -torch.inf)
-    place = torch.zeros(len(X), most, dtype=torch.long, device=X.device)
+    index = torch.zeros(len(X), most, dtype=torch.long, device=X.device)
     X = torch.nn.functional.normalize(X, dim=1)
     start = 0
     for chunk in train:
@@ -38,18 +38,21 @@ def vote(
         step = max(1, BLOCK // len(T))
         for i in range(0, len(X), step):
             rows = slice(i, i + step)
-            near = X[rows] @ T.T
-            value, where = near.topk(min(most, len(T)), dim=1)
+            similarity = X[rows] @ T.T  # cosines (n, m): both have length 1
+            value, found = similarity.topk(min(most, len(T)), dim=1)
+            # The best of those so far and of this chunk: memory is (N, most), not (N, M).
             value, order = torch.cat([best[rows], value], 1).topk(most, dim=1)
-            place[rows] = torch.cat([place[rows], where + start], 1).gather(1, order)
+            index[rows] = torch.cat([index[rows], found + start], 1).gather(1, order)
             best[rows] = value
         start += len(T)
     y, counts = y.double(), [min(one, most) - 1 for one in k]
     out = y.new_empty(len(k), len(X), y.shape[1])
     step = max(1, BLOCK // (most * y.shape[1]))
     for rows in (slice(i, i + step) for i in range(0, len(X), step)):
+        # exp(s / T) over exp(s_max / T): log-odds stay, and nothing overflows at T = 0.07.
         weight = ((best[rows] - best[rows, :1]).double() / temperature).exp()[..., None]
-        votes = y[place[rows]]  # (n, most, K)
+        votes = y[index[rows]]  # (n, most, K)
+        # Sums over the first k neighbours, of votes for and votes against; NaN votes for neither.
         both = [(weight * side.nan_to_num(0)).cumsum(1)[:, counts] for side in (votes, 1 - votes)]
         z = both[0].log() - both[1].log()
         out[:, rows] = torch.where(both[0] + both[1] > 0, z, 0).transpose(0, 1)

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from features.memory import available
-from probe.solve.objective import Objective, Point
-from probe.solve.solver import FLOOR, TRUST, UNKNOWN, bound, line_search, minimise
+from probe.solve.gap import BOUND_SLACK, FLOOR, gradient_bound
+from probe.solve.inverse_choice import build_preconditioner
+from probe.solve.line_search import line_search
+from probe.solve.objective import HeadObjective, Point
+from probe.solve.solver import CUBIC_UNKNOWN, SolverSettings, Start, minimise
 
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
-SHARES = 8  # of the memory that is left, one for a batch's curvature: up to five copies are alive
+MEMORY_SHARES = 8  # of the memory that is left, one for a batch: five copies are alive at most
 POINTS = 3  # solved strengths that a start beyond the last one is drawn through
 DECADE = 1.1  # in log10 C: strengths further apart than this are not interpolated over
 
@@ -31,7 +34,7 @@ Progress = Callable[[int, int, int], None]  # heads done, heads in all, passes o
 
 
 @dataclass(frozen=True)
-class Ahead:
+class WarmStart:
     """Where heads may start, theta (J * B, K, D), and which solved head each stands at, near."""
 
     theta: Tensor
@@ -39,17 +42,17 @@ class Ahead:
 
 
 @dataclass
-class Path:
+class RegularizationPath:
     """theta (J, B, K, D) as far as it is solved, and per head (J, B) how well."""
 
-    log_c: list[float]
+    log_c: Sequence[float]
     theta: Tensor
     value: Tensor = field(init=False)
     gap: Tensor = field(init=False)
     converged: Tensor = field(init=False)
     passes: Tensor = field(init=False)
-    effort: Tensor = field(init=False)
-    bend: Tensor = field(init=False)
+    cg_iterations: Tensor = field(init=False)
+    cubic_coefficient: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Start from nothing solved."""
@@ -58,109 +61,115 @@ class Path:
         self.gap = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
         self.converged = torch.zeros(shape, dtype=torch.bool, device=device)
         self.passes = torch.zeros(shape, dtype=torch.long, device=device)
-        self.effort = torch.zeros(shape, dtype=torch.long, device=device)
-        self.bend = torch.full(shape, UNKNOWN, dtype=torch.float64, device=device)
+        self.cg_iterations = torch.zeros(shape, dtype=torch.long, device=device)
+        self.cubic_coefficient = torch.full(
+            shape, CUBIC_UNKNOWN, dtype=torch.float64, device=device
+        )
 
-    def check(self, objective: Objective, *, tol: float) -> None:
+    def check(self, objective: HeadObjective, *, tol: float) -> None:
         """Take back that heads are converged where a bound, in float64, says much more."""
         theta, l2 = self.theta.flatten(0, 1), objective.l2
         step = batch_size(objective, self.theta)
         for heads in torch.split(torch.arange(len(l2), device=l2.device), step):
             mine = objective.select(heads)
-            here = mine(theta[heads].to(l2.dtype))
-            far = bound(mine, here) > TRUST * tol * here.value.clamp_min(FLOOR)
+            point = mine(theta[heads].to(l2.dtype))
+            allowed = tol * point.value.clamp_min(FLOOR)
+            far = gradient_bound(mine, point) > BOUND_SLACK * allowed
             self.converged.view(-1)[heads[far]] = False
             self.gap.view(-1)[heads[far]] = torch.inf
 
     def solve(
-        self,
-        objective: Objective,
-        *,
-        tol: float,
-        bounded: bool = False,
-        progress: Progress | None = None,
+        self, objective: HeadObjective, settings: SolverSettings, progress: Progress | None = None
     ) -> None:
-        """Solve every head that is not converged to a relative gap of tol: see minimise."""
+        """Solve every head that is not converged to a relative gap of settings.tol."""
         J, B = self.gap.shape
         solved: list[int] = []
         again = not bool(self.value.isnan().any())  # solved before, now to a smaller gap
-        together = not objective.rows.at_hand
+        together = not objective.rows.in_memory
+        # A wave's heads are independent; what is extrapolated from are the waves before it.
         for wave in [[*range(J)]] if again else waves(self.log_c, together=together):
+            # A strength with a head that was given up is no node: it would lead others astray.
             nodes = [n for n in solved if bool(self.converged[n].all())]
-            ahead = None if again or not nodes else self._ahead(wave, nodes)
-            self.converged[wave] &= self.gap[wave] <= tol
+            warm = None if again or not nodes else self._warm_start(wave, nodes)
+            self.converged[wave] &= self.gap[wave] <= settings.tol
             heads = torch.tensor(
                 [j * B + b for j in wave for b in range(B) if not self.converged[j, b]]
             )
             step = batch_size(objective, self.theta)
             for start in range(0, len(heads), step):
                 batch = heads[start : start + step].to(self.theta.device)
-                self._solve(objective, batch, ahead, tol, bounded, progress)
+                self._solve_batch(objective, batch, warm, settings, progress)
             solved = sorted(solved + wave)
 
-    def _solve(
+    def _solve_batch(
         self,
-        objective: Objective,
+        objective: HeadObjective,
         heads: Tensor,
-        ahead: Ahead | None,
-        tol: float,
-        bounded: bool,
+        warm: WarmStart | None,
+        settings: SolverSettings,
         progress: Progress | None,
     ) -> None:
+        """Solve the heads of an index (H',) together, and write what is found over what was."""
         done, total = int(self.converged.sum()), self.converged.numel()
 
-        def report(passes: int, left: int) -> None:
+        def report(passes: int, heads_left: int) -> None:
             if progress:
-                progress(done + len(heads) - left, total, passes)
+                progress(done + len(heads) - heads_left, total, passes)
 
-        start, here = self.theta.flatten(0, 1)[heads], None
-        mine = objective.select(heads)
-        if ahead:
-            known = self._known(objective, heads, ahead.near[heads])
-            step = ahead.theta[heads] - start
-            start, here, _, tries = line_search(mine, start, known, step)
-            self.passes.view(-1)[heads] += tries
-        effort, bend = self.effort.view(-1)[heads], self.bend.view(-1)[heads]
-        found = minimise(
-            mine,
-            start,
-            here=here,
-            effort=effort,
-            bend=bend,
-            tol=tol,
-            bounded=bounded,
-            progress=report,
+        theta, point = self.theta.flatten(0, 1)[heads], None
+        batch = objective.select(heads)
+        if warm:
+            # From the neighbour's optimum, whose point costs no pass, towards the extrapolation:
+            # where that leads too far the line search stops before it.
+            known = self._point_of_neighbour(objective, heads, warm.near[heads])
+            searched = line_search(batch, theta, known, warm.theta[heads] - theta)
+            theta, point = searched.theta, searched.point
+            self.passes.view(-1)[heads] += searched.evaluations
+        start = Start(
+            theta=theta,
+            point=point,
+            cg_iterations=self.cg_iterations.view(-1)[heads],
+            cubic_coefficient=self.cubic_coefficient.view(-1)[heads],
         )
+        found = minimise(batch, start, build_preconditioner, settings, report)
         self.theta.flatten(0, 1)[heads] = found.theta  # views: what is written to them stays
-        for name in ("value", "gap", "converged", "effort", "bend"):
+        for name in ("value", "gap", "converged", "cg_iterations", "cubic_coefficient"):
             getattr(self, name).view(-1)[heads] = getattr(found, name)
         self.passes.view(-1)[heads] += found.passes
 
-    def _ahead(self, wave: list[int], nodes: list[int]) -> Ahead:
+    def _warm_start(self, wave: list[int], nodes: list[int]) -> WarmStart:
         """Put a wave's heads where their nearest solved strength is; return where they may go."""
         J, B = self.gap.shape
         theta, near = self.theta.clone(), torch.arange(J * B, device=self.gap.device).view(J, B)
         for j in wave:
             n = min(nodes, key=lambda n: abs(n - j))
-            theta[j], near[j] = self._start(j, nodes), near[n]
-            for mine in (self.theta, self.value, self.gap, self.effort, self.bend):
+            theta[j], near[j] = self._extrapolated(j, nodes), near[n]
+            for mine in (
+                self.theta,
+                self.value,
+                self.gap,
+                self.cg_iterations,
+                self.cubic_coefficient,
+            ):
                 mine[j] = mine[n]
-        return Ahead(theta.flatten(0, 1), near.flatten())
+        return WarmStart(theta.flatten(0, 1), near.flatten())
 
-    def _known(self, objective: Objective, heads: Tensor, near: Tensor) -> Point:
+    def _point_of_neighbour(self, objective: HeadObjective, heads: Tensor, near: Tensor) -> Point:
         """Return the objective of heads that stand at the optimum of others: only l2 differs.
 
         Their value was estimated, and is taken for as much as it can be.
         """
         theta = self.theta.flatten(0, 1)[heads]
+        # f_2 = f_1 + (l2_2 - l2_1) / 2 |W|^2, and g_1 = 0 at the optimum of f_1.
         theta[..., -1] = 0
         more = objective.l2[heads] - objective.l2[near]
         value = self.value.view(-1)[heads]
         value = value + self.gap.view(-1)[heads] * value.clamp_min(FLOOR)
         value += more.double() / 2 * theta.double().square().sum((1, 2))
-        return Point(value, more[:, None, None] * theta, theta[..., :0])
+        no_curvature = theta[..., :0]  # a line search needs none
+        return Point(value, more[:, None, None] * theta, no_curvature)
 
-    def _start(self, j: int, solved: list[int]) -> Tensor:
+    def _extrapolated(self, j: int, solved: list[int]) -> Tensor:
         """Return theta[j] as solved strengths suggest: a polynomial in log C through up to four.
 
         They stand on both sides of j where they can. Beyond the last one, the weights of separable
@@ -168,13 +177,16 @@ class Path:
         """
         x = self.log_c
         below, above = [n for n in solved if n < j], [n for n in solved if n > j]
+        # Cubic between (two on each side), quadratic beyond the last (three below).
         near = below[-2:] + above[:2] if below and above else below[-POINTS:] or above[:1]
         gap = min(abs(x[n] - x[j]) for n in near)
         near = [n for n in near if abs(x[n] - x[j]) <= max(2 * DECADE, gap)]
+        # Over a gap wider than a decade a polynomial says nothing: the nearest one's theta.
         if gap > DECADE:
             near = near[-1:]
         out = torch.zeros_like(self.theta[j])
         for n in near:
+            # Lagrange's polynomial in x = log C: prod_m (x_j - x_m) / (x_n - x_m).
             share = 1.0
             for m in near:
                 if m != n:
@@ -204,7 +216,8 @@ def waves(log_c: Sequence[float], *, together: bool = False) -> list[list[int]]:
     return order
 
 
-def batch_size(objective: Objective, theta: Tensor) -> int:
+def batch_size(objective: HeadObjective, theta: Tensor) -> int:
     """Return how many heads at once keep their curvature within CURVATURE_BYTES or its share."""
-    outputs, room = theta.shape[2], min(CURVATURE_BYTES, available(theta.device) // SHARES)
-    return max(1, room // (theta.element_size() * objective.rows.together * outputs))
+    most = min(CURVATURE_BYTES, available(theta.device) // MEMORY_SHARES)
+    numbers = objective.rows.rows_per_process * theta.shape[2]  # of one head's curvature
+    return max(1, most // (theta.element_size() * numbers))
