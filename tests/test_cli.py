@@ -351,6 +351,6 @@ def test_compare_takes_the_results_of_one_metric(tmp_path):
     both = CliRunner().invoke(cli, ["compare", str(tmp_path / "out")])
     assert "name one by --metric" in both.stderr
     one = CliRunner().invoke(cli, ["compare", str(tmp_path / "out"), "--metric", "acc"])
-    assert one.exit_code == 0 and "made C 0.01" in one.stdout
+    assert one.exit_code == 0 and "made · C 0.01" in one.stdout
     none = CliRunner().invoke(cli, ["compare", str(tmp_path / "out"), "--metric", "kappa"])
     assert "no result by kappa: found accuracy, auroc" in none.stderr
