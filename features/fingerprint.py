@@ -87,6 +87,9 @@ WORDS = {  # what fields are called where they differ; versions are called by th
     "image.dicom": "DICOM",
     "image.dicom.window": "DICOM window (--window)",
     "image.dicom.frame": "DICOM frame (--frame)",
+    "image.dicom.rules": "rules of DICOM",
+    "image.dicom.versions": "versions for DICOM",
+    "versions": "versions",
     "normalize.mean": "mean (--normalize)",
     "normalize.std": "std (--normalize)",
     "precision": "precision",
@@ -121,7 +124,7 @@ def in_words(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         if name == "manifest.digest":
             out += [] if count != wanted else [f"images: stored {count}, asked {wanted} others"]
             continue
-        word = WORDS.get(name) or f"version of {name.removeprefix('versions.')}"
+        word = WORDS.get(name) or f"version of {name.rpartition('versions.')[2]}"
         out.append(f"{word}: stored {_plain(a)}, asked {_plain(b)}")
     return out
 

@@ -61,6 +61,7 @@ def test_classes_have_the_order_that_is_given_and_labels_follow(tmp_path, order)
     same = order == sorted_.classes
     assert (manifest.labels_digest() == sorted_.labels_digest()) is same
     assert manifest.digest() == sorted_.digest()
+    assert manifest.split_digest() == sorted_.split_digest()
 
 
 def test_findings_have_the_order_that_is_given(tmp_path):
@@ -304,7 +305,12 @@ MADE = {
         "resize": 224,
         "interpolation": "bicubic",
         "decode": "scaled",
-        "dicom": {"window": "header", "frame": "middle"},
+        "dicom": {
+            "window": "header",
+            "frame": "middle",
+            "rules": "dicom-2",
+            "versions": {"pydicom": "3"},
+        },
     },
     "normalize": {"mean": [0.5], "std": [0.5]},
     "views": {"count": 2, "seed": 0, "recipe": 1},
@@ -319,7 +325,9 @@ def leaves(made, path=()):
         yield from leaves(value, (*path, key)) if isinstance(value, dict) else [(*path, key)]
 
 
-@pytest.mark.parametrize("path", [*leaves(MADE), ("image", "dicom"), ("views",)])
+@pytest.mark.parametrize(
+    "path", [*leaves(MADE), ("image", "dicom"), ("views",), ("image", "dicom", "versions")]
+)
 def test_each_field_of_a_fingerprint_that_differs_is_said_in_words_without_its_hash(path):
     assert in_words(MADE, json.loads(json.dumps(MADE))) == []
     changes = {"weights": "random", "weights_digest": digest("other") * 4, "digest": digest("x")}

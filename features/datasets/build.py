@@ -85,9 +85,6 @@ def build(
     _refuse_twice(root, paths, where)
     if options.merge:
         label, classes = merge_classes(label, classes, options.merge, where)
-    if options.classes and options.labelled:
-        label, classes = ordered(label, classes, options.classes, where)
-        order_from = "given"
     for alike in apart(classes):
         warnings.warn(
             f"{where}: the classes {' and '.join(alike)} differ only in how they are written, and "
@@ -114,6 +111,10 @@ def build(
         split[used] = _drawn_split(subject[used], label[used], classes, path[used], options, where)
         by = "image" if subjects is None else "subject"
         split_from = f"drawn by {by}, stratified, {_parts(options)}, seed {options.seed}"
+    if options.classes and options.labelled:
+        # after the split was drawn, which is so the same in any order
+        label, classes = ordered(label, classes, options.classes, where)
+        order_from = "given"
     if options.labelled:
         _need_parts(split, subject, where, by=split_from)
     return Manifest(
