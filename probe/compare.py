@@ -1,7 +1,7 @@
 """Do models differ? Paired tests on one test set, ranks over many, the spread over seeds.
 
 A model is what varies among the results: backbone, head, feature, protocol, ... (identity.py). Its
-score on a data set is the mean over seeds; a paired test takes the predictions of its first seed.
+score on a data set is the mean over seeds, and so is what intervals and tests are of.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from features.errors import ProbeError
 from probe.identity import data_names, model_names
 from probe.results import Predictions, Result, load, read_predictions
 from probe.score import metrics
+from probe.score.intervals import interval_of_mean
 from probe.score.metric_names import resolve
 from probe.score.paired import ALPHA, Difference, compare, delong_test
 from probe.score.ranks import Ranks, holm, ranks, wilcoxon_holm
@@ -37,7 +38,7 @@ class Score:
     value: float
     deviation: float | None
     seeds: list[int]
-    ci_low: float  # of the first seed
+    ci_low: float  # of the mean
     ci_high: float
 
 
@@ -141,8 +142,13 @@ def compare_results(
         notes += [f"{dataset}: {model} is in no test: {why}" for model, why in missing.items()]
         first = next(iter(there.values()))[0][1]
         metric = metrics.find(first.metric, first.task)
-        firsts = {model: seeds[0] for model, seeds in said.items()}
-        pairs += _pairs(dataset, metric, firsts, missing, n=n, seed=seed)
+        for model, seeds in said.items():
+            scores[dataset, model] = _with_interval(
+                scores[dataset, model], metric, seeds, n=n, seed=seed
+            )
+        tested = _pairs(dataset, metric, said, missing, n=n, seed=seed)
+        pairs += tested
+        notes += _few(dataset, [result for runs in there.values() for _, result in runs])
         score = {model: _better_is_more(scores[dataset, model], cells) for model in there}
         untrained = [m for m, runs in there.items() if runs[0][1].weights == "random"]
         notes += [f"{dataset}: {model} is untrained, so never the best" for model in untrained]
@@ -150,7 +156,8 @@ def compare_results(
         answers = [said[m] for m in order]
         kept, chosen = chosen_among(metric, answers, n=n, seed=seed) if order else ([], None)
         if chosen:
-            best.append(Best(dataset, metric.name, [order[k] for k in kept], chosen))
+            names_ = [order[k] for k in kept]
+            best.append(Best(dataset, metric.name, names_, _no_surer(chosen, names_, tested)))
     whole = [d for d in datasets if all((d, m) in cells for m in models)]
     table = np.array([[_better_is_more(scores[d, m], cells) for m in models] for d in whole])
     p = wilcoxon_holm(table) if len(whole) else None
@@ -191,6 +198,33 @@ def _score(dataset: str, model: str, results: Sequence[Result]) -> Score:
     )
 
 
+def _with_interval(
+    score: Score, metric: metrics.Metric, seeds: Sequence[Predictions], *, n: int, seed: int
+) -> Score:
+    """Return a score of several seeds with the interval of their mean."""
+    alike = [p for p in seeds if not unpaired(seeds[0], p)]
+    if len(seeds) == 1 or len(alike) < len(seeds):
+        return score
+    y, subjects = np.asarray(seeds[0].labels), np.asarray(seeds[0].subjects)
+    answers, rng = [p.scores(metric) for p in seeds], np.random.default_rng(seed)
+    low, high = interval_of_mean(metric, y, answers, subjects, n=n, rng=rng)
+    return replace(score, ci_low=low, ci_high=high)
+
+
+def _few(dataset: str, results: Sequence[Result]) -> list[str]:
+    return [f"{dataset}: {said}" for said in dict.fromkeys(r.few for r in results) if said]
+
+
+def _no_surer(chosen: Chosen, models: Sequence[str], pairs: Sequence[Pair]) -> Chosen:
+    """Return what was chosen with no p below that of the pair's own test, which knows no search."""
+    own = {frozenset((pair.a, pair.b)): pair.difference for pair in pairs if pair.difference}
+    p = [
+        max(p, own[key].p) if (key := frozenset((models[0], model))) in own else p
+        for model, p in zip(models, chosen.p, strict=True)
+    ]
+    return replace(chosen, p=p)
+
+
 def _better_is_more(score: Score, cells: dict[tuple[str, str], list[tuple[Path, Result]]]) -> float:
     task = cells[score.dataset, score.model][0][1].task
     return score.value if metrics.find(score.metric, task).higher else -score.value
@@ -214,7 +248,7 @@ def _said(
 def _pairs(
     dataset: str,
     metric: metrics.Metric,
-    said: Mapping[str, Predictions],
+    said: Mapping[str, Sequence[Predictions]],
     missing: Mapping[str, str],
     *,
     n: int,
@@ -224,7 +258,7 @@ def _pairs(
     out = []
     for a, b in combinations([*said, *missing], 2):
         gone = "; ".join(missing[model] for model in (a, b) if model in missing)
-        why_not = gone or unpaired(said[a], said[b])
+        why_not = gone or unpaired(said[a][0], said[b][0])
         out.append(Pair(dataset, metric.name, a, b, None, None, why_not))
     count = sum(not pair.why_not for pair in out)
     for k, pair in enumerate(out):
@@ -286,23 +320,32 @@ def unpaired(a: Predictions, b: Predictions) -> str:
 
 
 def paired_test(
-    metric: metrics.Metric, a: Predictions, b: Predictions, *, n: int, seed: int, pairs: int = 1
+    metric: metrics.Metric,
+    ours: Sequence[Predictions],
+    theirs: Sequence[Predictions],
+    *,
+    n: int,
+    seed: int,
+    pairs: int = 1,
 ) -> Difference:
     """Return DeLong's test for the AUROC of two classes and independent images, else resampling.
 
-    Resampling also where DeLong's can't be made: few images of a class, or no variance. `pairs` is
-    for how many p will be adjusted.
+    A model is the predictions of its seeds, and its score their mean; seeds with other test images
+    than the first of `ours` are left out. DeLong's is for one seed each, and not for few images of
+    a class or no variance. `pairs` is for how many p will be adjusted.
     """
-    y, subjects = np.asarray(a.labels), np.asarray(a.subjects)
-    independent = len(set(a.subjects)) == len(subjects)
-    if metric.name == "auroc" and y.ndim == 1 and len(a.classes) == 2 and independent:
-        found = delong_test(y == 1, a.log_odds[:, 1], b.log_odds[:, 1])
+    first = ours[0]
+    a, b = ([p for p in side if not unpaired(first, p)] for side in (ours, theirs))
+    y, subjects = np.asarray(first.labels), np.asarray(first.subjects)
+    independent = len(set(first.subjects)) == len(subjects)
+    binary = metric.name == "auroc" and y.ndim == 1 and len(first.classes) == 2
+    if binary and independent and len(a) == len(b) == 1:
+        found = delong_test(y == 1, a[0].log_odds[:, 1], b[0].log_odds[:, 1])
         if found:
             return found
+    scores_a, scores_b = ([p.scores(metric) for p in side] for side in (a, b))
     rng = np.random.default_rng(seed)
-    return compare(
-        metric, y, a.scores(metric), b.scores(metric), subjects, n=n, rng=rng, pairs=pairs
-    )
+    return compare(metric, y, scores_a, scores_b, subjects, n=n, rng=rng, pairs=pairs)
 
 
 def in_order(predictions: Predictions) -> Predictions:

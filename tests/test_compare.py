@@ -11,7 +11,7 @@ from conftest import make_manifest, make_store
 from cli import cli
 from features.errors import ProbeError
 from probe.compare import compare_results
-from probe.sweep import Settings, probe
+from probe.sweep import Settings, probe, probe_all
 
 rng = np.random.default_rng(0)
 N = 160
@@ -52,8 +52,8 @@ def test_two_models_are_compared_on_the_same_images_with_seeds_as_mean_and_devia
         assert score.deviation == pytest.approx(np.std(values, ddof=1))
     [pair] = found.pairs
     assert (pair.a, pair.b) == ("weak", "strong")
-    first = {line["backbone"]: line["value"] for line in lines if line["seed"] == 0}
-    assert pair.difference.value == pytest.approx(first["weak"] - first["strong"])
+    apart = by_model["weak"].value - by_model["strong"].value
+    assert pair.difference.value == pytest.approx(apart)
     assert pair.difference.test == "permutation by image"
     assert pair.p_holm == pair.difference.p  # one pair
     assert pair.difference.ci_low < pair.difference.value < pair.difference.ci_high
@@ -114,3 +114,25 @@ def test_models_with_different_test_images_are_not_tested(tmp_path):
 def test_one_model_has_nothing_to_be_compared_with(tmp_path):
     with pytest.raises(ProbeError, match=r"one model only \(a\): nothing to compare with"):
         compare_results([fill(tmp_path, backbones=("a",))])
+
+
+def test_a_pair_is_tested_by_the_means_that_stand_above_it_whatever_the_seeds(tmp_path):
+    """Few shots: each seed's head is another, and the two models have unlike numbers of seeds."""
+    folder = fill(tmp_path)
+    store = tmp_path / "set0" / "weak.h5"
+    few = Settings(C=(0.1,), folds=2, metric="auroc", bootstrap=100, shots=(2,), seeds=3)
+    probe_all(store, out=folder, settings=few)
+    found = compare_results([folder], n=500)
+    scores = {score.model: score for score in found.scores}
+    assert sorted(len(score.seeds) for score in scores.values()) == [1, 1, 3]
+    for score in scores.values():
+        assert score.ci_low < score.value < score.ci_high
+    assert len(found.pairs) == 3
+    for pair in found.pairs:
+        apart = scores[pair.a].value - scores[pair.b].value
+        assert pair.difference.value == pytest.approx(apart, abs=1e-6)
+        assert -1 <= pair.difference.ci_low < apart < pair.difference.ci_high <= 1
+    own = {frozenset((pair.a, pair.b)): pair.difference.p for pair in found.pairs}
+    best = found.best[0]
+    for model, p in zip(best.models[1:], best.chosen.p[1:], strict=True):
+        assert p >= own[frozenset((best.models[0], model))]  # a search makes nothing surer

@@ -41,6 +41,21 @@ def test_the_test_of_a_ranking_does_not_depend_on_either_model_s_calibration(met
         assert outcome(metric, y, a, other, subject) == plain
 
 
+@pytest.mark.parametrize("metric", [AUROC, ACCURACY])
+def test_seeds_count_by_their_mean_and_move_together(metric):
+    """Equal seeds are one seed; of unlike ones the difference is that of the means."""
+    subject, y, (a, b) = two_models(np.random.default_rng(5), 30, (1.2, 0.8))
+    _, _, (c, d) = two_models(np.random.default_rng(5), 30, (0.4, 0.2))
+    plain, same = outcome(metric, y, a, b, subject), outcome(metric, y, [a, a], [b] * 3, subject)
+    for field in ("value", "ci_low", "ci_high", "p"):
+        assert getattr(same, field) == pytest.approx(getattr(plain, field)), field
+    found = outcome(metric, y, [a, c, d], [b, c], subject)
+    score = [metrics.evaluate(metric, y, p)[0] for p in (a, b, c, d)]
+    assert found.value == pytest.approx(np.mean(score[:1] + score[2:]) - np.mean(score[1:3]))
+    swapped = outcome(metric, y, [b, c], [a, c, d], subject)
+    assert swapped.value == pytest.approx(-found.value) and swapped.p == pytest.approx(found.p)
+
+
 @pytest.mark.parametrize("metric", [ACCURACY, KAPPA])
 def test_the_test_of_decisions_depends_on_decisions_only(metric):
     subject, y, (a, b) = two_models(np.random.default_rng(1), 40, (1.2, 0.8))
@@ -122,7 +137,7 @@ def test_delong_makes_no_test_of_few_positives_and_permutation_does(positives):
     rng = np.random.default_rng(positives)
     a, b = (np.stack([1 - q, q], axis=1) for q in expit(y + rng.normal(size=(2, 80))))
     assert delong_test(y == 1, a[:, 1], b[:, 1]) is None
-    found = paired_test(AUROC, said(y, a), said(y, b), n=400, seed=0)
+    found = paired_test(AUROC, [said(y, a)], [said(y, b)], n=400, seed=0)
     assert found.test == "permutation by image"
     assert found.ci_low < found.value < found.ci_high
 
@@ -133,7 +148,7 @@ def test_delong_of_no_variance_is_no_test():
     b = a[:, ::-1]
     assert delong_test(y == 1, a[:, 1], a[:, 1]) is None  # the same
     assert delong_test(y == 1, a[:, 1], b[:, 1]) is None  # all right against all wrong
-    same, apart = (paired_test(AUROC, said(y, a), said(y, p), n=400, seed=0) for p in (a, b))
+    same, apart = (paired_test(AUROC, [said(y, a)], [said(y, p)], n=400, seed=0) for p in (a, b))
     assert same.p == 1 and same.ci_low < 0 < same.ci_high
     assert apart.p < 0.01 and 0 < apart.ci_low < 1
     assert not np.isfinite(delong(y * 0 + (np.arange(40) == 0), a.T)[1]).any()  # one positive

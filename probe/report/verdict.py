@@ -242,8 +242,8 @@ def _alone(standing: Standing, best: Standing, cells: Sequence[Cell]) -> Standin
     pair = [_answers(s.cell, cells) for s in (best, standing)]
     if why_not := _untestable(metric, pair):
         return replace(standing, why_not=why_not)
-    ours, theirs = (answers[0] for answers in pair)
-    if why_not := unpaired(ours, theirs):
+    ours, theirs = pair
+    if why_not := unpaired(ours[0], theirs[0]):
         return replace(standing, why_not=why_not)
     assert metric
     return replace(standing, difference=paired_test(metric, ours, theirs, n=RESAMPLES, seed=0))
@@ -279,10 +279,11 @@ def _held_against(
         elif k not in p:
             out.append(replace(standing, why_not=unpaired(said[0][0], said[k][0])))
         else:
-            found = paired_test(
-                metric, said[0][0], said[k][0], n=RESAMPLES, seed=0, pairs=len(p) - 1
-            )
+            found = paired_test(metric, said[0], said[k], n=RESAMPLES, seed=0, pairs=len(p) - 1)
+            # The test of the pair alone knows no search: with one, nothing can be surer.
+            p[k] = max(p[k], found.p)
             out.append(replace(standing, difference=found, p=p[k]))
+    chosen = chosen and replace(chosen, p=[p[k] for k in places])
     return out, chosen, len(places)
 
 

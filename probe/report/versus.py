@@ -120,4 +120,4 @@ def _test(a: Cell, b: Cell, pairs: int) -> Match:
     ours, theirs = in_order(a.predictions), in_order(b.predictions)
     if why_not := unpaired(ours, theirs):
         return Match(a, b, why_not=why_not)
-    return Match(a, b, paired_test(metric, ours, theirs, n=RESAMPLES, seed=0, pairs=pairs))
+    return Match(a, b, paired_test(metric, [ours], [theirs], n=RESAMPLES, seed=0, pairs=pairs))

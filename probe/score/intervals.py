@@ -119,6 +119,11 @@ class Scale:
             return cls(-np.inf, np.inf)
         return cls(low, high)
 
+    @property
+    def width(self) -> float:
+        """Return how far two scores can be apart, which may be infinite."""
+        return self.high - self.low
+
     def onto(self, scores: Array) -> Array:
         """Return the logit of scores (B,) between the bounds, or the log above the lower one."""
         if self.low == -np.inf:
@@ -163,6 +168,36 @@ def influences(one: Anchored, y: NDArray[Any], subject: NDArray[Any]) -> Array |
         weights = 1 + (group == twice[:, None]) / size
         parts.append(size * (one.value(np.asfortranarray(weights)) - centre))
     return np.concatenate(parts)
+
+
+def mean_influences(
+    seeds: Sequence[Anchored], y: NDArray[Any], subject: NDArray[Any]
+) -> Array | None:
+    """Return the influences (S,) on the mean of the scores of several seeds; None as there."""
+    moves = [found for one in seeds if (found := influences(one, y, subject)) is not None]
+    return np.mean(moves, axis=0) if moves else None
+
+
+def interval_of_mean(
+    metric: Metric,
+    y: NDArray[Any],
+    seeds: Sequence[NDArray[Any]],
+    subject: NDArray[Any],
+    *,
+    n: int,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Return the default interval of the mean score of several seeds on the same test images.
+
+    seeds are (N, K) or (N, L) each, y (N,) or (N, L), subject (N,). It is about the test images;
+    how much the training sets of the seeds vary is said by the standard deviation beside it.
+    """
+    value = float(np.mean([evaluate(metric, y, p)[0] for p in seeds]))
+    scorers = [anchored(metric, y, p, subject) for p in seeds]
+    draws = bayesian(scorers, subject, n=n, rng=rng).mean(1)
+    scale = Scale.of(metric.name, draws)
+    low, high = ends(scale.onto(draws), stretch(mean_influences(scorers, y, subject), y))
+    return min(scale.back(low), value), max(scale.back(high), value)
 
 
 def stretch(moves: Array | None, y: NDArray[Any]) -> float:

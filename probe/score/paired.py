@@ -5,7 +5,8 @@ Shapes: N images, S subjects, B resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from probe.score.delong import delong_difference
-from probe.score.intervals import ends, influences, stretch
+from probe.score.intervals import Scale, ends, mean_influences, stretch
 from probe.score.metrics import Metric, evaluate
 from probe.score.resampling import Array, anchored, bayesian, in_blocks, midranks
 
@@ -43,8 +44,8 @@ class Difference:
 def compare(
     metric: Metric,
     y: NDArray[Any],
-    a: NDArray[Any],
-    b: NDArray[Any],
+    a: NDArray[Any] | Sequence[NDArray[Any]],
+    b: NDArray[Any] | Sequence[NDArray[Any]],
     subject: NDArray[Any],
     *,
     n: int,
@@ -53,7 +54,9 @@ def compare(
 ) -> Difference:
     """Return score(a) - score(b) on the same test images.
 
-    y (N,) or (N, L); a and b (N, K) or (N, L), what `metric` takes; subject (N,). The interval is
+    y (N,) or (N, L); a and b (N, K) or (N, L), what `metric` takes, or a sequence of these, one per
+    seed: then scores are means over seeds, and all seeds of a subject are drawn, or exchanged,
+    together. subject (N,). The interval is
     the paired Bayesian bootstrap's, by subject, with anchors that one model has right and the other
     wrong (as Agresti & Min 2005 add to the table of paired proportions). p is of a permutation test
     that exchanges the two models' answers subject by subject, two-sided. As many are drawn as it
@@ -69,15 +72,27 @@ def compare(
     - a metric of probabilities (log-loss, Brier, calibration error) is about the numbers
       themselves: a model of another calibration is a different model, and rows are exchanged.
     """
-    value = float(evaluate(metric, y, a)[0] - evaluate(metric, y, b)[0])
-    here, there = anchored(metric, y, a, subject), anchored(metric, y, b, subject, turned=True)
-    draws = bayesian([here, there], subject, n=n, rng=rng)
-    moves = (influences(one, y, subject) for one in (here, there))
-    factor = stretch(_less(*moves), y)
-    low, high = ends(draws[:, 0] - draws[:, 1], factor)
+    ours, theirs = _seeds(a), _seeds(b)
+    value = _mean_score(metric, y, ours) - _mean_score(metric, y, theirs)
+    here = [anchored(metric, y, p, subject) for p in ours]
+    there = [anchored(metric, y, p, subject, turned=True) for p in theirs]
+    draws = bayesian([*here, *there], subject, n=n, rng=rng)
+    apart = draws[:, : len(here)].mean(1) - draws[:, len(here) :].mean(1)
+    moves = (mean_influences(side, y, subject) for side in (here, there))
+    low, high = ends(apart, stretch(_less(*moves), y))
+    reach = Scale.of(metric.name, draws.ravel()).width  # no two scores are further apart
+    low, high = max(min(low, value), -reach), min(max(high, value), reach)
     most = max(n, FINER * pairs)
-    p, test, floor = _p(_exchanged(metric, y, a, b, subject), value, subject, n, most, rng)
-    return Difference(value, min(low, value), max(high, value), p, test, floor)
+    p, test, floor = _p(_exchanged(metric, y, ours, theirs, subject), value, subject, n, most, rng)
+    return Difference(value, low, high, p, test, floor)
+
+
+def _seeds(p: NDArray[Any] | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    return [p] if isinstance(p, np.ndarray) else list(p)
+
+
+def _mean_score(metric: Metric, y: NDArray[Any], seeds: Sequence[NDArray[Any]]) -> float:
+    return float(np.mean([evaluate(metric, y, p)[0] for p in seeds]))
 
 
 def _less(a: Array | None, b: Array | None) -> Array | None:
@@ -85,18 +100,30 @@ def _less(a: Array | None, b: Array | None) -> Array | None:
 
 
 def _exchanged(
-    metric: Metric, y: NDArray[Any], a: NDArray[Any], b: NDArray[Any], subject: NDArray[Any]
+    metric: Metric,
+    y: NDArray[Any],
+    ours: Sequence[NDArray[Any]],
+    theirs: Sequence[NDArray[Any]],
+    subject: NDArray[Any],
 ) -> Callable[[int, np.random.Generator], Array]:
-    """Return a function of B and rng: the difference after exchanging subjects at random, (B,)."""
-    if metric.ranking:
-        a, b = midranks(a), midranks(b)
-    both = metric.make(np.concatenate([y, y]), np.concatenate([a, b]))
+    """Return a function of B and rng: the difference after exchanging subjects at random, (B,).
+
+    Where one model has more seeds than the other, the other's are taken several times, as many as
+    make the two equal: every seed then counts alike in its model's mean.
+    """
+    twice = np.concatenate([y, y])
+    count = math.lcm(len(ours), len(theirs))
+    both = []
+    for k in range(count):
+        pair = ours[k % len(ours)], theirs[k % len(theirs)]
+        pair = (midranks(pair[0]), midranks(pair[1])) if metric.ranking else pair
+        both.append(metric.make(twice, np.concatenate(pair)))
     names, member = np.unique(subject, return_inverse=True)
 
     def differences(size: int, rng: np.random.Generator) -> Array:
         swap = rng.integers(0, 2, (len(names), size)).astype(float)[member]  # (N, B)
         first = np.concatenate([1 - swap, swap]).T
-        return np.asarray(both(first) - both(1 - first))
+        return np.asarray(sum(one(first) - one(1 - first) for one in both) / count)
 
     return differences
 
