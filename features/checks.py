@@ -15,7 +15,7 @@ from features.checksums import MARKS, STRUCTURE, size_of
 from features.columns import Place
 from features.errors import StoreError
 from features.manifest import NO_LABEL, NO_SPLIT, NOT_STATED, PRESENT, SPLITS, Manifest
-from features.schema import check, fault, filled, least, one_path, parse
+from features.schema import check, distinct, fault, filled, least, one_path, parse
 
 NEXT = "copy it again, or compute it anew with `medprobe extract ... --overwrite always`"
 DEPTHS = {"features": (2, 3), "views": (3, 4)}  # dimensions of a dataset
@@ -108,7 +108,7 @@ def check_store(
         check(dict(attributes), Root, "")
         check(parse(attributes["fingerprint"]), Fingerprint, "fingerprint")
         check(dict(about), About, "")
-        check(parse(about["classes"]), list[str], "classes")
+        check(parse(about["classes"]), Annotated[list[str], distinct], "classes")
         _check_places(places, path.stat().st_size)
         default = attributes["default_feature"]
         if features and default not in features:

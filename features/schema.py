@@ -85,6 +85,11 @@ def filled(value: Any) -> str:
     return "" if value else "something in it"
 
 
+def distinct(value: list[str]) -> str:
+    """Want no name twice in a list."""
+    return "" if len(set(value)) == len(value) else "names that differ"
+
+
 def one_path(value: str) -> str:
     """Want a text that an operating system takes for a path."""
     parts = value.replace("\\", "/").split("/")

@@ -121,8 +121,9 @@ def compare_results(
     if len(set(names)) < 2:
         raise ProbeError(f"one model only ({', '.join(set(names))}): nothing to compare with")
     cells: dict[tuple[str, str], list[tuple[Path, Result]]] = {}
-    for name, data, pair in zip(names, data_names(identities), found, strict=True):
-        cells.setdefault((data, name), []).append(pair)
+    data = data_names(identities, [result.label_from for _, result in found])
+    for name, dataset, pair in zip(names, data, found, strict=True):
+        cells.setdefault((dataset, name), []).append(pair)
     for runs in cells.values():
         runs.sort(key=lambda pair: pair[1].seed)
     datasets = list(dict.fromkeys(dataset for dataset, _ in cells))

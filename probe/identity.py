@@ -139,24 +139,39 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def data_names(identities: Sequence[Identity]) -> list[str]:
+def data_names(identities: Sequence[Identity], label_from: Sequence[str] = ()) -> list[str]:
     """Return a name of what each was tested on: the data set, and which of several ones it is.
 
     One data set with two splits, or two sets of labels, is two: numbers on one say nothing about
-    those on the other.
+    those on the other. Labels are named by their columns, which `label_from` has of each identity,
+    where these tell them apart; else by the start of their digest.
     """
     known: dict[str, set[tuple[str, str, str]]] = {}
-    for one in identities:
+    columns: dict[tuple[str, str], set[str]] = {}  # data set, digest of labels -> their columns
+    for k, one in enumerate(identities):
         known.setdefault(one.dataset, set()).add(one.data)
-    return [_data_name(one, known[one.dataset]) for one in identities]
+        column = label_from[k] if label_from else ""
+        columns.setdefault((one.dataset, one.labels_digest), set()).add(column)
+    names = []
+    for one in identities:
+        labels = {digest: columns[one.dataset, digest] for _, _, digest in known[one.dataset]}
+        names.append(_data_name(one, known[one.dataset], _named(labels)))
+    return names
 
 
-def _data_name(one: Identity, known: set[tuple[str, str, str]]) -> str:
+def _named(labels: Mapping[str, set[str]]) -> dict[str, str]:
+    """Return {digest: column} where each set of labels has one, another one; else nothing."""
+    named = {digest: next(iter(found)) for digest, found in labels.items() if len(found) == 1}
+    apart = len(named) == len(labels) == len(set(named.values()))
+    return named if apart and all(named.values()) else {}
+
+
+def _data_name(one: Identity, known: set[tuple[str, str, str]], columns: Mapping[str, str]) -> str:
     words = [
-        f"{word} {digest[:6] or 'unknown'}"
-        for word, digest, place in (
-            ("split", one.split_digest, 1),
-            ("labels", one.labels_digest, 2),
+        f"{word} {name or 'unknown'}"
+        for word, name, place in (
+            ("split", one.split_digest[:6], 1),
+            ("labels", columns.get(one.labels_digest, one.labels_digest[:6]), 2),
         )
         if len({other[place] for other in known}) > 1
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from features.checks import Fingerprint, Made
-from features.schema import above, check, fault, filled, inside, least, one_path, within
+from features.schema import above, check, distinct, fault, filled, inside, least, one_path, within
 
 Text = Annotated[str, filled]
 Count = Annotated[int, least(0)]
@@ -17,7 +17,7 @@ Size = Annotated[float, within(0, 1e12)]
 Share = Annotated[float, within(0, 1)]
 Value = Annotated[float, within(-1e9, 1e9)] | None
 Strength = Annotated[float, above(0), within(0, 1e30)]
-Classes = Annotated[list[str], filled]
+Classes = Annotated[list[str], filled, distinct]
 Task = Literal["multiclass", "multilabel"]
 Name = Annotated[str, lambda text: "" if len(text) <= 1000 else "1,000 characters at most"]
 

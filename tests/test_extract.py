@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -148,7 +149,8 @@ def test_a_store_with_classes_in_another_order_is_relabelled_by_name(
         return extract(data, [backbone], out=tmp_path / "out")[0]
 
     with monkeypatch.context() as earlier:
-        earlier.setattr("features.datasets.build.natural_order", lambda names: sorted(set(names)))
+        build = sys.modules["features.datasets.build"]
+        earlier.setattr(build, "natural_order", lambda names: sorted(set(names)))
         before, manifest = read(made())
     assert manifest.classes == ("Grade 1", "Grade 10", "Grade 2")
     report = made()  # nothing is warned of: they are the same classes
@@ -195,7 +197,7 @@ def test_bad_images_are_recorded_with_their_reasons_and_tried_again(
         )
     with FeatureStore.open(report.store) as store:
         assert (store.done == 2).sum() == 3
-    with pytest.raises(ImageError, match="Mend or remove it, or take --on-error skip"):
+    with pytest.raises(ImageError, match="Repair or remove it, or take --on-error skip"):
         run(image_folder, backbone, tmp_path / "strict", on_error="fail")
     (image_folder / "cat" / "00.png").write_bytes(good)
     report = run(image_folder, backbone, tmp_path)

@@ -149,6 +149,7 @@ HEADS = {
     "no format": (lambda a: a.pop("format"), "it has no format"),
     "a format of its own": (lambda a: a.update(format="x"), "format is 'x'"),
     "no classes": (lambda a: a.update(classes=[]), "want something in it"),
+    "one class twice": (lambda a: a.update(classes=["a", "a"]), "want names that differ"),
     "three classes": (lambda a: a.update(classes=["a", "b", "c"]), "3 classes, want 2"),
     "one class": (lambda a: a.update(classes=["a"]), "1 classes, want 2"),
     "another kind": (lambda a: a.update(kind="softmax"), "of shapes ((1, 4), (1,))"),

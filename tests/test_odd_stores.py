@@ -70,6 +70,7 @@ EDITS = {
     "a default of nothing": (lambda f: put(f, "@default_feature", "a/b"), "want one of final/mean"),
     "classes of a number": (lambda f: put(f, "manifest@classes", 5), "want text"),
     "classes that are no texts": (lambda f: put(f, "manifest@classes", "[1, 2]"), "classes[0]"),
+    "two classes of one name": (lambda f: put(f, "manifest@classes", '["a", "a"]'), "that differ"),
     "classes of an array": (lambda f: put(f, "manifest@classes", np.arange(3)), "want text"),
     "a task of its own": (lambda f: put(f, "manifest@task", "other"), "task is 'other'"),
     "no root": (lambda f: put(f, "manifest@root"), "it has no root"),

@@ -100,7 +100,7 @@ def gather(sides: Sequence[tuple[str, Sequence[Path]]], *, private: bool) -> lis
                 f"no results in {where}: run `medprobe probe STORE -o DIR`, then report DIR"
             )
         found += [_cell(side, folder, raw, private) for folder, raw in rows]
-    names = data_names([cell.identity for cell in found])
+    names = data_names([c.identity for c in found], [c.result.label_from for c in found])
     found = [
         replace(cell, result=replace(cell.result, dataset=printable(name)))
         for cell, name in zip(found, names, strict=True)
