@@ -232,7 +232,7 @@ def _word(one: Identity, part: str) -> str:
     """Return a part of an identity in words that say what it is."""
     value = getattr(one, part)
     if part == "shots":
-        return "all images" if value is None else f"{value} shots"
+        return "all images" if value is None else f"{value} shot{'s' * (value != 1)}"
     words = {
         "weights": {"file": "weights from a file"}.get(value, f"{value} weights"),
         "scenario": in_scenario(str(value)),

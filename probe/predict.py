@@ -73,12 +73,21 @@ def find_head(path: Path, store: Path | None = None) -> Path:
     Of a folder with several heads, those count that were fitted on the backbone of the store, if
     one is given. Raises ProbeError where not exactly one is left; it names some.
     """
+    if not path.exists():
+        raise ProbeError(
+            f"there is no {path}: want a saved head, its folder, or a folder of results"
+        )
     if not path.is_dir() and path.name != RESULTS:
         return path
     folder = path if path.is_dir() else path.parent
     for name in ("heads.json", "run.json"):
         if path.is_dir() and (folder / name).is_file():
             return folder / name
+    if (folder / "predictions.csv").is_file():
+        raise ProbeError(
+            f"{path} is a result without a saved head: nearest neighbours have none; probe with a "
+            "linear head"
+        )
     if not (folder / RESULTS).is_file():
         raise ProbeError(
             f"{path} has no heads.json, run.json or {RESULTS}: want a saved head, its folder, or "

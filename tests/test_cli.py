@@ -145,7 +145,7 @@ def test_probe_predict_report_from_one_to_the_next(store, tmp_path):
         (["probe", "{store}", "--metric", "aucc"], "no metric 'aucc' for a multiclass task: did"),
         (["inspect", "README.md"], "README.md can't be opened as HDF5"),
         (["report", "nowhere"], "no results at nowhere"),
-        (["predict", "none.json", "{store}"], "none.json is not a saved head"),
+        (["predict", "none.json", "{store}"], "there is no none.json: want a saved head"),
         (["frobnicate"], "No such command 'frobnicate'"),
     ],
 )

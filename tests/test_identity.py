@@ -75,6 +75,20 @@ def test_two_results_that_differ_in_anything_keep_their_files(tmp_path, other):
     assert names[0] != names[1] or first.metric != second.metric or first.seed != second.seed
 
 
+def test_two_sets_of_labels_are_named_by_their_columns_where_these_tell_them_apart(tmp_path):
+    one = probe(
+        make_store(tmp_path / "a.h5", SKILLED, MANIFEST), out=tmp_path, settings=Settings(**HOW)
+    )
+    other = replace(one.identity, labels_digest="9" * 64)
+    both = [one.identity, other]
+    assert data_names(both, ["grade", "risk"]) == ["made (labels grade)", "made (labels risk)"]
+    by_digest = data_names(both)
+    assert by_digest[1] == "made (labels 999999)" and by_digest[0] != by_digest[1]
+    for columns in (["grade", "grade"], ["grade", ""]):  # relabelled within one, or not known
+        assert data_names(both, columns) == by_digest
+    assert data_names([one.identity] * 2, ["grade", "risk"]) == ["made", "made"]
+
+
 @pytest.mark.parametrize(
     "same",
     [
