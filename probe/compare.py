@@ -157,8 +157,8 @@ def compare_results(
         answers = [said[m] for m in order]
         kept, chosen = chosen_among(metric, answers, n=n, seed=seed) if order else ([], None)
         if chosen:
-            names_ = [order[k] for k in kept]
-            best.append(Best(dataset, metric.name, names_, _no_surer(chosen, names_, tested)))
+            among = [order[k] for k in kept]
+            best.append(Best(dataset, metric.name, among, _no_surer(chosen, among, tested)))
     whole = [d for d in datasets if all((d, m) in cells for m in models)]
     table = np.array([[_better_is_more(scores[d, m], cells) for m in models] for d in whole])
     p = wilcoxon_holm(table) if len(whole) else None

@@ -93,6 +93,15 @@ scoring_options = together(  # what is scored, and how; of any head
     click.option("--strict-splits", is_flag=True, help="Refuse splits that leak."),
 )
 
+results_option = click.option(
+    "-o",
+    "out",
+    type=FILE,
+    default="results",
+    show_default=True,
+    help="The folder that results are added to.",
+)
+
 probing_options = together(  # of heads that are solved
     click.option(
         "--feature",

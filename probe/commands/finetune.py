@@ -28,6 +28,7 @@ from features.console import (
 from probe.commands.arguments import (
     deit_options,
     loop_options,
+    results_option,
     say_added,
     scoring_options,
     seeds_of,
@@ -44,14 +45,7 @@ OF_POSITIVE = {"auroc", "average_precision", "sensitivity_at_90", "f1"}
 @click.command()
 @click.argument("dataset")
 @click.option("-m", "--backbone", "name", required=True, help="The backbone to train.")
-@click.option(
-    "-o",
-    "out",
-    type=FILE,
-    default="results",
-    show_default=True,
-    help="The folder that results are added to.",
-)
+@results_option
 @click.option(
     "--features",
     "stores",

@@ -31,6 +31,7 @@ from probe.commands.arguments import (
     probing_options,
     refuse_seeds,
     refuse_spaces,
+    results_option,
     say_added,
     scoring_options,
     seeds_of,
@@ -50,14 +51,7 @@ SHOWN = 8  # stores of a folder that an error names
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=FILE)
-@click.option(
-    "-o",
-    "out",
-    type=FILE,
-    default="results",
-    show_default=True,
-    help="The folder that results are added to.",
-)
+@results_option
 @click.option(
     "--protocol",
     default="dinov2-logreg",

@@ -40,6 +40,7 @@ from probe.commands.arguments import (
     probing_of,
     probing_options,
     refuse_seeds,
+    results_option,
     say_added,
     scoring_options,
     seeds_of,
@@ -141,14 +142,7 @@ def _options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str,
     metavar="[NAME=]FILE|random",
     help="Take these weights instead of the published ones; may be repeated.",
 )
-@click.option(
-    "-o",
-    "out",
-    type=FILE,
-    default="results",
-    show_default=True,
-    help="The folder that results are added to.",
-)
+@results_option
 @click.option(
     "--features",
     "stores",

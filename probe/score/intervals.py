@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import norm, t
 
-from probe.score.metrics import Metric, evaluate
+from probe.score.metrics import Metric, evaluate, mean_score
 from probe.score.resampling import (
     BLOCK,
     DECIDED,
@@ -98,10 +98,15 @@ def _bayesian(
         value = values[metric.name]
         if not np.isfinite(value):
             continue
-        scale = Scale.of(metric.name, scores)
-        low, high = ends(scale.onto(scores), stretch(influences(one, y, subject), y))
-        out[metric.name] = (min(scale.back(low), value), max(scale.back(high), value))
+        out[metric.name] = _between(metric, value, scores, stretch(influences(one, y, subject), y))
     return out
+
+
+def _between(metric: Metric, value: float, draws: Array, factor: float) -> tuple[float, float]:
+    """Return the ends of draws (B,), stretched on the metric's scale by a factor, about a value."""
+    scale = Scale.of(metric.name, draws)
+    low, high = ends(scale.onto(draws), factor)
+    return min(scale.back(low), value), max(scale.back(high), value)
 
 
 @dataclass(frozen=True)
@@ -192,12 +197,10 @@ def interval_of_mean(
     seeds are (N, K) or (N, L) each, y (N,) or (N, L), subject (N,). It is about the test images;
     how much the training sets of the seeds vary is said by the standard deviation beside it.
     """
-    value = float(np.mean([evaluate(metric, y, p)[0] for p in seeds]))
     scorers = [anchored(metric, y, p, subject) for p in seeds]
     draws = bayesian(scorers, subject, n=n, rng=rng).mean(1)
-    scale = Scale.of(metric.name, draws)
-    low, high = ends(scale.onto(draws), stretch(mean_influences(scorers, y, subject), y))
-    return min(scale.back(low), value), max(scale.back(high), value)
+    factor = stretch(mean_influences(scorers, y, subject), y)
+    return _between(metric, mean_score(metric, y, seeds), draws, factor)
 
 
 def stretch(moves: Array | None, y: NDArray[Any]) -> float:

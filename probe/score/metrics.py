@@ -64,6 +64,11 @@ def evaluate(metric: Metric, y: Array, p: Array, weights: Array | None = None) -
     return np.concatenate([scorer(np.asfortranarray(block)) for block in blocks])
 
 
+def mean_score(metric: Metric, y: Array, seeds: Sequence[Array]) -> float:
+    """Return the mean of the metric over the answers of several seeds, p (N, K) or (N, L) each."""
+    return float(np.mean([evaluate(metric, y, p)[0] for p in seeds]))
+
+
 def evaluate_log_odds(metric: Metric, y: Array, z: Array, weights: Array | None = None) -> Array:
     """Return the metric of log-odds z (N, K) as `evaluate` does of probabilities."""
     return evaluate(metric, y, scores_for(metric, z), weights)

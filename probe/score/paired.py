@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from probe.score.delong import delong_difference
 from probe.score.intervals import Scale, ends, mean_influences, stretch
-from probe.score.metrics import Metric, evaluate
+from probe.score.metrics import Metric, mean_score
 from probe.score.resampling import Array, anchored, bayesian, in_blocks, midranks
 
 ALPHA = 0.05
@@ -73,7 +73,7 @@ def compare(
       themselves: a model of another calibration is a different model, and rows are exchanged.
     """
     ours, theirs = _seeds(a), _seeds(b)
-    value = _mean_score(metric, y, ours) - _mean_score(metric, y, theirs)
+    value = mean_score(metric, y, ours) - mean_score(metric, y, theirs)
     here = [anchored(metric, y, p, subject) for p in ours]
     there = [anchored(metric, y, p, subject, turned=True) for p in theirs]
     draws = bayesian([*here, *there], subject, n=n, rng=rng)
@@ -89,10 +89,6 @@ def compare(
 
 def _seeds(p: NDArray[Any] | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     return [p] if isinstance(p, np.ndarray) else list(p)
-
-
-def _mean_score(metric: Metric, y: NDArray[Any], seeds: Sequence[NDArray[Any]]) -> float:
-    return float(np.mean([evaluate(metric, y, p)[0] for p in seeds]))
 
 
 def _less(a: Array | None, b: Array | None) -> Array | None:
