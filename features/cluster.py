@@ -17,7 +17,6 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # says nothing to anybody about the user
@@ -27,6 +26,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from features.errors import ClusterError, MedprobeError
+from features.interpreters import elsewhere
 from features.plan import Settings
 
 LOSSES = 3  # workers that may be lost at one row
@@ -142,14 +142,12 @@ def _hush() -> None:
 
 def _connect(address: str | None) -> None:
     _hush()
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = os.pathsep.join(str(Path(part).absolute()) for part in given if part)
     try:
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
+            runtime_env={"env_vars": {"PYTHONPATH": elsewhere()}},
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "here" if address == "auto" else f"at {address}"

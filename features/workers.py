@@ -43,6 +43,7 @@ from features import augment, limits
 from features.dicom import Window
 from features.errors import DatasetError, ImageError
 from features.images import Decoded, Transform, bands, decode, read_file
+from features.interpreters import environment
 from features.reasons import Reason, bad, explain, megabytes
 from features.urls import Location, locate
 
@@ -161,7 +162,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("MEDPROBE_DEBUG") == "1" else subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
+            env=environment(),
         )
         self.send(asdict(recipe))
 

@@ -8,9 +8,12 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.forkserver import ensure_running
 from typing import Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
+
+from features.interpreters import inherited
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
@@ -54,4 +57,6 @@ def _map(
 ) -> Iterable[Done]:
     if cores() == 1 or len(jobs) <= few:
         return alone(function, jobs)
+    with inherited():  # of the server, which starts with the first job
+        ensure_running()
     return pool.map(function, jobs, chunksize=max(1, min(4, len(jobs) // (4 * cores()))))
