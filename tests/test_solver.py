@@ -83,6 +83,18 @@ class OfRows(Quadratic):
 
 
 @dataclass(frozen=True)
+class Noisy(Quadratic):
+    """A quadratic whose gradients are off by something else at every call, as rounding has it."""
+
+    rng: np.random.Generator
+
+    def __call__(self, theta):
+        point = super().__call__(theta)
+        noise = 1e-6 * torch.from_numpy(self.rng.standard_normal(tuple(theta.shape)))
+        return replace(point, gradient=point.gradient + noise)
+
+
+@dataclass(frozen=True)
 class Cosh(Coordinates):
     """sum_d s_d (cosh(theta_d - t_d) - 1) + LEAST: steep far away, where no quadratic fits it."""
 
@@ -207,3 +219,20 @@ def test_too_few_steps_are_said_to_be_too_few():
     assert not found.converged.any()
     assert (found.gap > 1e-8).all()
     assert (objective(found.theta).value < objective(start.theta).value).all()
+
+
+def test_a_head_that_only_moves_within_rounding_is_given_up_soon():
+    exact = quadratic(2, decades=1.0)
+    objective = Noisy(exact.A, exact.t, exact.l2, np.random.default_rng(0))
+
+    def doubtful(objective, point, cg_iterations, kept):
+        """A preconditioner that makes much of the noise, so that no head is called done."""
+        unsafe = torch.full_like(point.value, 1e9)  # so that every step is evaluated
+        return Scaling(torch.full_like(point.gradient, 1e-6), unsafe)
+
+    start = Start(torch.zeros(3, 1, D).double())
+    found = minimise(objective, start, doubtful, SolverSettings(1e-8, max_stalled=3))
+    assert not found.converged.any()
+    assert (found.gap > 1e-8).all()
+    assert (exact(found.theta).value - LEAST < 1e-6).all()
+    assert (found.passes < 15 * D).all()  # a hundred steps would take ten times as many

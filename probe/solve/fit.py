@@ -35,6 +35,8 @@ from probe.solve.sources import Source
 
 SURE_LOGIT = 40.0  # whose loss, 4e-18, counts as none
 FLOAT32_TOL = 1e-7  # the smallest relative gap that float32 is asked for
+FLOAT32_STALLED = 3  # steps that float32 can't tell from rounding: float64 goes on from there
+FLOAT32_HOPELESS = 0.5  # of a strength's heads given up: larger strengths are not tried either
 FLOAT32_PENALTIES = 1e-25, 1e25  # that it is given: their products with weights are numbers
 FLOAT32_ROUNDING = 2.0**-24  # what rounding to float32 changes in a number, at most
 ROUNDING_SHARE = 0.1  # of the tolerance that rounding heads to float32 may take
@@ -229,7 +231,9 @@ def solve(problem: Problem, tol: float, progress: Progress | None) -> Regulariza
     float32 = bool(((problem.l2 > least) & (problem.l2 < most)).all())
     bounded = problem.bound_is_cheap
     if float32:
-        first = SolverSettings(tol=max(tol, FLOAT32_TOL))
+        first = SolverSettings(
+            tol=max(tol, FLOAT32_TOL), max_stalled=FLOAT32_STALLED, hopeless=FLOAT32_HOPELESS
+        )
         path.solve(problem.objective(torch.float32), first, progress)
         if bounded and tol >= FLOAT32_TOL:
             path.check(problem.objective(torch.float64), tol=tol)

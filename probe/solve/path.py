@@ -83,23 +83,33 @@ class RegularizationPath:
     ) -> None:
         """Solve every head that is not converged to a relative gap of settings.tol."""
         J, B = self.gap.shape
-        solved: list[int] = []
-        again = not bool(self.value.isnan().any())  # solved before, now to a smaller gap
+        begun = ~self.value.isnan()  # solved before, now to a smaller gap or in another type
+        solved = [j for j in range(J) if bool(begun[j].all())]
         together = not objective.rows.in_memory
         # A wave's heads are independent; what is extrapolated from are the waves before it.
-        for wave in [[*range(J)]] if again else waves(self.log_c, together=together):
+        once = len(solved) == J
+        for wave in [[*range(J)]] if once else waves(self.log_c, together=together):
             # A strength with a head that was given up is no node: it would lead others astray.
-            nodes = [n for n in solved if bool(self.converged[n].all())]
-            warm = None if again or not nodes else self._warm_start(wave, nodes)
+            nodes = [n for n in solved if n not in wave and bool(self.converged[n].all())]
+            warm = self._warm_start(wave, nodes, begun) if nodes and not once else None
             self.converged[wave] &= self.gap[wave] <= settings.tol
-            heads = torch.tensor(
-                [j * B + b for j in wave for b in range(B) if not self.converged[j, b]]
-            )
-            step = batch_size(objective, self.theta)
-            for start in range(0, len(heads), step):
-                batch = heads[start : start + step].to(self.theta.device)
-                self._solve_batch(objective, batch, warm, settings, progress)
-            solved = sorted(solved + wave)
+            left = [j * B + b for j in wave for b in range(B) if not self.converged[j, b]]
+            seen = begun.flatten().tolist()
+            for heads, start in (
+                ([h for h in left if seen[h]], None),
+                ([h for h in left if not seen[h]], warm),
+            ):
+                step = batch_size(objective, self.theta)
+                for i in range(0, len(heads), step):
+                    batch = torch.tensor(heads[i : i + step], device=self.theta.device)
+                    self._solve_batch(objective, batch, start, settings, progress)
+            solved = sorted({*solved, *wave})
+            if settings.hopeless is not None and self._given_up(wave) >= settings.hopeless:
+                break
+
+    def _given_up(self, wave: list[int]) -> float:
+        """Return the share of a wave's heads that did not converge."""
+        return float((~self.converged[wave]).double().mean())
 
     def _solve_batch(
         self,
@@ -137,8 +147,11 @@ class RegularizationPath:
             getattr(self, name).view(-1)[heads] = getattr(found, name)
         self.passes.view(-1)[heads] += found.passes
 
-    def _warm_start(self, wave: list[int], nodes: list[int]) -> WarmStart:
-        """Put a wave's heads where their nearest solved strength is; return where they may go."""
+    def _warm_start(self, wave: list[int], nodes: list[int], begun: Tensor) -> WarmStart:
+        """Put a wave's heads where their nearest solved strength is; return where they may go.
+
+        Those that were begun (J, B) stay where they are.
+        """
         J, B = self.gap.shape
         theta, near = self.theta.clone(), torch.arange(J * B, device=self.gap.device).view(J, B)
         for j in wave:
@@ -151,7 +164,8 @@ class RegularizationPath:
                 self.cg_iterations,
                 self.cubic_coefficient,
             ):
-                mine[j] = mine[n]
+                stays = begun[j].view(-1, *[1] * (mine.ndim - 2))
+                mine[j] = torch.where(stays, mine[j], mine[n])
         return WarmStart(theta.flatten(0, 1), near.flatten())
 
     def _point_of_neighbour(self, objective: HeadObjective, heads: Tensor, near: Tensor) -> Point:

@@ -25,6 +25,7 @@ from probe.solve.line_search import line_search
 from probe.solve.newton_step import (
     BF16_ROUNDING,
     EASY_STEP,
+    MAX_ITERATIONS,
     SAFETY,
     TINY_DECREASE,
     Step,
@@ -49,12 +50,17 @@ class SolverSettings:
     """When a head is done, and when it is given up.
 
     tol: the gap, relative to max(f, FLOOR). bounded asks also for a bound on the gap of BOUND_SLACK
-    times tol at most, which takes float64. max_newton: steps of a head.
+    times tol at most, which takes float64. max_newton: steps of a head. max_stalled: steps of
+    a head that rounding has spoiled: by its model it was done and by its gradient not, or
+    MAX_ITERATIONS products weren't enough with an inverse of its own Hessian. hopeless: the share
+    of a strength's heads whose giving up ends the path; what is left isn't tried.
     """
 
     tol: float = 1e-6
     bounded: bool = False
     max_newton: int = 100
+    max_stalled: int = 10
+    hopeless: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,16 @@ def minimise(
     solution = _nothing_solved(start, point)
     zeros = torch.zeros_like(point.value)
     active = torch.arange(len(zeros), device=zeros.device)
-    batch = _Batch(active, objective, start.theta, point, {}, zeros, torch.ones_like(zeros))
+    batch = _Batch(
+        active=active,
+        objective=objective,
+        theta=start.theta,
+        point=point,
+        inverses={},
+        expected=zeros,
+        tightening=torch.ones_like(zeros),
+        stalled=torch.zeros_like(active),
+    )
     for _ in range(settings.max_newton):
         hardest = solution.cg_iterations[batch.active]
         inverse = precondition(batch.objective, batch.point, hardest, batch.inverses)
@@ -140,7 +155,8 @@ class _Batch(Generic[SomeObjective]):
     """The heads at work: which of all (H,), where they stand, and what the next step should know.
 
     inverses: of heads whose last step was easy with them. expected, see StepTolerance. tightening:
-    times the tolerance, below 1 where the bound was found to be more than the estimate.
+    times the tolerance, below 1 where the bound was found to be more than the estimate. stalled:
+    see SolverSettings, so far.
     """
 
     active: Tensor
@@ -150,6 +166,7 @@ class _Batch(Generic[SomeObjective]):
     inverses: HeadInverses
     expected: Tensor
     tightening: Tensor
+    stalled: Tensor
 
     def gap_allowed(self, settings: SolverSettings) -> Tensor:
         """Return the gap f - min f at which a head is done, (H,)."""
@@ -171,6 +188,7 @@ class _Moved:
     go: Tensor
     cubic_coefficient: Tensor
     tightening: Tensor
+    stalled: Tensor
     evaluated: Tensor
     trial: Point
     evaluations: Tensor
@@ -218,6 +236,7 @@ def _move(
     cubic[measured] = (model_error[measured] / q[measured] ** 1.5).clamp(*CUBIC_RANGE)
     # f - min f = (q* - q) + (f - model) to this order: what is left, and the model's error.
     gap, tightening = SAFETY * step.cg_error + model_error, batch.tightening
+    by_model = (q <= allowed) & (gap <= allowed)
     # A second witness, from the gradient where f was evaluated: see the module's docstring.
     decrement = newton_decrement(part, searched.point, inverse.select(evaluated))
     gap[evaluated] = gap[evaluated].maximum(decrement)
@@ -227,7 +246,10 @@ def _move(
         gap = gap.maximum(gradient_bound(part, searched.point) / BOUND_SLACK)
     gap = gap.nan_to_num(torch.inf, torch.inf)  # NaN is never done
     done = gap <= allowed
-    go = ~done
+    exhausted = step.cg_iterations == MAX_ITERATIONS
+    exhausted &= torch.tensor([h in inverse.head_inverses for h in range(len(q))], device=q.device)
+    stalled = batch.stalled + (by_model | exhausted)
+    go = ~done & (stalled < settings.max_stalled)
     go[evaluated] &= searched.moved
     return _Moved(
         theta=theta,
@@ -237,6 +259,7 @@ def _move(
         go=go,
         cubic_coefficient=cubic,
         tightening=tightening,
+        stalled=stalled,
         evaluated=evaluated,
         trial=searched.point,
         evaluations=searched.evaluations,
@@ -274,4 +297,5 @@ def _remaining(
         # Newton's method converges quadratically: next q = (c q)^2 or so.
         expected=(moved.cubic_coefficient * step.decrease)[keep].square(),
         tightening=moved.tightening[keep],
+        stalled=moved.stalled[keep],
     )
