@@ -30,7 +30,8 @@ from features.files import filename
 from features.store import FeatureStore
 from probe import protocols, results
 from probe.heads import fit_heads
-from probe.score import evaluation, metrics
+from probe.score import metrics
+from probe.score.predictions import labelled_predictions
 from probe.tested import predictions_of, remarks, tested
 from probe.train import checkpoints
 from probe.train.feeds import Images, Stored, recipe_of
@@ -196,7 +197,7 @@ def _tested(model: nn.Module, run: Run) -> tuple[results.Predictions, dict[str, 
         predict(model, task, part, training.batch_size, device) for part in (task.val, rows.test)
     )
     scoring = replace(settings, seed=training.seed)
-    predictions = evaluation.answers(
+    predictions = labelled_predictions(
         manifest, rows.test, task.y[rows.test], z_test, task.y[task.train], scoring
     )
     scores = tested(

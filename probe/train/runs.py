@@ -19,7 +19,7 @@ from features.store import FeatureStore
 from probe import splits
 from probe.data import load
 from probe.identity import Identity, data_of
-from probe.score import evaluation
+from probe.score.predictions import Scoring, check_scoring
 from probe.tested import audited, metric_of
 from probe.train import checkpoints
 from probe.train.feeds import Feed, Stored
@@ -29,7 +29,7 @@ HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there i
 
 
 @dataclass(frozen=True)
-class Settings(evaluation.Scoring):
+class Settings(Scoring):
     """What to train and how it is scored. `training` has the loop's own settings."""
 
     protocol: str = "finetune"  # or "study"
@@ -151,7 +151,7 @@ def rows_of(store: FeatureStore, manifest: Manifest, feed: Feed, settings: Setti
     """
     leaks = audited(store, manifest, strict=settings.strict_splits)
     data = load(store, manifest, store.default_feature, settings.uncertain)
-    evaluation.check(manifest, data.rows[~data.train], data.y[~data.train], settings)
+    check_scoring(manifest, data.rows[~data.train], data.y[~data.train], settings)
     train = data.rows[data.train]
     folds = splits.folds(manifest, train, k=HELD_OUT, seed=settings.training.seed)
     val = folds.held_out[0]
