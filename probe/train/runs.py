@@ -144,7 +144,7 @@ class Run:
 
 
 def rows_of(store: FeatureStore, manifest: Manifest, feed: Feed, settings: Settings) -> Rows:
-    """Return the rows of a store that have a label, dealt into training, validation and test.
+    """Return the rows (N,) of a store that have a label, dealt into training, validation and test.
 
     Without a val split one training subject in HELD_OUT is held out for it. Raises ProbeError
     where that leaves none, and for leaks with strict_splits.

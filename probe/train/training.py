@@ -260,7 +260,7 @@ def _accumulate_gradient(
 
 
 def batches_of(task: Task, settings: Training, epoch: int, world: int) -> list[Rows]:
-    """Return the rows of each batch of an epoch, over all processes.
+    """Return the rows (B,) of each batch of an epoch, over all processes.
 
     A last batch with fewer rows than there are processes is left out.
     """
