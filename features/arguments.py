@@ -1,19 +1,19 @@
-"""Options and arguments as they are written on a command line, turned into what they mean."""
+"""Options that several commands have: what is read, what images become, which machines work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 from features.console import echo
+from features.parsing import parse_fold, parse_names, parse_window
 
 if TYPE_CHECKING:
     from features.cluster import Cluster
     from features.datasets import Options
-    from features.manifest import Manifest
     from features.plan import Settings
 
 Command: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
@@ -238,45 +238,6 @@ def options_of(given: dict[str, Any]) -> Options:
     )
 
 
-def weights_of(
-    names: Sequence[str], given: Sequence[str]
-) -> tuple[list[str], dict[str, str | None]]:
-    """Return the backbones of -m NAME or NAME=FILE, and the weights of each; None is published.
-
-    `given` is --weights: [NAME=]FILE, or random, of all that have none of their own.
-    """
-    found: dict[str, str | None] = {}
-    for name, _, weights in (text.partition("=") for text in names):
-        _take(found, name, weights or None)
-    some = list(found)
-    for text in given:
-        named = max((name for name in some if text.startswith(f"{name}=")), key=len, default="")
-        if named:
-            _take(found, named, text.removeprefix(f"{named}="))
-    for text in given:
-        if any(text.startswith(f"{name}=") for name in some):
-            continue
-        if text != "random" and len(some) > 1:
-            raise click.BadParameter(
-                f"{text!r} goes with one backbone: write BACKBONE={text}, BACKBONE one of "
-                f"{', '.join(some)}",
-                param_hint="--weights",
-            )
-        for name in some:
-            if len(some) == 1 or found[name] is None:
-                _take(found, name, text)
-    return some, found
-
-
-def _take(found: dict[str, str | None], name: str, weights: str | None) -> None:
-    if (before := found.get(name)) and weights and before != weights:
-        raise click.BadParameter(
-            f"{name} is given {before} and {weights}: want one, or another -o for each",
-            param_hint="--weights",
-        )
-    found[name] = weights or before
-
-
 def say_random(weights: Mapping[str, str | None]) -> None:
     """Say on standard error which backbones have random weights."""
     names = [name for name, given in weights.items() if given == "random"]
@@ -298,75 +259,4 @@ def extraction_of(given: dict[str, Any], **more: Any) -> Settings:
         pools=tuple(pools.split(",")) if pools else (),
         device=resolve_device(given["device"]),
         window=parse_window(given["window"]),
-    )
-
-
-def parse_names(text: str | None, option: str) -> tuple[str, ...]:
-    """Return names with commas between them; one with a comma in it stands in double quotes."""
-    import csv
-
-    if text is None:
-        return ()
-    names = [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row]
-    if all(names) and names:
-        return tuple(names)
-    raise click.BadParameter(f"{text!r}: want names with commas between them", param_hint=option)
-
-
-def parse_fold(text: str | None) -> tuple[int, int] | None:
-    """Return I and K of --test-fold."""
-    if text is None:
-        return None
-    i, _, k = text.partition("/")
-    if i.isdecimal() and k.isdecimal() and 1 <= int(i) <= int(k) and int(k) > 1:
-        return int(i), int(k)
-    raise click.BadParameter(f"{text!r}: want I/K such as 1/5", param_hint="--test-fold")
-
-
-def parse_batch_size(text: str) -> int | None:
-    """Return the number of --batch-size, or None for auto."""
-    if text == "auto":
-        return None
-    if text.isdigit() and int(text) > 0:
-        return int(text)
-    raise click.BadParameter(f"{text!r}: want a number, or auto", param_hint="--batch-size")
-
-
-def parse_window(text: str | None) -> tuple[float, float] | None:
-    """Return centre and width of --window."""
-    if text is None:
-        return None
-    try:
-        center, width = (float(part) for part in text.split("/"))
-        if abs(center) < float("inf") and 0 < width < float("inf"):
-            return center, width
-    except ValueError:
-        pass
-    raise click.BadParameter(
-        f"{text!r}: want CENTRE/WIDTH such as 40/400, width above 0", param_hint="--window"
-    )
-
-
-def parse_normalize(
-    text: str, manifest: Manifest
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the mean and std of --normalize, or None for the backbone's own."""
-    if text == "model":
-        return None
-    if text == "dataset":
-        if manifest.normalize is None:
-            raise click.BadParameter(
-                f"{manifest.dataset} has no published mean and std: give them as MEAN/STD",
-                param_hint="--normalize",
-            )
-        return manifest.normalize
-    try:
-        mean, std = (tuple(float(v) for v in part.split(",")) for part in text.split("/"))
-        if {len(mean), len(std)} <= {1, 3} and all(s > 0 for s in std):
-            return mean, std
-    except ValueError:
-        pass
-    raise click.BadParameter(
-        f"{text!r}: want model, dataset, or MEAN/STD such as .5/.25 or .4,.3,.2/.3,.2,.1",
-        param_hint="--normalize",
     )

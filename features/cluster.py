@@ -204,42 +204,28 @@ class Pool:
         instead, as what was returned.
         """
         waiting, losses = deque(items), Counter[Any]()
-        alone, told_to_stop = time.monotonic(), False
+        alone, stopping = time.monotonic(), False
         while waiting or self._busy:
-            if stop() and not told_to_stop:
-                told_to_stop = True
+            if stop() and not stopping:
+                stopping = True
                 waiting.clear()
-                for actor, _ in self._busy.values():
-                    actor.stop.remote()
+                self._stop_workers()
                 continue
             self._join(len(waiting) + len(self._busy))
-            while waiting and self._idle:
-                actor, item = self._idle.pop(), waiting.popleft()
-                self._busy[getattr(actor, method).remote(item)] = actor, item
+            self._hand_out(method, waiting)
             ready, _ = ray.wait([*self._busy, *self._starting], timeout=LOOK)
             for ref in ready:
                 if ref in self._starting:
                     self._begun(ref)
                     continue
-                actor, item = self._busy.pop(ref)
-                try:
-                    result = ray.get(ref)
-                    self._idle.append(actor)
-                except RayActorError as error:
-                    self._lost(actor)
+                item, result = self._receive(ref)
+                if isinstance(result, RayActorError):
                     row, where = in_hand(item)
-                    losses[row] += not error.preempted
+                    losses[row] += not result.preempted
                     if losses[row] < LOSSES:
                         waiting.appendleft(item)
                         continue
-                    result = ClusterError(
-                        f"{LOSSES} workers were lost at {where}: {reason(error)}. What is stored "
-                        "stays; look at what is there, or give workers more memory "
-                        "(--num-cpus-per-worker)"
-                    )
-                except RayError as error:
-                    self._idle.append(actor)
-                    result = told(error)
+                    result = _too_many_lost(where, result)
                 if isinstance(result, Exception) and not keep_going:
                     raise result
                 yield item, result
@@ -285,6 +271,29 @@ class Pool:
             )
             self._starting[actor.__ray_ready__.remote()] = actor
 
+    def _stop_workers(self) -> None:
+        for actor, _ in self._busy.values():
+            actor.stop.remote()
+
+    def _hand_out(self, method: str, waiting: deque[Any]) -> None:
+        """Give each idle worker the next item, as long as there are some."""
+        while waiting and self._idle:
+            actor, item = self._idle.pop(), waiting.popleft()
+            self._busy[getattr(actor, method).remote(item)] = actor, item
+
+    def _receive(self, ref: Any) -> tuple[Any, Any]:
+        """Return an item, and what its worker returned or raised: RayActorError if it was lost."""
+        actor, item = self._busy.pop(ref)
+        try:
+            result = ray.get(ref)
+        except RayActorError as error:
+            self._lost(actor)
+            return item, error
+        except RayError as error:
+            result = told(error)
+        self._idle.append(actor)
+        return item, result
+
     def _begun(self, ref: Any) -> None:
         actor = self._starting.pop(ref)
         try:
@@ -302,6 +311,14 @@ class Pool:
         """Make sure that a lost worker is gone, and ask for another."""
         ray.kill(actor)
         self._joined = 0.0
+
+
+def _too_many_lost(where: str, error: RayActorError) -> ClusterError:
+    return ClusterError(
+        f"{LOSSES} workers were lost at {where}: {reason(error)}. What is stored "
+        "stays; look at what is there, or give workers more memory "
+        "(--num-cpus-per-worker)"
+    )
 
 
 def told(error: RayError) -> Exception:

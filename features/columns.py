@@ -63,7 +63,7 @@ class Column:
                 data, place = data[written:], place + written
 
     def blocks(self, limit: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (first row, rows) of at most `limit` bytes, or of one row."""
+        """Yield a block's first row and its rows (B, ...): at most `limit` bytes, or one row."""
         step = max(1, limit // max(self.row_bytes, 1))
         for start in range(0, self.shape[0], step):
             yield start, self.read(start, start + step)

@@ -16,11 +16,8 @@ from features.arguments import (
     extraction_of,
     image_options,
     options_of,
-    parse_batch_size,
-    parse_normalize,
     say_random,
     source_options,
-    weights_of,
 )
 from features.console import (
     FOLDER,
@@ -36,6 +33,7 @@ from features.console import (
     stopping,
     versions,
 )
+from features.parsing import parse_batch_size, parse_normalize, weights_of
 
 if TYPE_CHECKING:
     from features.backbones import Backbone

@@ -1,6 +1,6 @@
 """Manifest x backbones -> stores: one decode feeds every backbone.
 
-Images are decoded in processes of their own (workers.py) a few batches ahead of the passes, and
+Images are decoded in processes of their own (workers.py) ahead of the passes (chunks.py), and
 batches are committed behind them (jobs.py), so that a run takes what the forward passes take. A
 run that was stopped goes on where it was.
 """
@@ -8,33 +8,28 @@ run that was stopped goes on where it was.
 from __future__ import annotations
 
 import os
-import time
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from features.backbones import Backbone
+from features.chunks import chunks
 from features.errors import ImageError, StoreError
 from features.images import NOT_FOUND
-from features.jobs import Chunk, Commits, Job, chunk_size, taken_by_all
+from features.jobs import Chunk, Commits, Job, taken_by_all
 from features.lock import writing
 from features.manifest import Manifest
 from features.parts import recover
 from features.plan import Plan, Settings, begin, plan, store_path
 from features.presence import missing_line, need_some
-from features.store import DONE, FeatureStore
-from features.workers import Loaded, Recipe, Workers
-
-AHEAD = 2  # chunks decoded ahead of the one that is computed
-PATIENCE = 0.5  # seconds between looks at whether to stop, while an image is waited for
+from features.store import FeatureStore
+from features.workers import Recipe, Workers
 
 
 @dataclass(frozen=True)
@@ -164,33 +159,16 @@ def fill(
     left = taken if left is None else left | taken
     for job in jobs:
         job.backbone.place(job.device, job.dtype)
-    transforms = list(dict.fromkeys(job.backbone.transform for job in jobs))
-    recipe = Recipe(
-        transforms=tuple(transforms),
-        exact=settings.exact,
-        views=max(job.n_views for job in jobs),
-        seed=_view_seed(jobs),
-        window=settings.window,
-        frame=settings.frame,
-    )
+    recipe = _recipe(jobs, settings)
     cores = os.cpu_count() or 1
     count, most = settings.workers or min(2, cores), settings.workers or cores
     with workers_of(recipe, count) as workers, Commits() as commits:
-        for chunk in _chunks(manifest, jobs, workers, settings, most, left, stop):
+        for chunk in chunks(manifest, jobs, workers, left, most=most, stop=stop):
             asked = todo[chunk.rows]
             wrong = [k for k, image in enumerate(chunk.images) if image.reason and asked[k]]
             if wrong and settings.on_error == "fail":
-                k = wrong[0]
-                raise ImageError(
-                    f"{manifest.file(chunk.rows[k])}: {chunk.images[k].reason}. "
-                    "Repair or remove it, or take --on-error skip"
-                )
-            for job in jobs:
-                place = transforms.index(job.backbone.transform)
-                for a in range(0, len(chunk.rows), job.store.batch_size):
-                    if stop():
-                        break
-                    job.fill(chunk, place, a, commits)
+                raise _bad_image(manifest, chunk, wrong[0])
+            _fill_chunk(jobs, chunk, recipe, commits, stop)
             if stop():
                 break
             finished += int(asked.sum())
@@ -201,67 +179,35 @@ def fill(
         raise KeyboardInterrupt
 
 
-def _chunks(
-    manifest: Manifest,
-    jobs: Sequence[Job],
-    workers: Workers,
-    settings: Settings,
-    most: int,
-    left: NDArray[np.bool_],
-    stop: Stop,
-) -> Iterator[Chunk]:
-    """Yield what has to be computed, in order, decoded ahead; no more once `stop` says so.
+def _recipe(jobs: Sequence[Job], settings: Settings) -> Recipe:
+    """Return how images are decoded, once for all jobs."""
+    return Recipe(
+        transforms=tuple(dict.fromkeys(job.backbone.transform for job in jobs)),
+        exact=settings.exact,
+        views=max(job.n_views for job in jobs),
+        seed=_view_seed(jobs),
+        window=settings.window,
+        frame=settings.frame,
+    )
 
-    While the passes have to wait for pixels, there are more workers each time, up to `most`.
-    """
-    step, needed = chunk_size(jobs), np.any([job.needs() for job in jobs], axis=0)
-    starts = [s for s in range(0, len(manifest), step) if needed[s : s + step].any()]
-    known = _Known(manifest, jobs, left)
-    elsewhere: Future[Loaded] = Future()
-    elsewhere.set_result(Loaded(reason="its bytes are in another row"))
-    waiting: deque[tuple[NDArray[np.int64], list[torch.Tensor], list[Future[Loaded]]]] = deque()
-    upcoming = iter(starts)
 
-    def submit() -> None:
-        start = next(upcoming, None)
-        if start is None:
-            return
-        rows = np.arange(start, min(start + step, len(manifest)))
-        pixels = [
-            torch.empty(
-                (len(rows), 1 + workers.recipe.views, t.size, t.size, 3),
-                dtype=torch.uint8,
-                pin_memory=settings.device.startswith("cuda"),
-            )
-            for t in workers.recipe.transforms
-        ]
-        blocks = [p.numpy() for p in pixels]
-        loading = [
-            elsewhere
-            if left[i]
-            else workers.load(manifest.file(int(i)), [memoryview(b[k]).cast("B") for b in blocks])
-            for k, i in enumerate(rows)
-        ]
-        waiting.append((rows, pixels, loading))
+def _fill_chunk(
+    jobs: Sequence[Job], chunk: Chunk, recipe: Recipe, commits: Commits, stop: Stop
+) -> None:
+    """Compute a chunk's batches for every job and have them committed; none once `stop` says so."""
+    for job in jobs:
+        transform = recipe.transforms.index(job.backbone.transform)
+        for start in range(0, len(chunk.rows), job.store.batch_size):
+            if stop():
+                return
+            job.fill(chunk, transform, start, commits)
 
-    for _ in range(1 + AHEAD):
-        submit()
-    before = time.perf_counter()
-    while waiting:
-        rows, pixels, loading = waiting.popleft()
-        asked = time.perf_counter()
-        for future in loading:
-            while not future.done():  # it may never be; a wish to stop is still heard
-                if stop():
-                    return
-                wait([future], timeout=PATIENCE)
-        images = [future.result() for future in loading]
-        now = time.perf_counter()
-        if now - asked > 0.1 * (now - before):
-            workers.grow(min(2 * len(workers.threads), most))
-        before = now
-        yield Chunk(rows, images, pixels, known.copies(rows, images))
-        submit()
+
+def _bad_image(manifest: Manifest, chunk: Chunk, k: int) -> ImageError:
+    return ImageError(
+        f"{manifest.file(chunk.rows[k])}: {chunk.images[k].reason}. "
+        "Repair or remove it, or take --on-error skip"
+    )
 
 
 def _view_seed(jobs: Sequence[Job]) -> int:
@@ -272,37 +218,3 @@ def _view_seed(jobs: Sequence[Job]) -> int:
             "finish them one by one, each with its own -m"
         )
     return seeds.pop() if seeds else 0
-
-
-class _Known:
-    """Which bytes were seen in which row: 16 bytes of the hash each.
-
-    From the first row on, but for rows that are left and done: what has their bytes is their copy.
-    """
-
-    def __init__(self, manifest: Manifest, jobs: Sequence[Job], left: NDArray[np.bool_]) -> None:
-        self._first: dict[bytes, int] = {}
-        self._next = 0
-        done = np.any([job.store.done == DONE for job in jobs], axis=0)
-        self._stored = np.full(len(manifest), b"", dtype="S64") if done.any() else None
-        if self._stored is not None:
-            for job in jobs:
-                rows = job.store.done == DONE
-                self._stored[rows] = job.store.columns["manifest/hash"].read()[rows]
-            for i in np.flatnonzero(left & (self._stored != b"")).tolist():
-                self._first.setdefault(bytes.fromhex(self._stored[i].decode())[:16], i)
-
-    def copies(self, rows: NDArray[np.int64], images: Sequence[Loaded]) -> dict[int, int]:
-        """Take in the next rows (B,) read; return those whose bytes an earlier row has."""
-        if self._stored is not None:
-            for i in range(self._next, int(rows[0])):  # what was passed over: done before
-                if self._stored[i]:
-                    self._first.setdefault(bytes.fromhex(self._stored[i].decode())[:16], i)
-        self._next = int(rows[-1]) + 1
-        copies = {}
-        for i, image in zip(rows.tolist(), images, strict=True):
-            if not image.reason:
-                first = self._first.setdefault(bytes.fromhex(image.hash)[:16], i)
-                if first != i:
-                    copies[i] = first
-        return copies

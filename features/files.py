@@ -2,8 +2,8 @@
 
 `filename` makes any text one safe part of a path: whatever a table, a store or a model is called,
 nothing is written outside the folder that was asked for. `open_regular` opens files, and never
-waits for a pipe or a terminal. `replacing` and `append_line` leave a file as it was, or as it
-should be, and nothing between.
+waits for a pipe or a terminal. `drafting`, `replacing` and `append_line` leave a file as it was,
+or as it should be, and nothing between.
 """
 
 from __future__ import annotations
@@ -96,25 +96,34 @@ def _not_regular(path: Path, found: os.stat_result) -> OSError:
 
 
 @contextmanager
-def replacing(path: Path, mode: str = "wb", **how: Any) -> Iterator[IO[Any]]:
-    """Open a file to write under another name; when all is written it takes its place.
+def drafting(path: Path) -> Iterator[Path]:
+    """Yield another name to write a file under; when all is written it takes its place.
 
-    mode and how are those of Path.open. Raises OSError, after which the file is as before.
+    What writes it forces it to disk. Raises OSError, after which the file is as before.
     """
-    part = path.with_name(path.name + ".part")
+    draft = path.with_name(path.name + ".part")
     try:
-        with part.open(mode, **how) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        yield draft
+        draft.replace(path)
     except BaseException as error:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(error.errno, reason(error), str(path)) from None
         raise
     sync(path.parent)
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "wb", **how: Any) -> Iterator[IO[Any]]:
+    """Open a file to write as `drafting` does, and force it to disk.
+
+    mode and how are those of Path.open. Raises OSError, after which the file is as before.
+    """
+    with drafting(path) as draft, draft.open(mode, **how) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def reason(error: OSError) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.arguments import options_of, parse_window, source_options
+from features.arguments import options_of, source_options
 from features.console import FILE, FaultFound, as_json, as_table, bar, echo, json_option
+from features.parsing import parse_window
 
 if TYPE_CHECKING:
     from features.audit import Audit

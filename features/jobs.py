@@ -198,7 +198,7 @@ class Pass:
     event: torch.cuda.Event | None = None
 
     def wait(self) -> Features:
-        """Return the features."""
+        """Return the features of B images: (B, D), (B, T, D) of tokens, (B, V, ...) of views."""
         if self.event:
             self.event.synchronize()
         return {name: value.numpy() for name, value in (self.features or {}).items()}

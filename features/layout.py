@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ from features import checksums
 from features.checksums import MARKS, SOURCE, STRUCTURE
 from features.columns import Column, Place
 from features.errors import StoreError
-from features.files import reason
+from features.files import drafting, reason
 from features.manifest import Manifest
 
 FORMAT, VERSION = "medprobe-features", 2
@@ -36,6 +35,9 @@ TEXT = ("id", "path", "subject", "split")
 COLUMNS = "manifest/columns/"  # further facts of the images, as text
 TAKEN = "manifest/taken"  # which images were done before others were added
 ANEW = "compute it anew with `medprobe extract ... --overwrite always`"
+
+
+Filled = dict[str, tuple[tuple[int, ...], str]]  # dataset -> shape and type
 
 
 @dataclass(frozen=True)
@@ -89,80 +91,14 @@ def build(
     StoreError where the disk has no room.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    n = len(manifest)
-    need = n * sum(row_bytes(name, shape) for name, shape in features.items())
-    free = disk_usage(path.parent).free
-    if need > free:
-        raise StoreError(
-            f"{path} needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-            "make room, or choose another place with -o"
-        )
-    shapes = _to_be_filled(n, features)
-    known = {f"manifest/{name}": _encode(getattr(manifest, name)) for name in TEXT}
-    known |= {"manifest/label": manifest.label.astype("<i4")}
-    known |= {COLUMNS + name: _encode(values) for name, values in manifest.columns.items()}
-    if taken is not None:
-        known[TAKEN] = taken.astype("u1")
-    with _draft(path) as draft:
-        # The version of the format whose structure carries checksums of its own.
-        with h5py.File(draft, "w", libver=("v110", "v110"), locking=False) as file:
-            made = {"format": FORMAT, "version": VERSION} | dict(attributes)
-            made.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
-            _describe(file, made)
-            for name, values in known.items():
-                _reserve(file, name, values.shape, values.dtype)
-            for name, (shape, dtype) in shapes.items():
-                _reserve(file, name, shape, np.dtype(dtype))
-            _reserve(file, STRUCTURE, (1,), np.dtype("<u4"))
-            _describe(
-                file["manifest"],
-                {
-                    "dataset": manifest.dataset,
-                    "root": str(manifest.root),
-                    "task": manifest.task,
-                    "classes": json.dumps(manifest.classes, ensure_ascii=False),
-                    "split_from": manifest.split_from,
-                    "split_digest": manifest.split_digest(),
-                    "metric": manifest.metric or "",
-                    "note": manifest.note,
-                    "label_from": manifest.label_from,
-                    "order_from": manifest.order_from,
-                    "checksum": manifest_checksum(known),
-                },
-            )
-        structure = read(draft)
-        descriptor = os.open(draft, os.O_RDWR)
-        try:
-            columns = {name: Column(descriptor, *place) for name, place in structure.places.items()}
-            for name, values in known.items():
-                columns[name].write(np.arange(n), values)
-            for name in shapes:
-                for source in sources:
-                    if name in source:
-                        for start, block in source[name].blocks(BLOCK_BYTES):
-                            there = np.arange(start, start + len(block))
-                            columns[name].write(there if rows is None else rows[there], block)
-            whole = checksums.structure(descriptor, structure.places)
-            columns[STRUCTURE].write(np.arange(1), np.array([whole]))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    _sync_folder(path.parent)
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """Yield where a store is written before it takes its place, which it then does.
-
-    Raises StoreError where it can't be written; what was there is as before.
-    """
-    draft = path.with_suffix(".draft")
+    _need_room(path, len(manifest) * sum(row_bytes(n, shape) for n, shape in features.items()))
+    known = _of_manifest(manifest, taken)
+    filled = _to_be_filled(len(manifest), features)
     try:
-        yield draft
-        draft.replace(path)
+        with drafting(path) as draft:
+            _write_structure(draft, manifest, attributes, known, filled)
+            _write_values(draft, known, filled, sources, rows)
     except (OSError, RuntimeError) as error:  # h5py raises the second where it can't close a file
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__
         why = reason(cause) if isinstance(cause, OSError) else str(error).partition("(")[0]
         raise StoreError(
@@ -171,11 +107,89 @@ def _draft(path: Path) -> Iterator[Path]:
         ) from None
 
 
-def _to_be_filled(
-    n: int, features: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[tuple[int, ...], str]]:
+def _need_room(path: Path, need: int) -> None:
+    """Raise StoreError where the disk has not so many bytes left."""
+    free = disk_usage(path.parent).free
+    if need > free:
+        raise StoreError(
+            f"{path} needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+            "make room, or choose another place with -o"
+        )
+
+
+def _of_manifest(manifest: Manifest, taken: NDArray[np.bool_] | None) -> dict[str, NDArray[Any]]:
+    """Return the datasets that are written as the store is made, (N,), or (N, L) of labels."""
+    known = {f"manifest/{name}": _encode(getattr(manifest, name)) for name in TEXT}
+    known |= {"manifest/label": manifest.label.astype("<i4")}
+    known |= {COLUMNS + name: _encode(values) for name, values in manifest.columns.items()}
+    return known if taken is None else known | {TAKEN: taken.astype("u1")}
+
+
+def _write_structure(
+    draft: Path,
+    manifest: Manifest,
+    attributes: Mapping[str, Any],
+    known: Mapping[str, NDArray[Any]],
+    filled: Filled,
+) -> None:
+    """Make an HDF5 file with all attributes, and a place for every dataset."""
+    # The version of the format whose structure carries checksums of its own.
+    with h5py.File(draft, "w", libver=("v110", "v110"), locking=False) as file:
+        made = {"format": FORMAT, "version": VERSION} | dict(attributes)
+        made.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+        _describe(file, made)
+        for name, values in known.items():
+            _reserve(file, name, values.shape, values.dtype)
+        for name, (shape, dtype) in filled.items():
+            _reserve(file, name, shape, np.dtype(dtype))
+        _reserve(file, STRUCTURE, (1,), np.dtype("<u4"))
+        _describe(
+            file["manifest"],
+            {
+                "dataset": manifest.dataset,
+                "root": str(manifest.root),
+                "task": manifest.task,
+                "classes": json.dumps(manifest.classes, ensure_ascii=False),
+                "split_from": manifest.split_from,
+                "split_digest": manifest.split_digest(),
+                "metric": manifest.metric or "",
+                "note": manifest.note,
+                "label_from": manifest.label_from,
+                "order_from": manifest.order_from,
+                "checksum": manifest_checksum(known),
+            },
+        )
+
+
+def _write_values(
+    draft: Path,
+    known: Mapping[str, NDArray[Any]],
+    filled: Filled,
+    sources: Sequence[Mapping[str, Column]],
+    rows: NDArray[np.integer] | None,
+) -> None:
+    """Write what is known (N, ...), and copy what sources have; then the structure's checksum."""
+    structure = read(draft)
+    descriptor = os.open(draft, os.O_RDWR)
+    try:
+        columns = {name: Column(descriptor, *place) for name, place in structure.places.items()}
+        for name, values in known.items():
+            columns[name].write(np.arange(len(values)), values)
+        for name in filled:
+            for source in (source for source in sources if name in source):
+                for start, block in source[name].blocks(BLOCK_BYTES):
+                    copied = np.arange(start, start + len(block))
+                    columns[name].write(copied if rows is None else rows[copied], block)
+        whole = checksums.structure(descriptor, structure.places)
+        columns[STRUCTURE].write(np.arange(1), np.array([whole]))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _to_be_filled(n: int, features: Mapping[str, tuple[int, ...]]) -> Filled:
     """Return the shape and type of every dataset that is filled as images are computed."""
-    filled: dict[str, tuple[tuple[int, ...], str]]
+    filled: Filled
     filled = {f"manifest/{name}": ((n,), kind) for name, kind in SOURCE.items()}
     filled |= {"done": ((n,), "u1"), "reason": ((n,), f"S{REASON_BYTES}")}
     filled |= {"checksums/source": ((n,), "<u4"), MARKS: ((n,), "<u4")}
@@ -273,12 +287,3 @@ def dtype_of(feature: str) -> str:
 def row_bytes(feature: str, shape: tuple[int, ...]) -> int:
     """Return what a row of a feature takes on disk."""
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype_of(feature)).itemsize
-
-
-def _sync_folder(path: Path) -> None:
-    """Force a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

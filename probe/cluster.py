@@ -227,7 +227,7 @@ class RowWorkers:
         return len(self._workers)
 
     def fit_heads(self, X: Tensor | Source, y: Tensor, **given: Any) -> Heads:
-        """Fit heads as heads.fit_heads does; from the start where a worker is lost meanwhile."""
+        """Fit heads to X (N, D), y (N,) as heads.fit_heads does; anew where a worker is lost."""
         for _ in range(MAX_TRIES - 1):
             try:
                 return fit_heads(X, y, engine=self, **given)

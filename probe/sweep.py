@@ -26,13 +26,19 @@ from probe.choose import Fit, Selection, TrainingSet
 from probe.data import Data, Features, load
 from probe.heads import Head, fit_heads
 from probe.identity import data_of
-from probe.score import evaluation, metrics
+from probe.score import metrics
+from probe.score.predictions import (
+    LabelledPredictions,
+    Scoring,
+    check_scoring,
+    labelled_predictions,
+)
 from probe.solve.path import Progress
 from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
 
 
 @dataclass(frozen=True)
-class Settings(evaluation.Scoring):
+class Settings(Scoring):
     """How to probe. None takes the protocol's, the store's or the task's own."""
 
     protocol: str = "dinov2-logreg"
@@ -125,7 +131,7 @@ def probe_all(
         leaks = audited(store, manifest, strict=settings.strict_splits)
         for feature in _features(store, settings.feature):
             data = load(store, manifest, feature, settings.uncertain, settings.device)
-            evaluation.check(manifest, data.rows[~data.train], data.y[~data.train], settings)
+            check_scoring(manifest, data.rows[~data.train], data.y[~data.train], settings)
             for shots in settings.shots or ():
                 started = time.perf_counter()
                 subsets = _training_sets(manifest, data, settings, shots)
@@ -256,10 +262,10 @@ class _Cell:
         test = ~data.train
         y_train = data.y[data.train][subset.rows]
 
-        def answers(head: Selection) -> evaluation.LabelledPredictions:
+        def answers(head: Selection) -> LabelledPredictions:
             z = _said(head, data.features.take(test))
             rows = data.rows[test]
-            return evaluation.answers(manifest, rows, data.y[test], z, y_train, settings)
+            return labelled_predictions(manifest, rows, data.y[test], z, y_train, settings)
 
         said = answers(chosen)
         found = tested(

@@ -15,9 +15,10 @@ from features.manifest import NUMBER, Manifest
 from features.store import DONE, FeatureStore
 from probe.results import Predictions
 from probe.score import evaluation, metrics
-from probe.score.evaluation import LabelledPredictions, Scoring
+from probe.score.caveats import caveat
 from probe.score.intervals import intervals
 from probe.score.metrics import Metric
+from probe.score.predictions import LabelledPredictions, Scoring
 
 ALONE = "test images have no {}: each is scored as one of its own"
 ORDER = "quadratic_kappa takes the classes in this order: "
@@ -150,8 +151,8 @@ def remarks(
     if not predictions.has_subjects:
         notes.append("no subjects are known: images are taken as independent")
     ends = found["ci_low"], found["ci_high"]
-    caveat = evaluation.caveat(*ends, found["n_subjects_test"], predictions.independent)
-    return [*notes, *(predictions for predictions in (found["few"], caveat) if predictions)]
+    no_width = caveat(*ends, found["n_subjects_test"], predictions.independent)
+    return [*notes, *(note for note in (found["few"], no_width) if note)]
 
 
 def scored(

@@ -13,9 +13,11 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_cur
 from cli import cli
 from features.errors import ProbeError
 from probe import results
-from probe.score import evaluation
-from probe.score.evaluation import LabelledPredictions, aggregate, choose_threshold
+from probe.score.caveats import few
 from probe.score.metrics import evaluate_log_odds, find, of_task
+from probe.score.predictions import LabelledPredictions, aggregate
+from probe.score.subgroups import subgroups, uneven
+from probe.score.thresholds import choose_threshold
 from probe.sweep import Settings, probe
 
 rng = np.random.default_rng(0)
@@ -189,9 +191,9 @@ def test_a_groups_mean_names_the_findings_that_it_is_without(metric):
     y[sex == "M", 2] = 0  # none of them has it
     z = rng.normal(size=(40, 4))
     ids = np.arange(40).astype(str)
-    answers = evaluation.LabelledPredictions(ids, ids, y, z, {"sex": sex}, True)
+    answers = LabelledPredictions(ids, ids, y, z, {"sex": sex}, True)
     how = {"n": 100, "seed": 0, "method": "bayesian"}
-    groups = evaluation.subgroups(answers, ["sex"], find(metric, "multilabel"), "abcd", **how)
+    groups = subgroups(answers, ["sex"], find(metric, "multilabel"), "abcd", **how)
     for group in groups:
         rows = sex == group["group"]
         kept = [k for k in range(4) if "abcd"[k] not in group["left_out"]]
@@ -200,10 +202,10 @@ def test_a_groups_mean_names_the_findings_that_it_is_without(metric):
     ranks = find(metric, "multilabel").ranking or metric == "f1"  # what needs a positive
     assert groups[0]["left_out"] == ["b"]
     assert groups[1]["left_out"] == (["c"] if ranks else [])
-    said = evaluation.uneven(groups)
+    said = uneven(groups)
     assert said.startswith("groups' scores are means over what each has: sex F without b")
     assert ("sex M without c" in said) == ranks
-    assert evaluation.uneven([{"column": "a", "group": "b"}]) == ""
+    assert uneven([{"column": "a", "group": "b"}]) == ""
 
 
 def test_many_rare_findings_are_said_by_the_rarest_and_a_count():
@@ -211,12 +213,12 @@ def test_many_rare_findings_are_said_by_the_rarest_and_a_count():
     for k in range(9):
         y[: k + 1, k] = 1
     names = [f"f{k}" for k in range(9)]
-    said = evaluation.few(y, np.arange(60).astype(str), names, "image")
+    said = few(y, np.arange(60).astype(str), names, "image")
     assert said == (
         "few test images: 1 with f0, 2 with f1, 3 with f2 and too few of 1 more; "
         "no interval is sure to hold its 95 %"
     )
-    assert evaluation.few(np.array([1, 3, 3, 3]), np.arange(4), ["0", "1", "2", "3"]).startswith(
+    assert few(np.array([1, 3, 3, 3]), np.arange(4), ["0", "1", "2", "3"]).startswith(
         "few test subjects: 4 in all, 1 of class 1, 3 of class 3;"
     )
 

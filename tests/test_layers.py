@@ -27,6 +27,7 @@ HOMES = {
         "features.commands",
         "features.console",
         "features.inspection",
+        "features.parsing",
         "probe.commands.analyze",
         "probe.commands.arguments",
         "probe.commands.compare",

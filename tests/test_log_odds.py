@@ -17,7 +17,8 @@ from probe import results
 from probe.report.curves import bands
 from probe.report.panels import examples
 from probe.score import log_odds
-from probe.score.evaluation import LabelledPredictions, aggregate, choose_threshold
+from probe.score.predictions import LabelledPredictions, aggregate
+from probe.score.thresholds import choose_threshold
 from probe.solve.knn import vote
 from probe.sweep import Settings, probe
 

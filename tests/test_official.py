@@ -293,6 +293,13 @@ def test_what_is_missing_is_named_with_where_to_get_it(request, fixture, missing
         open_dataset(f"{name}:{folder}")
 
 
+def test_ddsm_lists_without_a_name_say_so(ddsm):
+    for file in (ddsm / "ddsm_raw_image_lists").iterdir():
+        file.write_text("")
+    with pytest.raises(DatasetError, match="holds no images"):
+        open_dataset(f"ddsm:{ddsm}")
+
+
 def test_chexpert_without_valid_csv_says_where_it_is(chexpert):
     (chexpert / "valid.csv").unlink()
     with pytest.raises(DatasetError, match=r"has no valid.csv: .*aimi\.stanford\.edu"):

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from probe.score.metrics import find
-from probe.train import training
+from probe.train import loss, training
 
 
 def test_labels_that_are_missing_have_no_loss():
     logits = torch.randn(4, 3, requires_grad=True)
     y = np.array([[1, 0, np.nan]] * 4)
-    loss, weight = training.loss_of(logits, y, torch.ones(3))
-    loss.backward()
+    total, weight = loss.loss_of(logits, y, torch.ones(3))
+    total.backward()
     assert float(weight) == 8
     assert (logits.grad[:, 2] == 0).all() and (logits.grad[:, :2] != 0).all()
 
@@ -28,9 +28,9 @@ def test_rates_warm_up_and_fall():
 
 def test_sampling_and_weights_balance_classes():
     y = np.array([0] * 90 + [1] * 10)
-    task = training.Task(np.arange(100), np.arange(0), y, 2, find("accuracy", "multiclass"))
+    task = training.Task(None, np.arange(100), np.arange(0), y, 2, find("accuracy", "multiclass"))
     how = training.Training(batch_size=1000, balance="sampling")
     drawn = np.concatenate([y[b] for e in range(50) for b in training.batches_of(task, how, e, 1)])
     assert drawn.mean() == pytest.approx(0.5, abs=0.03)
-    weights = training.class_weights(task, training.Training(balance="weights"))
+    weights = loss.class_weights(y, 2, "weights")
     assert weights.tolist() == pytest.approx([100 / 180, 5.0])

@@ -44,10 +44,10 @@ def test_the_appended_deit_equals_timm_s_on_its_own_embedding():
 
 
 def test_the_appended_deit_has_as_many_parameters_as_in_the_study():
-    head = token_head("deit-base", "random", width=768, tokens=256, outputs=5, seed=0)
+    head = token_head("deit-base", "random", shape=(256, 768), outputs=5, seed=0)
     trained = sum(p.numel() for p in head.parameters() if p.requires_grad)
     assert trained == 85_804_037 + (256 - 196) * 768  # 60 more positions than at 14 x 14
-    head = token_head("deit-base", "random", width=768, tokens=196, outputs=5, seed=0)
+    head = token_head("deit-base", "random", shape=(196, 768), outputs=5, seed=0)
     assert sum(p.numel() for p in head.parameters()) == 85_804_037
     with pytest.raises(ProbeError, match="200 tokens are no square grid"):
         grid_of(200)
@@ -93,7 +93,7 @@ def test_every_backbone_of_the_study_takes_steps(name, head):
     if head == "linear":
         top = nn.Linear(shape[0], 3)
     else:
-        top = token_head("deit-tiny", "random", width=shape[1], tokens=shape[0], outputs=3, seed=0)
+        top = token_head("deit-tiny", "random", shape=shape, outputs=3, seed=0)
     size = backbone.transform.size
     pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
     target = torch.tensor([0, 2])

@@ -243,6 +243,16 @@ def weights_digest(module: nn.Module) -> str:
     return found.hexdigest()
 
 
+def origin_of(weights: str | None) -> str:
+    """Return where weights come from: "published" for None, "random", or "file"."""
+    return "published" if weights is None else "random" if weights == "random" else "file"
+
+
+def default_feature(network: Network) -> str:
+    """Return the feature that stands for an image: the class token, or the mean without one."""
+    return "final/cls" if "final/cls" in network.features else "final/mean"
+
+
 def count_params(module: nn.Module) -> int:
     """Return how many parameters a module has."""
     return sum(p.numel() for p in module.parameters())

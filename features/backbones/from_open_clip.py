@@ -97,8 +97,7 @@ def _load(
     with torch.random.fork_rng():
         torch.manual_seed(RANDOM_SEED)
         module = _visual(architecture, transform.size)
-    kind = "published" if weights is None else "random" if weights == "random" else "file"
-    if kind != "random":
+    if weights != "random":
         file = fetch(url, spec.name) if weights is None else Path(weights)
         found = read_state_dict(file)
         state = own(found, ("visual.",), ())
@@ -128,4 +127,4 @@ def _load(
         size=transform.size,
         module=module,
     )
-    return Backbone.of(spec, module, network, transform, kind)
+    return Backbone.of(spec, module, network, transform, base.origin_of(weights))

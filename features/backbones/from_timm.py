@@ -43,7 +43,6 @@ def load_study(spec: Spec, weights: str | None, image_size: int | None) -> Backb
     transform = spec.transform(image_size)
     module = _build(recipe, spec, transform.size)
     if weights != "random":
-        published = weights is None
         file = _published(spec) if weights is None else Path(weights)
         state = recipe.rename(own(read_state_dict(file), recipe.prefixes, recipe.drop))
         if recipe.sizes and "pos_embed" in state:
@@ -54,10 +53,8 @@ def load_study(spec: Spec, weights: str | None, image_size: int | None) -> Backb
                 antialias=recipe.antialias,
             )
         load_strictly(module, state, f"{spec.name}'s weights {file}")
-        kind = "published" if published else "file"
-    else:
-        kind = "random"
-    return Backbone.of(spec, module, _network(module, transform.size, spec.name), transform, kind)
+    network = _network(module, transform.size, spec.name)
+    return Backbone.of(spec, module, network, transform, base.origin_of(weights))
 
 
 def _build(recipe: Recipe, spec: Spec, size: int) -> Any:
@@ -215,7 +212,29 @@ RECIPES = {
 def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone:
     """Load any timm model by its name there, with its own preprocessing."""
     import timm
-    from timm.data.config import resolve_data_config
+
+    _check_name(name)
+    with torch.device("meta"):
+        shape: Any = timm.create_model(name, num_classes=0)
+    native, patch = _native_size(shape), 1
+    options: dict[str, Any] = {}
+    if hasattr(shape, "pos_embed") and hasattr(shape, "patch_embed"):
+        patch = int(shape.patch_embed.patch_size[0])
+        options = {"img_size": image_size or native}
+    with torch.random.fork_rng():
+        torch.manual_seed(RANDOM_SEED)
+        module: Any = timm.create_model(name, num_classes=0, **options)
+    network = _network(module, image_size or native, name)
+    spec = _spec_of(name, shape, network, patch)
+    if weights != "random":
+        grid = options["img_size"] // patch if options else None
+        _load_weights(module, spec, name, weights, grid)
+    return Backbone.of(spec, module, network, spec.transform(image_size), base.origin_of(weights))
+
+
+def _check_name(name: str) -> None:
+    """Raise BackboneError for a model or a tag of weights that timm hasn't got."""
+    import timm
 
     architecture, _, tag = name.partition(".")
     if architecture not in timm.list_models():
@@ -227,23 +246,28 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         raise BackboneError(
             f"timm has no weights {name!r}: want a tag of {', '.join(tags) or 'none'}"
         )
-    with torch.device("meta"):
-        shape: Any = timm.create_model(name, num_classes=0)
-    config: Any = resolve_data_config(  # type: ignore[no-untyped-call]
+
+
+def _preprocessing(shape: Any) -> dict[str, Any]:
+    """Return a timm model's input_size, crop_pct, interpolation, mean and std."""
+    from timm.data.config import resolve_data_config
+
+    config: dict[str, Any] = resolve_data_config(  # type: ignore[no-untyped-call]
         pretrained_cfg=shape.pretrained_cfg
     )
-    size, patch = int(config["input_size"][-1]), 1
-    options: dict[str, Any] = {}
-    if hasattr(shape, "pos_embed") and hasattr(shape, "patch_embed"):
-        patch = int(shape.patch_embed.patch_size[0])
-        options = {"img_size": image_size or size}
-    with torch.random.fork_rng():
-        torch.manual_seed(RANDOM_SEED)
-        module: Any = timm.create_model(name, num_classes=0, **options)
-    network = _network(module, image_size or size, name)
-    tokens = network.features["final/tokens"]
-    default = "final/cls" if "final/cls" in network.features else "final/mean"
-    spec = Spec(
+    return config
+
+
+def _native_size(shape: Any) -> int:
+    return int(_preprocessing(shape)["input_size"][-1])
+
+
+def _spec_of(name: str, shape: Any, network: Network, patch: int) -> Spec:
+    """Return the facts about a timm model; `shape` is the model at its own size, without data."""
+    architecture, _, tag = name.partition(".")
+    config, size = _preprocessing(shape), _native_size(shape)
+    default = base.default_feature(network)
+    return Spec(
         name=f"timm:{name}",
         family=type(shape).__name__,
         architecture=architecture,
@@ -258,7 +282,7 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         std=config["std"],
         feature_dim=network.features[default][0],
         default_feature=default,
-        tokens=tokens[0],
+        tokens=network.features["final/tokens"][0],
         layers=len(network.blocks),
         source=f"timm {name}",
         licence=str(shape.pretrained_cfg.get("license") or "see the model's card"),
@@ -267,21 +291,27 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         loader="features.backbones.from_timm:load_any",
         bfloat16=patch > 1,  # transformers; convolutional networks differ, and are not presumed
     )
-    kind = "published" if weights is None else "random" if weights == "random" else "file"
-    if kind != "random":
-        found = _hub_weights(name) if weights is None else read_state_dict(Path(weights))
-        classifier = module.pretrained_cfg.get("classifier")
-        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-        state = own(found, (), tuple(f"{h}." for h in heads))
-        if options and "pos_embed" in state:
-            state["pos_embed"] = resample_positions(
-                state["pos_embed"],
-                options["img_size"] // patch,
-                prefix=module.num_prefix_tokens if not module.no_embed_class else 0,
-                antialias=True,
-            )
-        load_strictly(module, state, f"{spec.name}'s weights" + (f" {weights}" if weights else ""))
-    return Backbone.of(spec, module, network, spec.transform(image_size), kind)
+
+
+def _load_weights(
+    module: Any, spec: Spec, name: str, weights: str | None, grid: int | None
+) -> None:
+    """Load published weights, or those of a file, into a model of timm.
+
+    grid: patches on a side that a position table is resampled to; None for a model without one.
+    """
+    state = _hub_weights(name) if weights is None else read_state_dict(Path(weights))
+    classifier = module.pretrained_cfg.get("classifier")
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    state = own(state, (), tuple(f"{h}." for h in heads))
+    if grid is not None and "pos_embed" in state:
+        state["pos_embed"] = resample_positions(
+            state["pos_embed"],
+            grid,
+            prefix=module.num_prefix_tokens if not module.no_embed_class else 0,
+            antialias=True,
+        )
+    load_strictly(module, state, f"{spec.name}'s weights" + (f" {weights}" if weights else ""))
 
 
 def _hub_weights(name: str) -> dict[str, Tensor]:

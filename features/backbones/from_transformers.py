@@ -25,47 +25,13 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
     Its own preprocessing gives mean, std and size. Raises BackboneError for one that can't be
     fetched, or whose output has no last hidden state.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-    try:
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        processors: Any = AutoImageProcessor
-        processor: Any = processors.from_pretrained(name, use_fast=False)
-        models: Any = AutoModel
-        with torch.random.fork_rng():
-            torch.manual_seed(RANDOM_SEED)
-            if weights is None:
-                module: Any = models.from_pretrained(name, use_safetensors=True)
-            else:
-                module = models.from_config(config)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BackboneError(
-            f"hf:{name} can't be loaded ({reason}). Offline, give a folder that has config.json, "
-            "preprocessor_config.json and model.safetensors, as hf:FOLDER"
-        ) from None
-    module = getattr(module, "vision_model", module)
-    kind = "published" if weights is None else "random" if weights == "random" else "file"
-    if kind == "file":
+    config, processor, module = _fetch(name, published=weights is None)
+    if base.origin_of(weights) == "file":
         load_strictly(module, read_state_dict(Path(str(weights))), f"hf:{name}'s weights {weights}")
     vision = getattr(config, "vision_config", config)
-    native = int(getattr(vision, "image_size", 224))
-    size = image_size or native
-    patch = int(getattr(vision, "patch_size", 1))
-    options = {"interpolate_pos_encoding": True} if size != native else {}
-
-    def final(pixels: Tensor) -> Parts:
-        last: Tensor = module(pixel_values=pixels, **options).last_hidden_state
-        return split(last)
-
-    def split(x: Tensor | tuple[Tensor, ...]) -> Parts:
-        x = x[0] if isinstance(x, tuple) else x
-        if x.ndim == 4:
-            return base.channels_first(x)
-        return base.sequence(x.shape[1] - (size // patch) ** 2)(x)
-
-    network = Network(final=final, blocks=_blocks(module), split=split, size=size, module=module)
-    default = "final/cls" if "final/cls" in network.features else "final/mean"
+    native, patch = int(getattr(vision, "image_size", 224)), int(getattr(vision, "patch_size", 1))
+    network = _network(module, image_size or native, native, patch)
+    default = base.default_feature(network)
     shortest = processor.size.get("shortest_edge") or processor.size.get("height") or native
     spec = Spec(
         name=f"hf:{name}",
@@ -90,7 +56,51 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         pretraining_images=0,
         loader="features.backbones.from_transformers:load_any",
     )
-    return Backbone.of(spec, module, network, spec.transform(image_size), kind)
+    return Backbone.of(spec, module, network, spec.transform(image_size), base.origin_of(weights))
+
+
+def _fetch(name: str, *, published: bool) -> tuple[Any, Any, Any]:
+    """Return a model's configuration, its image processor and its vision module.
+
+    Not `published`, its weights are random, the same every time.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    try:
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        processors: Any = AutoImageProcessor
+        processor: Any = processors.from_pretrained(name, use_fast=False)
+        models: Any = AutoModel
+        with torch.random.fork_rng():
+            torch.manual_seed(RANDOM_SEED)
+            if published:
+                module: Any = models.from_pretrained(name, use_safetensors=True)
+            else:
+                module = models.from_config(config)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BackboneError(
+            f"hf:{name} can't be loaded ({reason}). Offline, give a folder that has config.json, "
+            "preprocessor_config.json and model.safetensors, as hf:FOLDER"
+        ) from None
+    return config, processor, getattr(module, "vision_model", module)
+
+
+def _network(module: Any, size: int, native: int, patch: int) -> Network:
+    """Return the module as a function of pixels (B, 3, size, size); native: of pre-training."""
+    options = {"interpolate_pos_encoding": True} if size != native else {}
+
+    def final(pixels: Tensor) -> Parts:
+        last: Tensor = module(pixel_values=pixels, **options).last_hidden_state
+        return split(last)
+
+    def split(x: Tensor | tuple[Tensor, ...]) -> Parts:
+        x = x[0] if isinstance(x, tuple) else x
+        if x.ndim == 4:
+            return base.channels_first(x)
+        return base.sequence(x.shape[1] - (size // patch) ** 2)(x)
+
+    return Network(final=final, blocks=_blocks(module), split=split, size=size, module=module)
 
 
 def _blocks(module: Any) -> list[Any]:

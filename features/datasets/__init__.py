@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from features.datasets.build import build, index_classes
+from features.datasets.build import Listing, build, index_classes
 from features.datasets.limit import limited
 from features.datasets.naming import check_name
 from features.datasets.options import Options
@@ -134,13 +134,13 @@ def open_image(file: Path) -> Manifest:
     """Return the manifest of one image, without a label, to be predicted."""
     label, classes = index_classes([""])
     return build(
-        dataset=file.stem or file.name,
-        root=file.resolve().parent,
-        paths=[file.name],
-        label=label,
-        classes=classes,
-        subjects=None,
-        splits=None,
-        options=Options(labelled=False),
-        where=str(file),
+        Listing(
+            dataset=file.stem or file.name,
+            root=file.resolve().parent,
+            paths=[file.name],
+            label=label,
+            classes=classes,
+            where=str(file),
+        ),
+        Options(labelled=False),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets.build import build
+from features.datasets.build import Listing, build
 from features.datasets.options import Options
 from features.datasets.tables import need, read_rows, shuffled_split, some_there
 from features.errors import DatasetError
@@ -37,17 +37,18 @@ def read(folder: Path, options: Options) -> Manifest:
         some_there(folder, paths, where, SOURCE)
     study = options.split == "study"
     return build(
-        dataset="aptos2019",
-        root=folder.resolve(),
-        paths=paths,
-        label=np.array([int(row["diagnosis"]) for row in rows], dtype=np.int32),
-        classes=CLASSES,
-        subjects=None,
-        splits=shuffled_split(len(rows), 0.3) if study else None,
-        split_from="the study's: 70/15/15 by image, Random(42)",
-        options=options,
-        where=where,
-        metric="quadratic_kappa",
-        normalize=(MEAN, STD),
-        note="no patient ids are published: both eyes of a patient may be in two splits",
+        Listing(
+            dataset="aptos2019",
+            root=folder.resolve(),
+            paths=paths,
+            label=np.array([int(row["diagnosis"]) for row in rows], dtype=np.int32),
+            classes=CLASSES,
+            splits=shuffled_split(len(rows), 0.3) if study else None,
+            split_from="the study's: 70/15/15 by image, Random(42)",
+            where=where,
+            metric="quadratic_kappa",
+            normalize=(MEAN, STD),
+            note="no patient ids are published: both eyes of a patient may be in two splits",
+        ),
+        options,
     )

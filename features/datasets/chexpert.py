@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets.build import build
+from features.datasets.build import Listing, build
 from features.datasets.labels import state
 from features.datasets.options import Options
 from features.datasets.tables import need, read_rows, some_there
@@ -78,24 +78,26 @@ def read(folder: Path, options: Options) -> Manifest:
         split = ["train"] * n_train + ["test"] * (len(rows) - n_train)
         split_from = "official: train.csv trains, valid.csv (read by radiologists) tests"
     return build(
-        dataset="chexpert",
-        root=top.resolve(),
-        paths=paths,
-        label=label,
-        classes=tuple(findings),
-        subjects=patients,
-        splits=split,
-        split_from=split_from,
-        unused=None if split else np.arange(len(rows)) >= n_train,
-        options=options,
-        where=where,
-        metric="auroc",
-        normalize=(MEAN, STD),
-        note=note,
-        columns={
-            **{name: [row.get(key, "") for row in rows] for key, name in GROUPS.items()},
-            "study": [path.rsplit("/", 1)[0] for path in paths],
-        },
+        Listing(
+            dataset="chexpert",
+            root=top.resolve(),
+            paths=paths,
+            label=label,
+            classes=tuple(findings),
+            subjects=patients,
+            splits=split,
+            split_from=split_from,
+            unused=None if split else np.arange(len(rows)) >= n_train,
+            where=where,
+            metric="auroc",
+            normalize=(MEAN, STD),
+            note=note,
+            columns={
+                **{name: [row.get(key, "") for row in rows] for key, name in GROUPS.items()},
+                "study": [path.rsplit("/", 1)[0] for path in paths],
+            },
+        ),
+        options,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets.build import build
+from features.datasets.build import Listing, build
 from features.datasets.options import Options
 from features.datasets.tables import need, read_rows, some_there
 from features.errors import DatasetError
@@ -68,19 +68,21 @@ def _lists(folder: Path, options: Options) -> Manifest:
     uncut = sum(case == Path(path).stem for case, path in zip(cases, paths, strict=True))
     three = options.label_col == "pathology"
     return build(
-        dataset="ddsm",
-        root=folder.resolve(),
-        paths=paths,
-        label=np.array(labels, dtype=np.int32) if three else np.minimum(labels, 1, dtype=np.int32),
-        classes=PREFIXES if three else ("normal", "benign or cancer"),
-        subjects=cases,
-        splits=splits,
-        split_from="the study's lists",
-        options=options,
-        where=where,
-        metric="auroc",
-        normalize=(MEAN, STD),
-        note=f"{uncut} names have no side, and count as a case each" if uncut else "",
+        Listing(
+            dataset="ddsm",
+            root=folder.resolve(),
+            paths=paths,
+            label=np.minimum(np.array(labels, dtype=np.int32), 2 if three else 1),
+            classes=PREFIXES if three else ("normal", "benign or cancer"),
+            subjects=cases,
+            splits=splits,
+            split_from="the study's lists",
+            where=where,
+            metric="auroc",
+            normalize=(MEAN, STD),
+            note=f"{uncut} names have no side, and count as a case each" if uncut else "",
+        ),
+        options,
     )
 
 
@@ -114,20 +116,22 @@ def _cbis(folder: Path, options: Options) -> Manifest:
     if paths:
         some_there(folder, paths, where, CBIS_SOURCE)
     return build(
-        dataset="ddsm",
-        root=folder.resolve(),
-        paths=paths,
-        label=np.array([int(image["label"]) for image in found], dtype=np.int32),
-        classes=("benign", "malignant"),
-        subjects=[image["subject"] for image in found],
-        splits=[image["split"] for image in found] if options.split == "official" else None,
-        split_from="official: the collection's, whose mass and calc halves share patients",
-        options=options,
-        where=where,
-        metric="auroc",
-        normalize=(MEAN, STD),
-        note="CBIS-DDSM: benign against malignant, no normal mammograms",
-        columns={key: [i[key] for i in found] for key in ("kind", "view", "side", "density")},
+        Listing(
+            dataset="ddsm",
+            root=folder.resolve(),
+            paths=paths,
+            label=np.array([int(image["label"]) for image in found], dtype=np.int32),
+            classes=("benign", "malignant"),
+            subjects=[image["subject"] for image in found],
+            splits=[image["split"] for image in found] if options.split == "official" else None,
+            split_from="official: the collection's, whose mass and calc halves share patients",
+            where=where,
+            metric="auroc",
+            normalize=(MEAN, STD),
+            note="CBIS-DDSM: benign against malignant, no normal mammograms",
+            columns={key: [i[key] for i in found] for key in ("kind", "view", "side", "density")},
+        ),
+        options,
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.datasets.build import build, index_classes
+from features.datasets.build import Listing, build, index_classes
 from features.datasets.cells import MISSING, apart, clean
 from features.datasets.grouping import groups, warn_of_subjects
 from features.datasets.labels import one_class, split_cells, states
@@ -63,18 +63,20 @@ def read(file: Location, options: Options) -> Manifest:
     if subjects is None and options.labelled and not options.subject_from_dicom:
         warn_of_subjects(table, others)
     return build(
-        dataset=table_name(file),
-        root=root,
-        paths=_paths(table, path_col, root),
-        label=label,
-        classes=classes,
-        subjects=subjects,
-        splits=_splits(table, split_col) if split_col else None,
-        options=options,
-        where=where,
-        columns=groups(table, others),
-        label_from=label_from,
-        order_from="names",
+        Listing(
+            dataset=table_name(file),
+            root=root,
+            paths=_paths(table, path_col, root),
+            label=label,
+            classes=classes,
+            subjects=subjects,
+            splits=_splits(table, split_col) if split_col else None,
+            where=where,
+            columns=groups(table, others),
+            label_from=label_from,
+            order_from="names",
+        ),
+        options,
     )
 
 

@@ -9,8 +9,9 @@ import os
 from pathlib import Path, PurePosixPath
 
 from features import dicom
-from features.datasets.build import SPLIT_NAMES, build, index_classes
+from features.datasets.build import Listing, build, index_classes
 from features.datasets.options import Options
+from features.datasets.splitting import SPLIT_NAMES
 from features.errors import DatasetError
 from features.files import NotRegularError
 from features.manifest import Manifest
@@ -43,17 +44,18 @@ def read(folder: Location, options: Options, *, dataset: str = "", note: str = "
     flat = any(len(path.parts) < depth + 2 for path in rows)
     label, classes = index_classes(["" if flat else path.parts[depth] for path in rows])
     return build(
-        dataset=dataset or folder.resolve().name,
-        root=folder.resolve(),
-        paths=[path.as_posix() for path in rows],
-        label=label,
-        classes=classes,
-        subjects=None,
-        splits=[path.parts[0] for path in rows] if splits else None,
-        options=options,
-        where=f"folder:{folder}",
-        note=note,
-        order_from="names",
+        Listing(
+            dataset=dataset or folder.resolve().name,
+            root=folder.resolve(),
+            paths=[path.as_posix() for path in rows],
+            label=label,
+            classes=classes,
+            splits=[path.parts[0] for path in rows] if splits else None,
+            where=f"folder:{folder}",
+            note=note,
+            order_from="names",
+        ),
+        options,
     )
 
 

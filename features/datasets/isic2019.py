@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets.build import build
+from features.datasets.build import Listing, build
 from features.datasets.options import Options
 from features.datasets.tables import need, read_rows, shuffled_split, some_there
 from features.errors import DatasetError
@@ -22,6 +22,7 @@ CODES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 MEAN = (0.66776717, 0.52960888, 0.52434725)
 STD = (0.22381877, 0.20363036, 0.21538623)
 GROUPS = ("sex", "age_approx", "anatom_site_general")
+SPLIT_FROM = "the study's: 80/10/10 by image, Random(42); images of a lesion are in several"
 
 
 def read(folder: Path, options: Options) -> Manifest:
@@ -51,23 +52,25 @@ def read(folder: Path, options: Options) -> Manifest:
     unlabelled = int((label == NO_LABEL).sum())
     study = options.split == "study"
     return build(
-        dataset="isic2019",
-        root=folder.resolve(),
-        paths=paths,
-        label=label,
-        classes=CODES,
-        subjects=lesion,
-        splits=shuffled_split(len(rows), 0.2) if study else None,
-        split_from="the study's: 80/10/10 by image, Random(42); images of a lesion are in several",
-        options=options,
-        where=where,
-        metric="balanced_accuracy",
-        normalize=(MEAN, STD),
-        note=f"{unlabelled} images of no known class are not scored" if unlabelled else "",
-        columns={
-            group.removesuffix("_general").removesuffix("_approx"): [
-                extra.get(name, {}).get(group, "") for name in names
-            ]
-            for group in GROUPS
-        },
+        Listing(
+            dataset="isic2019",
+            root=folder.resolve(),
+            paths=paths,
+            label=label,
+            classes=CODES,
+            subjects=lesion,
+            splits=shuffled_split(len(rows), 0.2) if study else None,
+            split_from=SPLIT_FROM,
+            where=where,
+            metric="balanced_accuracy",
+            normalize=(MEAN, STD),
+            note=f"{unlabelled} images of no known class are not scored" if unlabelled else "",
+            columns={
+                group.removesuffix("_general").removesuffix("_approx"): [
+                    extra.get(name, {}).get(group, "") for name in names
+                ]
+                for group in GROUPS
+            },
+        ),
+        options,
     )

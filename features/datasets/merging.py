@@ -46,8 +46,9 @@ def merge_classes(
 ) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     """Join classes, or findings, as "new=old+old" says; the new one stands where its first stood.
 
-    A merged finding is present where any of its parts is, else uncertain where any is, else absent
-    where any is stated. Raises DatasetError for a name that is no class, or is another's already.
+    Labels are (N,), or (N, L) of findings. A merged finding is present where any of its parts is,
+    else uncertain where any is, else absent where any is stated. Raises DatasetError for a name
+    that is no class, or is another's already.
     """
     names = list(classes)
     gone: dict[str, str] = {}  # classes that were joined, and into what

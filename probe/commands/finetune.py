@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.arguments import (
-    extraction_of,
-    image_options,
-    options_of,
-    parse_normalize,
-    source_options,
-)
+from features.arguments import extraction_of, image_options, options_of, source_options
 from features.console import (
     FILE,
     as_json,
@@ -25,6 +19,7 @@ from features.console import (
     json_option,
     provenance,
 )
+from features.parsing import parse_normalize
 from probe.commands.arguments import (
     deit_options,
     loop_options,

@@ -15,10 +15,8 @@ from features.arguments import (
     extraction_of,
     image_options,
     options_of,
-    parse_normalize,
     say_random,
     source_options,
-    weights_of,
 )
 from features.console import (
     FILE,
@@ -33,6 +31,7 @@ from features.console import (
     json_option,
     provenance,
 )
+from features.parsing import parse_normalize, weights_of
 from probe.commands.arguments import (
     deit_options,
     is_number,

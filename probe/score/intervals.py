@@ -228,9 +228,9 @@ def fewest(y: NDArray[Any], subject: NDArray[Any]) -> int:
 
 
 def sides_of(y: NDArray[Any], subject: NDArray[Any]) -> list[tuple[int, int, int]]:
-    """Return (class, 1, its number of subjects) of each class that is there.
+    """Return (class, 1, its number of subjects) of each class that y (N,) has; subject (N,).
 
-    Of findings that have both, (finding, 1 or 0, number of subjects with or without it).
+    Of findings, y (N, L), that have both: (finding, 1 or 0, number of subjects with or without it).
     """
     if y.ndim == 1:
         sides = [(int(k), 1, y == k) for k in np.unique(y)]

@@ -67,9 +67,9 @@ def in_blocks(
     n: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Return n rows of score(size, rng), made in blocks of few enough by all cores.
+    """Return score(size, rng) of n resamples in all, (n, ...), in blocks of few by all cores.
 
-    They depend on rng only, not on the number of threads.
+    N images: a block has BLOCK weights. Scores depend on rng only, not on the number of threads.
     """
     step = max(1, BLOCK // N)
     sizes = [min(step, n - start) for start in range(0, n, step)]

@@ -71,7 +71,7 @@ class Softmax:
     column: None = None
 
     def select(self, heads: Tensor) -> Softmax:
-        """Return it: rows say their class themselves."""
+        """Return the loss of some heads (H',), the same: rows say their class themselves."""
         return self
 
     def evaluate(

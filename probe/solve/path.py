@@ -231,7 +231,10 @@ def waves(log_c: Sequence[float], *, together: bool = False) -> list[list[int]]:
 
 
 def batch_size(objective: HeadObjective, theta: Tensor) -> int:
-    """Return how many heads at once keep their curvature within CURVATURE_BYTES or its share."""
+    """Return how many of the heads theta (J, B, K, D) are solved at once.
+
+    Their curvature stays within CURVATURE_BYTES, and within a share of the free memory.
+    """
     most = min(CURVATURE_BYTES, available(theta.device) // MEMORY_SHARES)
     numbers = objective.rows.rows_per_process * theta.shape[2]  # of one head's curvature
     return max(1, most // (theta.element_size() * numbers))

@@ -120,7 +120,10 @@ class LocalRows:
     def from_source(
         cls, source: Source, row_class: Tensor | None, device: torch.device
     ) -> LocalRows:
-        """Measure the rows, in two passes. Raises ProbeError for one that is not finite."""
+        """Measure the rows (N, D), in two passes.
+
+        They are sorted by row_class (N,) within a chunk. Raises ProbeError for a row that is not finite.
+        """
         N, D = source.shape
         if isinstance(source, FromStore) and N < D:  # few: they are turned, which takes them all
             source = InMemory(torch.cat(list(source.chunks())))

@@ -12,159 +12,37 @@ probe's validation score.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from features.backbones import Backbone
 from features.backbones.base import weights_digest
 from features.errors import ProbeError
 from features.files import filename
-from features.lock import writing
-from features.manifest import Manifest
 from features.store import FeatureStore
-from probe import protocols, results, splits
-from probe.data import load
+from probe import protocols, results
 from probe.heads import fit_heads
-from probe.identity import Identity, data_of
-from probe.score import evaluation, metrics
-from probe.tested import audited, metric_of, predictions_of, remarks, tested
+from probe.score import metrics
+from probe.score.predictions import labelled_predictions
+from probe.tested import predictions_of, remarks, tested
 from probe.train import checkpoints
-from probe.train.feeds import Feed, Images, Stored, recipe_of
+from probe.train.feeds import Images, Stored, recipe_of
+from probe.train.runs import Rows, Run, rows_of
+from probe.train.runs import Settings as Settings
 from probe.train.scalars import scalars
 from probe.train.token_head import TokenHead, token_head
-from probe.train.training import FREE, Say, Task, Training, best_of, predict, processes, train
+from probe.train.training import RunFolder, Say, best_of, predict, processes, train
 from probe.train.tuned import Tuned, feature_of, recompute, unfreeze
 
 FORMAT = "medprobe-finetuned"  # of run.json
-HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there is no val split
-
-
-@dataclass(frozen=True)
-class Settings(evaluation.Scoring):
-    """What to train and how it is scored. `training` has the loop's own settings."""
-
-    protocol: str = "finetune"  # or "study"
-    head: str = "linear"  # or "deit"
-    head_size: str = "deit-base"
-    head_weights: str | None = None  # of the DeiT: None for ImageNet's, "random", or a file
-    unfreeze: str = "all"  # "none", "last:K"
-    drop_last: int = 0  # blocks
-    init: str = "probe"  # or "random": of a linear head
-    metric: str | None = None
-    uncertain: str = "zeros"
-    strict_splits: bool = False
-    training: Training = field(default_factory=Training)
-
-    def of_head(self, processes: int) -> dict[str, Any]:
-        """Return what changes the trained model beyond an Identity's own fields, as JSON values.
-
-        processes: that train together. A run may go on for more epochs than it was begun for, so
-        their number is in it only where the schedule depends on it.
-        """
-        loop = {k: v for k, v in asdict(self.training).items() if k not in FREE}
-        loop["batch_size"] = self.training.batch_size * processes
-        if self.training.schedule != "constant":
-            loop["epochs"] = self.training.epochs
-        if self.head == "linear":
-            return loop | {
-                "unfreeze": self.unfreeze,
-                "drop_last": self.drop_last,
-                "init": self.init,
-            }
-        weights = self.head_weights or "published"
-        if Path(weights).is_file():
-            with Path(weights).open("rb") as file:
-                weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        deit = {"head_size": self.head_size, "head_weights": weights}
-        return loop | {"unfreeze": self.unfreeze, "drop_last": self.drop_last} | deit
-
-    @property
-    def name(self) -> str:
-        """Return the protocol, with what is not as usual in it."""
-        usual = "random" if self.protocol == "study" else "probe"
-        words = [
-            self.head_size if self.head == "deit" and self.head_size != "deit-base" else "",
-            f"init {self.init}" if self.head == "linear" and self.init != usual else "",
-            "" if self.unfreeze in ("all", "none") else self.unfreeze,
-            f"drop {self.drop_last}" if self.drop_last else "",
-        ]
-        return " ".join([self.protocol, *filter(None, words)])
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What of a store is trained and tested on; y (N,) or (N, L) of every image of the manifest."""
-
-    store: FeatureStore
-    manifest: Manifest
-    task: Task
-    test: NDArray[np.int64]
-    chosen_on: str
-    n_bad: int
-    audit: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run: what is trained on what. Its folder lies in `out`, named by its identity."""
-
-    rows: _Rows
-    feed: Feed
-    scenario: str
-    feature: str
-    out: Path
-    settings: Settings
-
-    @cached_property
-    def data(self) -> dict[str, Any]:
-        """Return the parts of its identity that its store has."""
-        rows, views = self.rows, isinstance(self.feed, Stored)
-        return data_of(rows.store, rows.manifest, self.settings.uncertain, views=views)
-
-    @cached_property
-    def identity(self) -> Identity:
-        """Return what tells it from other runs, however its answers are scored."""
-        settings = self.settings
-        return Identity(
-            **self.data,
-            scenario=self.scenario,
-            head=settings.head,
-            feature=self.feature,
-            protocol=settings.name,
-            metric=self.rows.task.metric.name,
-            scored_by="image",
-            shots=None,
-            seed=settings.training.seed,
-            settings=settings.of_head(processes(settings.training.device).num_processes),
-        )
-
-    @property
-    def checkpoints(self) -> Path:
-        """Return where its checkpoints are."""
-        return self.out / self.identity.folder / checkpoints.FOLDER
-
-    @property
-    def begun(self) -> bool:
-        """Say whether there is a checkpoint to go on from."""
-        return (self.checkpoints / checkpoints.STATE).is_file()
-
-    def writing(self) -> AbstractContextManager[None]:
-        """Hold the right to write to its folder, in the one process that does."""
-        if not processes(self.settings.training.device).is_main_process:
-            return nullcontext()
-        return writing(self.out / self.identity.folder / "run")
 
 
 def finetune(
@@ -184,15 +62,15 @@ def finetune(
     Raises StoreError and ProbeError.
     """
     with FeatureStore.open(store) as opened:
-        rows = _rows(opened, settings)
+        manifest = opened.manifest()
+        feed = Images(manifest, recipe_of(opened, backbone.transform), settings.training.seed)
+        rows = rows_of(opened, manifest, feed, settings)
         name = feature_of(backbone, tokens=settings.head == "deit", drop_last=settings.drop_last)
         shape = backbone.network.features[name]
         unfreeze(backbone, settings.unfreeze)
         model = Tuned(backbone, name, build_head(settings, shape, rows.task.outputs))
         scenario = f"{'frozen' if settings.unfreeze == 'none' else 'unfrozen'}-{settings.head}"
-        recipe = recipe_of(opened, backbone.transform)
-        feed = Images(rows.manifest, recipe, settings.training.seed)
-        run = _Run(rows, feed, scenario, name, out, settings)
+        run = Run(rows, scenario, name, out, settings)
         with run.writing():
             if settings.head == "linear" and settings.init == "probe" and not run.begun:
                 _start_from_probe(model.head, rows, name, settings)
@@ -221,30 +99,12 @@ def train_on_store(
                 f"{store} holds no {feature}: found {', '.join(opened.features)}; "
                 f"run `medprobe extract` with {'--tokens' if settings.head == 'deit' else '--pool'}"
             )
-        rows = _rows(opened, settings)
-        model = build_head(settings, opened.features[feature], rows.task.outputs)
         feed = Stored(opened, feature, settings.training.seed)
-        run = _Run(rows, feed, f"frozen-{settings.head}", feature, out, settings)
+        rows = rows_of(opened, opened.manifest(), feed, settings)
+        model = build_head(settings, opened.features[feature], rows.task.outputs)
+        run = Run(rows, f"frozen-{settings.head}", feature, out, settings)
         with run.writing():
             return _train_and_test(model, run, say, about or {})
-
-
-def _rows(store: FeatureStore, settings: Settings) -> _Rows:
-    manifest = store.manifest()
-    leaks = audited(store, manifest, strict=settings.strict_splits)
-    data = load(store, manifest, store.default_feature, settings.uncertain)
-    evaluation.check(manifest, data.rows[~data.train], data.y[~data.train], settings)
-    train = data.rows[data.train]
-    folds = splits.folds(manifest, train, k=HELD_OUT, seed=settings.training.seed)
-    val = folds.held_out[0]
-    y = np.full((len(manifest), *data.y.shape[1:]), -1, dtype=data.y.dtype)
-    y[data.rows] = data.y
-    metric = metric_of(manifest, settings.metric)
-    task = Task(train[~val], train[val], y, len(manifest.classes), metric)
-    if not len(task.train) or not len(task.val):
-        raise ProbeError(f"{store.path}: too few training images to hold any out for validation")
-    kind = folds.kind if len(folds.held_out) == 1 else f"one of {folds.kind}"
-    return _Rows(store, manifest, task, data.rows[~data.train], kind, data.n_bad, leaks)
 
 
 def build_head(
@@ -258,14 +118,13 @@ def build_head(
     return token_head(
         settings.head_size,
         weights or settings.head_weights,
-        width=shape[1],
-        tokens=shape[0],
+        shape=(shape[0], shape[1]),
         outputs=outputs,
         seed=settings.training.seed,
     )
 
 
-def _start_from_probe(head: nn.Module, rows: _Rows, feature: str, settings: Settings) -> None:
+def _start_from_probe(head: nn.Module, rows: Rows, feature: str, settings: Settings) -> None:
     """Set a linear head to the best of the sweep on the frozen features of the train rows."""
     if feature not in rows.store.features:
         raise ProbeError(
@@ -302,54 +161,49 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _train_and_test(
-    model: nn.Module, run: _Run, say: Say, about: Mapping[str, Any]
+    model: nn.Module, run: Run, say: Say, about: Mapping[str, Any]
 ) -> results.Result:
     started = time.perf_counter()
-    rows, feed, settings, folder = run.rows, run.feed, run.settings, run.identity.folder
-    training, task = settings.training, rows.task
-    backbone = rows.store.fingerprint["backbone"]
+    history = _trained(model, run, say)
+    predictions, scores = _tested(model, run)
+    seconds = round(time.perf_counter() - started, 3)
+    result = _result(run, history, scores, seconds, about)
+    if processes(run.settings.training.device).is_main_process:
+        _write(run.out, result, _saved(model, run, history), predictions)
+    return result
+
+
+def _trained(model: nn.Module, run: Run, say: Say) -> list[dict[str, Any]]:
+    """Train a run's model; return the record of each epoch."""
+    training, task = run.settings.training, run.rows.task
     if training.checkpointing:
         recompute(_blocks(model))
-    where = training.tensorboard and Path(training.tensorboard, folder)
-    with scalars(where or None, task.metric.name) as write:
+    events = training.tensorboard and Path(training.tensorboard, run.identity.folder)
+    with scalars(events or None, task.metric.name) as write:
 
         def tell(record: dict[str, Any]) -> None:
             write(record)
             say(record)
 
-        history = train(model, feed, task, training, run.checkpoints, tell, run.identity)
+        return train(model, task, training, RunFolder(run.checkpoints, run.identity), tell)
+
+
+def _tested(model: nn.Module, run: Run) -> tuple[results.Predictions, dict[str, Any]]:
+    """Return a trained model's test predictions, and the fields of a Result that score them."""
+    rows, settings = run.rows, run.settings
+    task, manifest, training = rows.task, rows.manifest, settings.training
     device = next(model.parameters()).device
     z_val, z_test = (
-        predict(model, feed, part, training.batch_size, task, device)
-        for part in (task.val, rows.test)
+        predict(model, task, part, training.batch_size, device) for part in (task.val, rows.test)
     )
-    best = best_of(history, task.metric)
-    trained = isinstance(model, Tuned) and not run.scenario.startswith("frozen")
-    digest = weights_digest(model.trunk) if trained else backbone["weights_digest"]  # type: ignore[arg-type]
-    if trained and backbone["weights"] == "published":
-        backbone = backbone | {"weights": "file"}
-    made = {
-        "format": FORMAT,
-        "version": 1,
-        "task": rows.manifest.task,
-        "backbone": backbone | {"weights_digest": digest},
-        "features": rows.store.fingerprint,
-        "scenario": run.scenario,
-        "feature": run.feature,
-        "classes": list(rows.manifest.classes),
-        "settings": asdict(settings),
-        "best_epoch": best,
-        "history": history,
-    }
-    manifest = rows.manifest
     scoring = replace(settings, seed=training.seed)
-    said = evaluation.answers(
+    predictions = labelled_predictions(
         manifest, rows.test, task.y[rows.test], z_test, task.y[task.train], scoring
     )
-    found = tested(
+    scores = tested(
         rows.store,
         manifest,
-        said,
+        predictions,
         task.metric,
         held_out=(task.y[task.val], z_val),
         chosen_on=rows.chosen_on,
@@ -357,35 +211,67 @@ def _train_and_test(
         data=run.data,
     )
     uncertain = settings.uncertain if manifest.task == "multilabel" else ""
-    unit = "" if scoring.aggregate is None else "_" + filename(scoring.scored_by)
+    notes = remarks(manifest, task.y[task.train], predictions, scores, scoring, uncertain)
+    return predictions_of(predictions, manifest.classes), scores | {"notes": notes}
+
+
+def _saved(model: nn.Module, run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what run.json says: all that is needed to use the model again."""
+    backbone = run.rows.store.fingerprint["backbone"]
+    if isinstance(model, Tuned) and not run.scenario.startswith("frozen"):
+        backbone = backbone | {"weights_digest": weights_digest(model.trunk)}
+        if backbone["weights"] == "published":
+            backbone |= {"weights": "file"}
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "task": run.rows.manifest.task,
+        "backbone": backbone,
+        "features": run.rows.store.fingerprint,
+        "scenario": run.scenario,
+        "feature": run.feature,
+        "classes": list(run.rows.manifest.classes),
+        "settings": asdict(run.settings),
+        "best_epoch": best_of(history, run.rows.task.metric),
+        "history": history,
+    }
+
+
+def _result(
+    run: Run,
+    history: list[dict[str, Any]],
+    scores: Mapping[str, Any],
+    seconds: float,
+    about: Mapping[str, Any],
+) -> results.Result:
+    """Return a run's line of results.jsonl; scores is what `_tested` returned."""
+    rows, settings, folder = run.rows, run.settings, run.identity.folder
+    best = best_of(history, rows.task.metric)
+    unit = "" if settings.aggregate is None else "_" + filename(settings.scored_by)
     tuned = ("unfreeze", "drop_last", "init", "head_size", "head_weights")
-    result = results.Result(
+    return results.Result(
         scenario=run.scenario,
         head=settings.head,
         feature=run.feature,
         protocol=settings.name,
         C=None,
         folds={"kind": rows.chosen_on, "epoch": best, "score": history[best]["value"]},
-        n_train=len(task.train),
+        n_train=len(rows.task.train),
         n_bad=rows.n_bad,
-        seed=training.seed,
+        seed=settings.training.seed,
         predictions=(folder / f"predictions{unit}.csv").as_posix(),
         heads=(folder / "run.json").as_posix(),
         converged=True,
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=seconds,
         command=str(about.get("command", "")),
         versions=dict(about.get("versions", {})),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=remarks(manifest, task.y[task.train], said, found, scoring, uncertain),
         audit=rows.audit,
         history=history,
         tuned={name: getattr(settings, name) for name in tuned},
         settings=dict(run.identity.settings),
-        **found,
+        **scores,
     )
-    if processes(training.device).is_main_process:
-        _write(run.out, result, made, predictions_of(said, manifest.classes))
-    return result
 
 
 def _write(

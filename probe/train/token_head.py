@@ -51,9 +51,9 @@ class TokenHead(nn.Module):
 
 
 def token_head(
-    size: str, weights: str | None, *, width: int, tokens: int, outputs: int, seed: int
+    size: str, weights: str | None, *, shape: tuple[int, int], outputs: int, seed: int
 ) -> TokenHead:
-    """Build a head of a size of SIZES.
+    """Build a head of a size of SIZES on tokens of a shape (T, C).
 
     weights: None for ImageNet's, "random", or a file of DeiT in the official layout. What is new
     (projector and classifier) is drawn by the seed. Raises BackboneError for weights that can't be
@@ -64,7 +64,7 @@ def token_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         deit = load_backbone(SIZES[size], weights).module
-        return TokenHead(deit, width=width, tokens=tokens, outputs=outputs)
+        return TokenHead(deit, width=shape[1], tokens=shape[0], outputs=outputs)
 
 
 def grid_of(tokens: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from features.errors import ProbeError
 from probe.identity import Identity, differences
@@ -30,6 +29,7 @@ from probe.score import log_odds, metrics
 from probe.score.metrics import Metric, evaluate_log_odds
 from probe.train import checkpoints
 from probe.train.feeds import Feed, Rows
+from probe.train.loss import class_weights, loss_of, weights_of
 from probe.train.tuned import parameter_groups
 
 # May change when a run goes on; the seed is an Identity's own.
@@ -62,8 +62,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Task:
-    """Rows of the feed: to train on (n,) and to choose the epoch on, and y of every row of it."""
+    """What is learnt: rows of a feed to train on (n,) and to choose the epoch on, and their labels.
 
+    y has the labels of every row of the feed.
+    """
+
+    feed: Feed
     train: Rows
     val: Rows
     y: NDArray[Any]  # (N,) class index, or (N, L) of 1, 0 and NaN (left out of the loss)
@@ -71,21 +75,37 @@ class Task:
     metric: Metric
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run's checkpoints, and what tells it from other runs."""
+
+    folder: Path
+    identity: Identity
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What an epoch needs: the model and its optimiser as Accelerate wraps them, and the task.
+
+    class_weights has the weight of each class (K,), or of each finding's positives (L,).
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    task: Task
+    settings: Training
+    class_weights: Tensor
+
+
 def train(
-    model: nn.Module,
-    feed: Feed,
-    task: Task,
-    settings: Training,
-    folder: Path,
-    say: Say,
-    identity: Identity,
+    model: nn.Module, task: Task, settings: Training, run: RunFolder, say: Say
 ) -> list[dict[str, Any]]:
     """Train a model, leaving it with its best weights; return a record per epoch, 0 the start.
 
     A record: {"epoch", "train_loss" (None at the start), "value" of the metric on val, "lr",
-    "seconds"}. `folder` holds checkpoints; training goes on from the last one there, which must be
-    of the same identity. Raises ProbeError where it is not, where the loss is not finite, or where
-    a checkpoint can't be written.
+    "seconds"}. Training goes on from the last checkpoint of the run. Raises ProbeError where that
+    is of another identity, where the loss is not finite, or where a checkpoint can't be written.
     """
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed)
     optimizer = torch.optim.AdamW(
@@ -96,66 +116,70 @@ def train(
             layer_decay=settings.layer_decay,
         )
     )
-    history: list[dict[str, Any]] = []
-    if found := checkpoints.load(folder):
-        state, weights, moments = found
-        _check(folder, state, identity)
-        history = state["history"]
-        if len(history) > settings.epochs + 1:
-            raise ProbeError(
-                f"{folder} holds this run after {len(history) - 1} epochs, more than --epochs "
-                f"{settings.epochs}: give as many, or another -o"
-            )
-        try:
-            model.load_state_dict(weights)
-            optimizer.load_state_dict(moments)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ProbeError(
-                f"{folder} holds a checkpoint that doesn't fit the model ({reason}); "
-                "move it away to start anew"
-            ) from None
-    bare = model
-    model, optimizer = accelerator.prepare(model, optimizer)
-    weigh = class_weights(task, settings).to(accelerator.device)
+    history = _resume(model, optimizer, settings, run)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    weights = class_weights(task.y[task.train], task.outputs, settings.balance).to(
+        accelerator.device
+    )
+    loop = _Loop(wrapped, optimizer, accelerator, task, settings, weights)
     for epoch in range(len(history), settings.epochs + 1):
         if stale(history, task.metric, settings.patience):
             break
-        started, loss, lr = time.perf_counter(), None, 0.0
-        torch.manual_seed(settings.seed * 1_000_003 + epoch)
-        if epoch:
-            loss, lr = run_epoch(model, optimizer, feed, task, settings, epoch, accelerator, weigh)
-        z = predict(model, feed, task.val, settings.batch_size, task, accelerator.device)
-        value = float(evaluate_log_odds(task.metric, task.y[task.val], z)[0])
-        record = {"epoch": epoch, "train_loss": loss, "lr": lr}
-        record["value"] = None if math.isnan(value) else value
-        history.append(record | {"seconds": round(time.perf_counter() - started, 3)})
+        history.append(_epoch(loop, epoch))
         if accelerator.is_main_process:
             say(history[-1])
             checkpoints.save(
-                folder,
-                {"epoch": epoch, "history": history, "identity": asdict(identity)},
-                bare.state_dict(),
+                run.folder,
+                {"epoch": epoch, "history": history, "identity": asdict(run.identity)},
+                model.state_dict(),
                 optimizer.state_dict(),
                 best=best_of(history, task.metric) == epoch,
             )
         accelerator.wait_for_everyone()
-    bare.load_state_dict(checkpoints.load_best(folder))
+    model.load_state_dict(checkpoints.load_best(run.folder))
     return history
 
 
-def _check(folder: Path, state: Mapping[str, Any], identity: Identity) -> None:
-    """Raise ProbeError where a checkpoint is of another run: other data, weights or settings."""
-    try:
-        found = Identity(**state["identity"])
-    except (KeyError, TypeError):
+def _resume(
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: Training, run: RunFolder
+) -> list[dict[str, Any]]:
+    """Load the last checkpoint of a run, if there is one; return the records of its epochs."""
+    checkpoint = checkpoints.load(run.folder)
+    if checkpoint is None:
+        return []
+    state, weights, moments = checkpoint
+    _check(state, run)
+    history: list[dict[str, Any]] = state["history"]
+    if len(history) > settings.epochs + 1:
         raise ProbeError(
-            f"{folder} holds a run that doesn't say of which data and settings it is: "
+            f"{run.folder} holds this run after {len(history) - 1} epochs, more than --epochs "
+            f"{settings.epochs}: give as many, or another -o"
+        )
+    try:
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ProbeError(
+            f"{run.folder} holds a checkpoint that doesn't fit the model ({reason}); "
             "move it away to start anew"
         ) from None
-    if differ := differences(found, identity):
+    return history
+
+
+def _check(state: Mapping[str, Any], run: RunFolder) -> None:
+    """Raise ProbeError where a checkpoint is of another run: other data, weights or settings."""
+    try:
+        saved = Identity(**state["identity"])
+    except (KeyError, TypeError):
         raise ProbeError(
-            f"{folder} holds another run ({'; '.join(differ)}): move it away, or give another -o"
+            f"{run.folder} holds a run that doesn't say of which data and settings it is: "
+            "move it away to start anew"
+        ) from None
+    if differ := differences(saved, run.identity):
+        raise ProbeError(
+            f"{run.folder} holds another run ({'; '.join(differ)}): move it away, or give another "
+            "-o"
         )
 
 
@@ -164,47 +188,47 @@ def processes(device: str) -> PartialState:
     return PartialState(cpu=device == "cpu")
 
 
-def run_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    feed: Feed,
-    task: Task,
-    settings: Training,
-    epoch: int,
-    accelerator: Accelerator,
-    weigh: Tensor,
-) -> tuple[float, float]:
-    """Train on every batch of an epoch; return the mean loss and the last learning rate.
+def _epoch(loop: _Loop, epoch: int) -> dict[str, Any]:
+    """Train for an epoch (none of it in epoch 0) and validate; return its record."""
+    task, settings = loop.task, loop.settings
+    started, loss, lr = time.perf_counter(), None, 0.0
+    torch.manual_seed(settings.seed * 1_000_003 + epoch)
+    if epoch:
+        loss, lr = _train_epoch(loop, epoch)
+    z = predict(loop.model, task, task.val, settings.batch_size, loop.accelerator.device)
+    value = float(evaluate_log_odds(task.metric, task.y[task.val], z)[0])
+    return {
+        "epoch": epoch,
+        "train_loss": loss,
+        "lr": lr,
+        "value": None if math.isnan(value) else value,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
 
-    weigh is the weight of each class (K,), or of each finding's positives (L,).
-    """
+
+def _train_epoch(loop: _Loop, epoch: int) -> tuple[float, float]:
+    """Train on every batch of an epoch; return the mean loss and the last learning rate."""
+    settings, accelerator, y = loop.settings, loop.accelerator, loop.task.y
     world, rank = accelerator.num_processes, accelerator.process_index
-    batches = batches_of(task, settings, epoch, world)
+    batches = batches_of(loop.task, settings, epoch, world)
     pieces = [np.array_split(batch[rank::world], settings.accumulate) for batch in batches]
-    inputs = feed.batches(
-        [piece for batch in pieces for piece in batch if len(piece)],
-        epoch if settings.augment else None,
+    pieces = [[piece for piece in batch if len(piece)] for batch in pieces]
+    inputs = loop.task.feed.batches(
+        [piece for batch in pieces for piece in batch], epoch if settings.augment else None
     )
-    model.train()
+    loop.model.train()
     total, weight, factor = 0.0, 0.0, 0.0
     for step, batch in enumerate(batches):
         factor = rate(settings, (epoch - 1) * len(batches) + step, len(batches))
-        for group in optimizer.param_groups:
+        for group in loop.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        whole = float(weights_of(task.y[batch], weigh).sum())
-        mine = [piece for piece in pieces[step] if len(piece)]
-        for k, piece in enumerate(mine):
-            x = next(inputs).to(accelerator.device, non_blocking=True)
-            with nullcontext() if k + 1 == len(mine) else accelerator.no_sync(model):
-                with accelerator.autocast():
-                    logits = model(x)
-                loss, _ = loss_of(logits, task.y[piece], weigh)
-                accelerator.backward(loss * (world / whole))  # processes are averaged
-            total += float(loss.detach())
-        weight += whole
-        accelerator.clip_grad_norm_(model.parameters(), settings.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        batch_weight = float(weights_of(y[batch], loop.class_weights).sum())
+        for loss in _accumulate_gradient(loop, inputs, pieces[step], world / batch_weight):
+            total += loss
+        weight += batch_weight
+        accelerator.clip_grad_norm_(loop.model.parameters(), settings.clip)
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
     summed = accelerator.reduce(torch.tensor(total, device=accelerator.device), "sum")
     mean = float(summed) / weight
     if not math.isfinite(mean):
@@ -215,39 +239,28 @@ def run_epoch(
     return mean, settings.lr * factor
 
 
-def loss_of(logits: Tensor, y: NDArray[Any], weigh: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of losses of logits (B, K), and the weights' sum.
+def _accumulate_gradient(
+    loop: _Loop, inputs: Iterator[Tensor], pieces: list[Rows], scale: float
+) -> list[float]:
+    """Add up the gradients of this process's pieces of a batch; return the summed loss of each.
 
-    y (B,) class index: cross-entropy weighted by class. y (B, L) of 1, 0 and NaN: binary
-    cross-entropy of each label that is there.
+    scale: the number of processes by the weight of the whole batch. Gradients are averaged over
+    the processes, once, at the last piece.
     """
-    target, w = torch.from_numpy(y).to(weigh.device), weights_of(y, weigh)
-    if target.ndim == 1:
-        each = F.cross_entropy(logits.float(), target, reduction="none")
-    else:
-        each = F.binary_cross_entropy_with_logits(
-            logits.float(), target.nan_to_num(0).float(), reduction="none"
-        )
-    return (each * w).sum(), w.sum()
-
-
-def weights_of(y: NDArray[Any], weigh: Tensor) -> Tensor:
-    """Return the weight of each loss: (B,) of classes, or (B, L), zero where there is no label."""
-    target = torch.from_numpy(y).to(weigh.device)
-    return weigh[target] if target.ndim == 1 else (~target.isnan() * weigh).float()
-
-
-def class_weights(task: Task, settings: Training) -> Tensor:
-    """Return a weight per class (K,): n / (K n_k) with balance "weights", else 1."""
-    if settings.balance != "weights" or task.y.ndim == 2:
-        return torch.ones(task.outputs)
-    counts = np.bincount(task.y[task.train], minlength=task.outputs)
-    weights = len(task.train) / (task.outputs * np.maximum(counts, 1))
-    return torch.from_numpy(weights).float()
+    accelerator, losses = loop.accelerator, []
+    for k, piece in enumerate(pieces, 1):
+        x = next(inputs).to(accelerator.device, non_blocking=True)
+        with nullcontext() if k == len(pieces) else accelerator.no_sync(loop.model):
+            with accelerator.autocast():
+                logits = loop.model(x)
+            loss, _ = loss_of(logits, loop.task.y[piece], loop.class_weights)
+            accelerator.backward(loss * scale)
+        losses.append(float(loss.detach()))
+    return losses
 
 
 def batches_of(task: Task, settings: Training, epoch: int, world: int) -> list[Rows]:
-    """Return the rows of each batch of an epoch, over all processes.
+    """Return the rows (B,) of each batch of an epoch, over all processes.
 
     A last batch with fewer rows than there are processes is left out.
     """
@@ -276,28 +289,20 @@ def rate(settings: Training, step: int, per_epoch: int) -> float:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
-    feed: Feed,
-    rows: Rows,
-    batch_size: int,
-    task: Task,
-    device: torch.device | str,
+    model: nn.Module, task: Task, rows: Rows, batch_size: int, device: torch.device | str
 ) -> NDArray[np.float64]:
-    """Return log-odds of rows, (n, K): of a softmax of classes, or a sigmoid per label."""
+    """Return log-odds of rows (n,), (n, K): of a softmax of classes, or a sigmoid per label."""
     model.eval()
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    logits = torch.cat([model(x.to(device)).double().cpu() for x in feed.batches(parts, None)])
-    z: NDArray[np.float64] = log_odds.of_logits(logits, kind_of(task.y)).numpy()
+    inputs = task.feed.batches(parts, None)
+    logits = torch.cat([model(x.to(device)).double().cpu() for x in inputs])
+    link = "softmax" if task.y.ndim == 1 else "sigmoid"
+    z: NDArray[np.float64] = log_odds.of_logits(logits, link).numpy()
     return z
 
 
-def kind_of(y: NDArray[Any]) -> str:
-    """Return what a head's logits are of: a softmax where y is (N,), sigmoids where (N, L)."""
-    return "softmax" if y.ndim == 1 else "sigmoid"
-
-
 def best_of(history: list[dict[str, Any]], metric: Metric) -> int:
-    """Return the epoch of the best validation score, of equals the first."""
+    """Return the epoch of the best validation score, the first where several are equal."""
     return metrics.best_of(metric, np.array([r["value"] for r in history], dtype=np.float64))
 
 

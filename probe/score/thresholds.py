@@ -1,0 +1,99 @@
+"""Sensitivity and specificity at a threshold that was chosen on other images than the test split's.
+
+Those are what folds or the val split held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probe.score import log_odds
+from probe.score.intervals import intervals
+from probe.score.metrics import Metric, one_vs_rest
+from probe.score.predictions import LabelledPredictions
+from probe.score.ranking import totals
+
+
+def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> float | None:
+    """Return the threshold at or above which is called positive, by truth (N,) and score (N,).
+
+    youden: largest sensitivity + specificity; f1: largest F1. Of equals the highest. None where
+    one side is missing.
+    """
+    known = ~np.isnan(truth)
+    t, s = truth[known] == 1, score[known]
+    if t.all() or not t.any():
+        return None
+    order = np.argsort(-s, kind="stable")
+    last = np.flatnonzero(np.r_[s[order][1:] != s[order][:-1], True])  # infinite ones tie too
+    hits, called = np.cumsum(t[order])[last], last + 1.0
+    if rule == "f1":
+        gain = 2 * hits / (called + t.sum())
+    else:
+        gain = hits / t.sum() - (called - hits) / (~t).sum()
+    return float(s[order][last][np.argmax(gain)])
+
+
+def at_thresholds(
+    held_out: tuple[NDArray[Any], NDArray[np.float64]],
+    predictions: LabelledPredictions,
+    classes: Sequence[str],
+    *,
+    rule: str,
+    n: int,
+    seed: int,
+    method: str,
+) -> dict[str, dict[str, Any]]:
+    """Return per finding (or of two classes, the second) threshold, sensitivity and specificity.
+
+    The threshold is chosen on held_out, (y, z) of images that are not in the test split; the rest
+    is measured on the predictions, with intervals. It is a probability; `log_odds` is what calls
+    were made by, None where infinite. Of more than two classes there are none.
+    """
+    if predictions.y.ndim == 1 and predictions.z.shape[1] != 2:
+        return {}
+    names = classes if predictions.y.ndim == 2 else classes[1:]
+    out: dict[str, dict[str, Any]] = {}
+    chosen = zip(one_vs_rest(*held_out), one_vs_rest(predictions.y, predictions.z), strict=True)
+    for name, (before, (truth, score)) in zip(names, chosen, strict=True):
+        threshold = choose_threshold(*before, rule)
+        if threshold is None:
+            continue
+        known = ~np.isnan(truth)
+        called = (score >= threshold).astype(float)
+        out[name] = {
+            "threshold": float(log_odds.probabilities(np.array(threshold))),
+            "log_odds": threshold if np.isfinite(threshold) else None,
+        }
+        for side, rate in ((1, "sensitivity"), (0, "specificity")):
+            there = truth == side
+            if not known.any():
+                continue
+            if not there.any():
+                out[name][rate] = dict.fromkeys(("value", "ci_low", "ci_high"))
+                continue
+            metric = Metric(rate, rate, partial(_rate, side=side), "at a threshold")
+            rng = np.random.default_rng(seed)
+            said = truth[there], called[there], predictions.subjects[there]
+            out[name] |= intervals([metric], *said, n=n, rng=rng, method=method)
+    return out
+
+
+def _rate(
+    truth: NDArray[Any], called: NDArray[Any], *, side: int
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return a function of weights: the share of one side that is called right."""
+    there = (truth == side).astype(float)
+    sums = totals(np.stack([there * (called == side), there], axis=1))
+
+    def scorer(weights: NDArray[Any]) -> NDArray[Any]:
+        hits, of = sums(weights).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.where(of > 0, hits / of, np.nan))
+
+    return scorer

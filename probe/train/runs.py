@@ -1,0 +1,165 @@
+"""A run of training: its settings, the rows it learns from and is tested on, and its identity."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import ProbeError
+from features.lock import writing
+from features.manifest import Manifest
+from features.store import FeatureStore
+from probe import splits
+from probe.data import load
+from probe.identity import Identity, data_of
+from probe.score.predictions import Scoring, check_scoring
+from probe.tested import audited, metric_of
+from probe.train import checkpoints
+from probe.train.feeds import Feed, Stored
+from probe.train.training import FREE, Task, Training, processes
+
+HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there is no val split
+
+
+@dataclass(frozen=True)
+class Settings(Scoring):
+    """What to train and how it is scored. `training` has the loop's own settings."""
+
+    protocol: str = "finetune"  # or "study"
+    head: str = "linear"  # or "deit"
+    head_size: str = "deit-base"
+    head_weights: str | None = None  # of the DeiT: None for ImageNet's, "random", or a file
+    unfreeze: str = "all"  # "none", "last:K"
+    drop_last: int = 0  # blocks
+    init: str = "probe"  # or "random": of a linear head
+    metric: str | None = None
+    uncertain: str = "zeros"
+    strict_splits: bool = False
+    training: Training = field(default_factory=Training)
+
+    def of_head(self, processes: int) -> dict[str, Any]:
+        """Return what changes the trained model beyond an Identity's own fields, as JSON values.
+
+        processes: that train together. A run may go on for more epochs than it was begun for, so
+        their number is in it only where the schedule depends on it.
+        """
+        loop = {k: v for k, v in asdict(self.training).items() if k not in FREE}
+        loop["batch_size"] = self.training.batch_size * processes
+        if self.training.schedule != "constant":
+            loop["epochs"] = self.training.epochs
+        if self.head == "linear":
+            return loop | {
+                "unfreeze": self.unfreeze,
+                "drop_last": self.drop_last,
+                "init": self.init,
+            }
+        weights = self.head_weights or "published"
+        if Path(weights).is_file():
+            with Path(weights).open("rb") as file:
+                weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        deit = {"head_size": self.head_size, "head_weights": weights}
+        return loop | {"unfreeze": self.unfreeze, "drop_last": self.drop_last} | deit
+
+    @property
+    def name(self) -> str:
+        """Return the protocol, with what is not as usual in it."""
+        usual = "random" if self.protocol == "study" else "probe"
+        words = [
+            self.head_size if self.head == "deit" and self.head_size != "deit-base" else "",
+            f"init {self.init}" if self.head == "linear" and self.init != usual else "",
+            "" if self.unfreeze in ("all", "none") else self.unfreeze,
+            f"drop {self.drop_last}" if self.drop_last else "",
+        ]
+        return " ".join([self.protocol, *filter(None, words)])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What of a store is trained and tested on; y (N,) or (N, L) of every image of the manifest."""
+
+    store: FeatureStore
+    manifest: Manifest
+    task: Task
+    test: NDArray[np.int64]
+    chosen_on: str
+    n_bad: int
+    audit: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: what is trained on what. Its folder lies in `out`, named by its identity."""
+
+    rows: Rows
+    scenario: str
+    feature: str
+    out: Path
+    settings: Settings
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Return the parts of its identity that its store has."""
+        rows, views = self.rows, isinstance(self.rows.task.feed, Stored)
+        return data_of(rows.store, rows.manifest, self.settings.uncertain, views=views)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Return what tells it from other runs, however its answers are scored."""
+        settings = self.settings
+        return Identity(
+            **self.data,
+            scenario=self.scenario,
+            head=settings.head,
+            feature=self.feature,
+            protocol=settings.name,
+            metric=self.rows.task.metric.name,
+            scored_by="image",
+            shots=None,
+            seed=settings.training.seed,
+            settings=settings.of_head(processes(settings.training.device).num_processes),
+        )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return where its checkpoints are."""
+        return self.out / self.identity.folder / checkpoints.FOLDER
+
+    @property
+    def begun(self) -> bool:
+        """Say whether there is a checkpoint to go on from."""
+        return (self.checkpoints / checkpoints.STATE).is_file()
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold the right to write to its folder, in the one process that does."""
+        if not processes(self.settings.training.device).is_main_process:
+            return nullcontext()
+        return writing(self.out / self.identity.folder / "run")
+
+
+def rows_of(store: FeatureStore, manifest: Manifest, feed: Feed, settings: Settings) -> Rows:
+    """Return the rows (N,) of a store that have a label, dealt into training, validation and test.
+
+    Without a val split one training subject in HELD_OUT is held out for it. Raises ProbeError
+    where that leaves none, and for leaks with strict_splits.
+    """
+    leaks = audited(store, manifest, strict=settings.strict_splits)
+    data = load(store, manifest, store.default_feature, settings.uncertain)
+    check_scoring(manifest, data.rows[~data.train], data.y[~data.train], settings)
+    train = data.rows[data.train]
+    folds = splits.folds(manifest, train, k=HELD_OUT, seed=settings.training.seed)
+    val = folds.held_out[0]
+    y = np.full((len(manifest), *data.y.shape[1:]), -1, dtype=data.y.dtype)
+    y[data.rows] = data.y
+    metric = metric_of(manifest, settings.metric)
+    task = Task(feed, train[~val], train[val], y, len(manifest.classes), metric)
+    if not len(task.train) or not len(task.val):
+        raise ProbeError(f"{store.path}: too few training images to hold any out for validation")
+    chosen_on = folds.kind if len(folds.held_out) == 1 else f"one of {folds.kind}"
+    return Rows(store, manifest, task, data.rows[~data.train], chosen_on, data.n_bad, leaks)
