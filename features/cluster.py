@@ -113,7 +113,7 @@ class Cluster:
     def settle(self, settings: Settings) -> Settings:
         """Return settings of an extraction as they are for workers here."""
         workers = settings.workers or max(1, int(self.share.cpus))
-        return replace(settings, device=self.device, ask=self.ask, workers=workers)
+        return replace(settings, device=self.device, workers=workers)
 
     def ask(self, question: Callable[..., Any], *args: Any, **given: Any) -> Any:
         """Return what a function returns on a machine with a worker's resources."""

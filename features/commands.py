@@ -212,6 +212,7 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     from features.dicom import applied
     from features.distributed import fill_by
     from features.extract import extract as run
+    from features.plan import run_locally
 
     backbones, weights = weights_of(names, given["weights"])
     manifest = open_dataset(dataset, options_of(given))
@@ -237,6 +238,7 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
             progress=images_per_second(show),
             stop=stop,
             engine=partial(fill_by, cluster.pool) if cluster else None,
+            ask=cluster.ask if cluster else run_locally,
         )
     if json_:
         as_json([asdict(r) for r in reports])

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ from features.extract import Progress, Stop, fill
 from features.jobs import Job, taken_by_all
 from features.manifest import Manifest
 from features.parts import Part, clear, deal, gather
-from features.plan import Settings, run_locally
+from features.plan import Settings
 from features.workers import Recipe, Workers
 
 ROUNDS = 3  # a second one only where images change while they are read
@@ -169,9 +169,7 @@ def fill_by(
     jobs = [job for job in jobs if job.computed]
     if not jobs:
         return
-    with pool_of(
-        Worker, [job.backbone for job in jobs], replace(settings, ask=run_locally)
-    ) as pool:
+    with pool_of(Worker, [job.backbone for job in jobs], settings) as pool:
         for _ in range(ROUNDS):
             files = _files(pool, manifest, jobs, stop)
             taken = taken_by_all(jobs)

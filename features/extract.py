@@ -26,7 +26,7 @@ from features.jobs import Chunk, Commits, Job, taken_by_all
 from features.lock import writing
 from features.manifest import Manifest
 from features.parts import recover
-from features.plan import Plan, Settings, begin, plan, store_path
+from features.plan import Ask, Plan, Settings, begin, plan, run_locally, store_path
 from features.presence import missing_line, need_some
 from features.store import FeatureStore
 from features.workers import Recipe, Workers
@@ -61,11 +61,13 @@ def extract(
     progress: Progress | None = None,
     stop: Stop = lambda: False,
     engine: Engine | None = None,
+    ask: Ask = run_locally,
     relabel: bool = True,
 ) -> list[Report]:
     """Fill out/<dataset>/<backbone>.h5 for every backbone and return what was done.
 
-    engine fills the stores: `fill` does it in this process, spread.py on other machines. stop is
+    engine fills the stores: `fill` does it in this process, distributed.py on other machines; ask
+    puts a question about the device to a machine that has it. stop is
     asked between batches; once it says so, what was computed is committed and KeyboardInterrupt
     raised. relabel: whether a store that is there gets the manifest's labels and splits. Raises
     MissingImagesError where a new store would have no image (which an engine, that may see other
@@ -81,7 +83,7 @@ def extract(
             if engine is None and not path.is_file():
                 need_some(manifest)
             stack.enter_context(writing(path))
-            planned = plan(manifest, backbone, out, settings)  # nobody changes it from here on
+            planned = plan(manifest, backbone, out, settings, ask)  # nobody changes it from here on
             if engine is None and planned.new:
                 need_some(manifest)  # before another store is replaced
             if planned.grows:  # what workers had in hand is of the store as it is now

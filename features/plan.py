@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from features import dicom, tuning
 from features.backbones import Backbone
 from features.devices import PRECISIONS, resolve_precision
+from features.effects import without_effect
 from features.errors import StaleStoreError, StoreError
 from features.files import filename
 from features.fingerprint import fingerprint, in_words
@@ -54,15 +55,12 @@ class Settings:
     exact: bool = False  # decode in full, see images.py
     precision: str = "auto"
     batch_size: int | None = None
-    workers: int | None = None  # processes that decode
-    device: str = "cpu"
-    on_error: str = "skip"  # or "fail"
-    overwrite: str = "never"  # or "stale", "always"
+    workers: int | None = without_effect(None)  # processes that decode
+    device: str = without_effect("cpu")
+    on_error: str = without_effect("skip")  # or "fail"
+    overwrite: str = without_effect("never")  # or "stale", "always"
     window: dicom.Window | None = None  # for DICOM, as frame
     frame: int | None = None
-    ask: Ask = (
-        run_locally  # how a question about the device is put: here, or on a machine that has it
-    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Plan:
     """What is asked of one backbone. `missing` features are to be made; `new` is a new store.
 
     grows: the store is there, and has some of the images. twin: a store under another name that a
-    new one is copied from.
+    new one is copied from. ask puts a question about the device.
     """
 
     path: Path
@@ -82,6 +80,7 @@ class Plan:
     fingerprint: dict[str, Any]  # of the store when all is done
     grows: bool = False
     twin: Path | None = None
+    ask: Ask = run_locally
 
     @property
     def adding(self) -> Path:
@@ -99,17 +98,21 @@ def parts_folder(path: Path) -> Path:
     return path.with_name(path.name + ".parts")
 
 
-def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) -> Plan:
+def plan(
+    manifest: Manifest,
+    backbone: Backbone,
+    out: Path,
+    settings: Settings,
+    ask: Ask = run_locally,
+) -> Plan:
     """Compare what is asked with what is there; changes nothing.
 
-    Raises StaleStoreError for a store that was made from something else, unless it may be
-    overwritten.
+    ask puts a question about the device: here, or on a machine that has it. Raises StaleStoreError
+    for a store that was made from something else, unless it may be overwritten.
     """
     path = store_path(out, manifest.dataset, backbone.spec.name)
     bfloat16 = backbone.spec.bfloat16
-    precision = settings.ask(
-        resolve_precision, settings.precision, settings.device, bfloat16=bfloat16
-    )
+    precision = ask(resolve_precision, settings.precision, settings.device, bfloat16=bfloat16)
     names = backbone.select(settings.layers, settings.pools, settings.tokens)
     shapes = {name: backbone.network.features[name] for name in names}
     if settings.views:
@@ -124,7 +127,7 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
         seed=settings.view_seed,
         dicom=dicom.applied(manifest.path.tolist(), settings.window, settings.frame),
     )
-    planned = Plan(path, backbone, precision, shapes, tuple(shapes), True, asked)
+    planned = Plan(path, backbone, precision, shapes, tuple(shapes), True, asked, ask=ask)
     if settings.overwrite == "always":
         return planned
     if not path.is_file():
@@ -145,7 +148,7 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
     differ = in_words(_for_comparison(now, united), _for_comparison(united, now))
     if not differ:
         missing = tuple(name for name in shapes if name not in there)
-        return Plan(path, backbone, precision, shapes, missing, False, united, grows)
+        return replace(planned, missing=missing, new=False, fingerprint=united, grows=grows)
     if settings.overwrite == "never":
         images = all(line.startswith("images") for line in differ)
         remedy = of_other_images(other, manifest, has_all=has_all) if images else ANEW
@@ -260,7 +263,7 @@ def _create(
 
 def _batch_size(planned: Plan, manifest: Manifest, settings: Settings) -> int:
     about = (planned.backbone, planned.precision, settings.device, len(manifest))
-    return settings.batch_size or int(settings.ask(_tuned, *about))
+    return settings.batch_size or int(planned.ask(_tuned, *about))
 
 
 def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:

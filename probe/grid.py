@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from features.backbones import Backbone, load_backbone
+from features.effects import with_effect
 from features.errors import MedprobeError, ProbeError
 from features.extract import Engine, extract
 from features.extract import Progress as Images
 from features.files import append_line, read_lines
 from features.lock import writing
 from features.manifest import Manifest, digest
+from features.plan import Ask, run_locally, store_path
 from features.plan import Settings as Extraction
-from features.plan import store_path
 from features.schema import check, parse
 from features.urls import Location
 from probe import sweep
@@ -38,24 +40,17 @@ from probe.train.training import Say
 from probe.train.tuned import feature_of
 
 LOG = "cells.jsonl"
-FREE = {"device", "workers", "on_error", "overwrite"}  # settings that change no number
-FREE |= {"ask", "fit"}  # where it is done
-FREE |= {"accumulate", "checkpointing", "tensorboard", "strict_splits"}
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean, std
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What is computed, all of it: a worker elsewhere needs nothing else.
-
-    `head` is a sweep's settings, or those of training, one per seed.
-    """
+class Cell(ABC):
+    """What is computed, all of it: a worker elsewhere needs nothing else. See its two kinds."""
 
     manifest: Manifest
     backbone: str
     scenario: str
-    head: sweep.Settings | tuple[finetune.Settings, ...]
     extraction: Extraction
     features: Path  # where stores are
     out: Path  # where results go
@@ -67,18 +62,25 @@ class Cell:
     @property
     def name(self) -> str:
         """Return what a person calls it."""
-        varied = [] if isinstance(self.head, sweep.Settings) else self.head[0].name.split()[1:]
-        return " ".join([f"{self.manifest.dataset} x {self.backbone}, {self.scenario}", *varied])
+        return f"{self.manifest.dataset} x {self.backbone}, {self.scenario}"
+
+    @property
+    @abstractmethod
+    def settings(self) -> tuple[Any, ...]:
+        """Return the settings of its heads."""
 
     @property
     def store(self) -> Path:
         """Return where its features are."""
         return store_path(self.features, self.manifest.dataset, self.backbone)
 
-    @property
-    def unfrozen(self) -> bool:
-        """Say whether the backbone is in the loop of training."""
-        return isinstance(self.head, tuple) and self.scenario.startswith("unfrozen")
+    def wanted(self, backbone: Backbone) -> set[str]:
+        """Return the features that must be extracted for it beside those that are asked for."""
+        return set()
+
+    @abstractmethod
+    def run(self, about: Mapping[str, Any], heads: Progress | None, epochs: Say) -> list[Result]:
+        """Compute it, its features being there, and write its results."""
 
     def load(self) -> Backbone:
         """Return the backbone, anew each time: training changes it."""
@@ -87,18 +89,78 @@ class Cell:
 
     def fingerprint(self) -> str:
         """Return a digest of all that its numbers depend on."""
-        heads = (self.head,) if isinstance(self.head, sweep.Settings) else self.head
         return digest(
             {
                 "rows": self.rows,
                 "backbone": [self.backbone, self.weights, _stat(_weights_file(self.weights))],
                 "image": [self.image_size, self.normalize],
-                "extraction": _but_free(replace(self.extraction, batch_size=None)),
+                "extraction": with_effect(replace(self.extraction, batch_size=None)),
                 "scenario": self.scenario,
-                "heads": [_but_free(head) for head in heads],
+                "heads": [with_effect(settings) for settings in self.settings],
                 "version": version("medprobe"),
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeCell(Cell):
+    """A cell whose heads the sweep solves."""
+
+    probing: sweep.Settings
+
+    @property
+    def settings(self) -> tuple[sweep.Settings, ...]:
+        """Return the settings of its heads."""
+        return (self.probing,)
+
+    def run(self, about: Mapping[str, Any], heads: Progress | None, epochs: Say) -> list[Result]:
+        """Probe the store."""
+        return sweep.probe_all(
+            self.store,
+            out=self.out,
+            settings=self.probing,
+            command=str(about.get("command", "")),
+            versions=about.get("versions", {}),
+            progress=heads,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCell(Cell):
+    """A cell whose heads, or whole models, are trained: with one of `runs` for each seed."""
+
+    runs: tuple[finetune.Settings, ...]
+
+    @property
+    def name(self) -> str:
+        """Return what a person calls it, with what is not as usual in its training."""
+        return " ".join([super().name, *self.runs[0].name.split()[1:]])
+
+    @property
+    def settings(self) -> tuple[finetune.Settings, ...]:
+        """Return the settings of its heads."""
+        return self.runs
+
+    def wanted(self, backbone: Backbone) -> set[str]:
+        """Return the layers that linear heads read, which start from their probe."""
+        return {
+            feature_of(backbone, tokens=False, drop_last=one.drop_last)
+            for one in self.runs
+            if one.head == "linear" and one.init == "probe" and one.drop_last
+        }
+
+    def run(self, about: Mapping[str, Any], heads: Progress | None, epochs: Say) -> list[Result]:
+        """Train with each seed, on the store where the backbone stays as it is."""
+        found = []
+        for settings in self.runs:
+            how: dict[str, Any] = {
+                "out": self.out, "settings": settings, "say": epochs, "about": about
+            }  # fmt: skip
+            if self.scenario.startswith("unfrozen"):
+                found.append(finetune.finetune(self.store, self.load(), **how))
+            else:
+                found.append(finetune.train_on_store(self.store, **how))
+        return found
 
 
 def digest_of(manifest: Manifest) -> str:
@@ -177,7 +239,7 @@ def attempt(
     """Compute a cell whose features are there; whatever goes wrong is the reason it failed."""
     start = time.perf_counter()
     try:
-        found = run_cell(cell, about, heads, epochs)
+        found = cell.run(about, heads, epochs)
     except Exception as error:
         return Outcome(cell, "failed", (), said(error), time.perf_counter() - start)
     return Outcome(cell, "done", tuple(found), seconds=time.perf_counter() - start)
@@ -194,12 +256,14 @@ def prepare(
     progress: Images | None = None,
     *,
     engine: Engine | None = None,
+    ask: Ask = run_locally,
     settle: Callable[[Extraction], Extraction] = lambda settings: settings,
 ) -> dict[str, Exception]:
     """Extract what cells of one data set need; return the backbones for which that failed.
 
     Backbones of which the same is wanted are extracted together. Where that fails, each is
-    extracted alone, to find the one at fault. engine is as for extract; settle fits settings to it.
+    extracted alone, to find the one at fault. engine and ask are as for extract; settle fits
+    settings to them.
     """
     failed: dict[str, Exception] = {}
     wanted: dict[Extraction, list[Backbone]] = {}
@@ -211,7 +275,8 @@ def prepare(
         except (MedprobeError, OSError, RuntimeError) as error:
             failed[name] = error
     for settings, backbones in wanted.items():
-        where: dict[str, Any] = {"out": cells[0].features, "progress": progress, "engine": engine}
+        where: dict[str, Any] = {"out": cells[0].features, "progress": progress}
+        where |= {"engine": engine, "ask": ask}
         where["settings"] = settle(settings)
         try:
             extract(cells[0].manifest, backbones, **where)
@@ -233,43 +298,14 @@ def _extraction(backbone: Backbone, cells: Sequence[Cell]) -> Extraction:
     An appended DeiT on frozen features needs tokens; a linear head that starts from the probe
     needs the layer it reads.
     """
-    settings, layers = cells[0].extraction, set()
-    for cell in cells:
-        for one in cell.head if isinstance(cell.head, tuple) else ():
-            if one.head == "linear" and one.init == "probe" and one.drop_last:
-                layers.add(feature_of(backbone, tokens=False, drop_last=one.drop_last))
+    settings = cells[0].extraction
+    layers: set[str] = set().union(*(cell.wanted(backbone) for cell in cells))
     if layers and settings.layers != "all":
         asked = "final" if settings.layers == "last" else settings.layers
         named = [layer.split("/")[0] for layer in sorted(layers)]
         settings = replace(settings, layers=",".join(dict.fromkeys([*asked.split(","), *named])))
     tokens = any(cell.scenario == "frozen-deit" for cell in cells)
     return replace(settings, tokens=settings.tokens or tokens)
-
-
-def run_cell(
-    cell: Cell,
-    about: Mapping[str, Any],
-    heads: Progress | None = None,
-    epochs: Say = lambda _: None,
-) -> list[Result]:
-    """Compute a cell whose features are there, and write its results."""
-    if isinstance(cell.head, sweep.Settings):
-        return sweep.probe_all(
-            cell.store,
-            out=cell.out,
-            settings=cell.head,
-            command=str(about.get("command", "")),
-            versions=about.get("versions", {}),
-            progress=heads,
-        )
-    found = []
-    for settings in cell.head:
-        how: dict[str, Any] = {"out": cell.out, "settings": settings, "say": epochs, "about": about}
-        if cell.unfrozen:
-            found.append(finetune.finetune(cell.store, cell.load(), **how))
-        else:
-            found.append(finetune.train_on_store(cell.store, **how))
-    return found
 
 
 def log(outcome: Outcome) -> None:
@@ -339,18 +375,6 @@ def seconds_left(todo: Sequence[Cell], done: Sequence[Outcome]) -> float | None:
         return sum(mine) / len(mine)
 
     return sum(mean(cell.scenario) for cell in todo)
-
-
-def _but_free(settings: Any) -> dict[str, Any]:
-    """Return settings as JSON values without what changes no number."""
-
-    def kept(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: kept(v) for k, v in value.items() if k not in FREE}
-        return str(value) if isinstance(value, Path) else value
-
-    found: dict[str, Any] = kept(asdict(settings))
-    return found
 
 
 def _stat(path: Location | None) -> list[int]:

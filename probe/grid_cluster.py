@@ -44,6 +44,7 @@ def run_grid_on(
             group,
             images(group[0].manifest.dataset),
             engine=partial(fill_by, cluster.pool),
+            ask=cluster.ask,
             settle=cluster.settle,
         )
         for cell in group:

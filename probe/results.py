@@ -112,6 +112,38 @@ class Result:
         return Identity(**{f.name: getattr(self, f.name) for f in fields(Identity)})
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a Result says of its test predictions, under the names of its fields."""
+
+    task: str
+    classes: list[str]
+    label_from: str
+    positive: str
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    metrics: dict[str, dict[str, float | None]]
+    n_test: int
+    n_subjects_test: int
+    subjects_known: bool
+    interval: str
+    few: str
+    outputs: dict[str, dict[str, float | None]]
+    reliability: list[dict[str, float]]
+    subgroups: list[dict[str, Any]]
+    thresholds: dict[str, Any]
+
+
+def result_of(identity: Identity, evaluation: Evaluation, **rest: Any) -> Result:
+    """Return a Result of what it is of, how it scored, and the rest of its fields."""
+    said = {
+        one.name: getattr(part, one.name) for part in (identity, evaluation) for one in fields(part)
+    }
+    return Result(**said, **rest)
+
+
 def record(
     out: Path, result: Result, predictions: Predictions, head: Callable[[Path], None] | None = None
 ) -> Result:

@@ -1,14 +1,15 @@
 """One store in, results out.
 
-Choose C (or k) on folds of the training rows, refit on all of them, test once. A cell is a feature,
-a number of shots and a seed; all cells of a feature with as many shots are fitted together.
+Choose C (or k) on folds of the training rows, refit on all of them, test once. There is a result
+for each feature, number of shots and seed; those of a feature with as many shots are fitted
+together.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from features.effects import without_effect
 from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
@@ -25,7 +27,8 @@ from probe import choose, protocols, results, splits
 from probe.choose import Fit, Selection, TrainingSet
 from probe.data import Data, Features, load
 from probe.heads import Head, fit_heads
-from probe.identity import data_of
+from probe.identity import Identity, data_of
+from probe.protocols import Protocol
 from probe.score import metrics
 from probe.score.predictions import (
     LabelledPredictions,
@@ -34,12 +37,12 @@ from probe.score.predictions import (
     labelled_predictions,
 )
 from probe.solve.path import Progress
-from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
+from probe.tested import audited, evaluate, metric_of, predictions_of, remarks, scored
 
 
 @dataclass(frozen=True)
 class Settings(Scoring):
-    """How to probe. None takes the protocol's, the store's or the task's own."""
+    """How to probe, as asked. None takes the protocol's, the store's or the task's own."""
 
     protocol: str = "dinov2-logreg"
     head: str | None = None  # linear or knn
@@ -53,23 +56,11 @@ class Settings(Scoring):
     seeds: int | None = None  # draws of each number of shots
     control: str | None = None  # "shuffle": fit to shuffled labels as well
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
-    strict_splits: bool = False  # refuse splits that leak
-    device: str = "cpu"
+    strict_splits: bool = without_effect(False)  # refuse splits that leak
+    device: str = without_effect("cpu")
     tol: float = 1e-6
-    fit: Fit = fit_heads  # of linear heads: in this process, or over rows that others hold
 
-    def of_head(self, C: Sequence[float]) -> dict[str, Any]:
-        """Return what changes the head beyond an Identity's own fields; `filled` settings only.
-
-        C are the strengths tried, whoever named them.
-        """
-        if self.head == "knn":
-            found: dict[str, Any] = {"k": list(self.k or ()), "temperature": self.temperature}
-        else:
-            found = {"C": list(C), "tol": self.tol}
-        return found | {"folds": self.folds}
-
-    def filled(self) -> Settings:
+    def resolve(self) -> ProbeSettings:
         """Return the settings with the protocol's values where none is given.
 
         Raises ProbeError where the protocol has none for the head.
@@ -90,9 +81,10 @@ class Settings(Scoring):
             raise ProbeError("--k and --temperature are of --head knn: leave them out")
         if head == "knn":
             protocol = protocols.find("knn") if protocol.head != "knn" else protocol
-        return replace(
-            self,
-            protocol=protocol.name,
+        scoring = {one.name: getattr(self, one.name) for one in fields(Scoring)}
+        return ProbeSettings(
+            **scoring,
+            protocol=protocol,
             head=head,
             C=tuple(sorted(self.C or protocol.C)),
             k=tuple(sorted(self.k or protocol.k)),
@@ -100,7 +92,41 @@ class Settings(Scoring):
             folds=self.folds or protocol.folds,
             shots=self.shots or protocol.shots,
             seeds=self.seeds or protocol.seeds,
+            control=self.control or "",
+            uncertain=self.uncertain,
+            device=self.device,
+            tol=self.tol,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(Scoring):
+    """How to probe, with nothing left open; fields as those of Settings."""
+
+    protocol: Protocol
+    head: str
+    C: tuple[float, ...]  # empty where the protocol's strengths depend on the size of a problem
+    k: tuple[int, ...]
+    temperature: float
+    folds: int
+    shots: tuple[int | None, ...]
+    seeds: int
+    control: str  # "" for none
+    uncertain: str
+    device: str
+    tol: float
+
+    def strengths(self, features: Features, classes: Sequence[str]) -> tuple[float, ...]:
+        """Return the C to try on features (N, D) of K classes."""
+        return self.C or self.protocol.of_size(features.width, len(classes))
+
+    def of_head(self, C: Sequence[float]) -> dict[str, Any]:
+        """Return what changes the head beyond an Identity's own fields; C are those tried."""
+        if self.head == "knn":
+            tried: dict[str, Any] = {"k": list(self.k), "temperature": self.temperature}
+        else:
+            tried = {"C": list(C), "tol": self.tol}
+        return tried | {"folds": self.folds}
 
 
 def probe(path: Path, **given: Any) -> results.Result:
@@ -117,31 +143,43 @@ def probe_all(
     command: str = "",
     versions: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    fit: Fit = fit_heads,
 ) -> list[results.Result]:
     """Probe a store and return a result per feature, number of shots and seed.
 
-    Writes heads, predictions and lines of results.jsonl into `out`. Raises StoreError for a store
+    Writes heads, predictions and lines of results.jsonl into `out`. fit solves linear heads, in
+    this process or over rows that others hold. Raises StoreError for a store
     that can't be read, ProbeError for labels or options no head can be fitted to.
     """
-    settings = (settings or Settings()).filled()
+    asked = settings or Settings()
+    resolved = asked.resolve()
     found = []
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
-        metric = metric_of(manifest, settings.metric)
-        leaks = audited(store, manifest, strict=settings.strict_splits)
-        for feature in _features(store, settings.feature):
-            data = load(store, manifest, feature, settings.uncertain, settings.device)
-            check_scoring(manifest, data.rows[~data.train], data.y[~data.train], settings)
-            for shots in settings.shots or ():
+        metric = metric_of(manifest, asked.metric)
+        leaks = audited(store, manifest, strict=asked.strict_splits)
+        for feature in _features(store, asked.feature):
+            data = load(store, manifest, feature, resolved.uncertain, resolved.device)
+            check_scoring(manifest, data.rows[~data.train], data.y[~data.train], resolved)
+            problem = _Problem(
+                store=store,
+                manifest=manifest,
+                metric=metric,
+                feature=feature,
+                data=data,
+                settings=resolved,
+                audit=leaks,
+                out=out,
+                about={"command": command, "versions": dict(versions or {})},
+            )
+            for shots in resolved.shots:
                 started = time.perf_counter()
-                subsets = _training_sets(manifest, data, settings, shots)
-                chosen = _choose(data, subsets, settings, manifest, metric, progress)
-                controls = _control(data, subsets, settings, manifest, metric)
+                subsets = problem.training_sets(shots)
+                chosen = problem.choose(subsets, fit, progress)
+                controls = problem.choose_by_chance(subsets, fit)
                 seconds = (time.perf_counter() - started) / len(subsets)
-                about = {"command": command, "versions": dict(versions or {})}
-                cell = _Cell(store, manifest, metric, feature, data, settings, leaks, out, about)
                 for subset, one, control in zip(subsets, chosen, controls, strict=True):
-                    found.append(cell.test(subset, one, control, seconds))
+                    found.append(problem.test(subset, one, control, seconds))
     return found
 
 
@@ -151,106 +189,87 @@ def _features(store: FeatureStore, asked: str | None) -> list[str]:
     return [name for name, shape in store.features.items() if len(shape) == 1]
 
 
-def _training_sets(
-    manifest: Manifest, data: Data, settings: Settings, shots: int | None
-) -> list[TrainingSet]:
-    """Return the training sets of a number of shots, one per seed; all rows once."""
-    train, k = np.flatnonzero(data.train), settings.folds or 0
-    if shots is None:
-        k = _check_folds(k, manifest, data)
-        folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
-        return [TrainingSet(np.arange(len(train)), folds, settings.seed)]
-    if manifest.task != "multiclass":
-        raise ProbeError("--shots counts images per class; this data set has several labels each")
-    subsets = []
-    for seed in range(settings.seed, settings.seed + (settings.seeds or 1)):
-        subject = manifest.subject[data.rows[train]]
-        rows = splits.few(data.y[train], subject, shots, seed=seed)
-        folds = splits.within(manifest, data.rows[train[rows]], k=k, seed=seed)
-        subsets.append(TrainingSet(rows, folds, seed, shots))
-    return subsets
-
-
-def _choose(
-    data: Data,
-    subsets: list[TrainingSet],
-    settings: Settings,
-    manifest: Manifest,
-    metric: metrics.Metric,
-    progress: Progress | None = None,
-    order: NDArray[np.int64] | None = None,
-) -> list[Selection]:
-    """Fit the subsets' heads on the training rows, whose labels may come in another order."""
-    features, y = data.features.take(data.train), data.y[data.train]
-    y = y if order is None else y[order]
-    protocol = protocols.find(settings.protocol)
-    if settings.head == "linear" and protocol.l2 is not None:
-        return choose.least_squares(
-            features, y, subsets, l2=protocol.l2, classes=manifest.classes, metric=metric
-        )
-    if settings.head == "knn":
-        return choose.neighbours(
-            features,
-            y,
-            subsets,
-            k=settings.k or (),
-            temperature=settings.temperature or 1.0,
-            classes=manifest.classes,
-            metric=metric,
-            device=settings.device,
-        )
-    return choose.linear(
-        features,
-        y,
-        subsets,
-        C=_strengths(settings, features, manifest),
-        classes=manifest.classes,
-        metric=metric,
-        tol=settings.tol,
-        device=settings.device,
-        progress=progress,
-        fit=settings.fit,
-    )
-
-
-def _strengths(settings: Settings, features: Features, manifest: Manifest) -> tuple[float, ...]:
-    """Return the strengths to try: those asked for, or the protocol's, which may know the size."""
-    protocol = protocols.find(settings.protocol)
-    return settings.C or protocol.of_size(features.width, len(manifest.classes))
-
-
-def _control(
-    data: Data,
-    subsets: list[TrainingSet],
-    settings: Settings,
-    manifest: Manifest,
-    metric: metrics.Metric,
-) -> list[Selection | None]:
-    """Fit the same heads to labels that were shuffled among each subset's rows."""
-    if settings.control is None:
-        return [None] * len(subsets)
-    found: list[Selection | None] = []
-    for subset in subsets:
-        order = np.arange(int(data.train.sum()))
-        rng = np.random.default_rng([subset.seed, 1])
-        order[subset.rows] = subset.rows[rng.permutation(len(subset.rows))]
-        found += _choose(data, [subset], settings, manifest, metric, order=order)
-    return found
-
-
 @dataclass(frozen=True)
-class _Cell:
-    """What the results of one feature and number of shots share."""
+class _Problem:
+    """A feature of a store, and how to probe it: what its results share. audit: as `audited`."""
 
     store: FeatureStore
     manifest: Manifest
     metric: metrics.Metric
     feature: str
     data: Data
-    settings: Settings
-    leaks: dict[str, Any]
+    settings: ProbeSettings
+    audit: dict[str, Any]
     out: Path
     about: dict[str, Any]
+
+    def training_sets(self, shots: int | None) -> list[TrainingSet]:
+        """Return the training sets of a number of shots, one per seed; all rows once."""
+        manifest, data, settings = self.manifest, self.data, self.settings
+        train = np.flatnonzero(data.train)
+        if shots is None:
+            k = _check_folds(settings.folds, manifest, data)
+            folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
+            return [TrainingSet(np.arange(len(train)), folds, settings.seed)]
+        if manifest.task != "multiclass":
+            raise ProbeError(
+                "--shots counts images per class; this data set has several labels each"
+            )
+        subsets = []
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            subject = manifest.subject[data.rows[train]]
+            rows = splits.few(data.y[train], subject, shots, seed=seed)
+            folds = splits.within(manifest, data.rows[train[rows]], k=settings.folds, seed=seed)
+            subsets.append(TrainingSet(rows, folds, seed, shots))
+        return subsets
+
+    def choose(
+        self,
+        subsets: list[TrainingSet],
+        fit: Fit,
+        progress: Progress | None = None,
+        order: NDArray[np.int64] | None = None,
+    ) -> list[Selection]:
+        """Fit the subsets' heads on the training rows (n,), whose labels may come in an order."""
+        settings, data = self.settings, self.data
+        features, y = data.features.take(data.train), data.y[data.train]
+        y = y if order is None else y[order]
+        about: dict[str, Any] = {"classes": self.manifest.classes, "metric": self.metric}
+        if settings.head == "linear" and settings.protocol.l2 is not None:
+            return choose.least_squares(features, y, subsets, l2=settings.protocol.l2, **about)
+        if settings.head == "knn":
+            return choose.neighbours(
+                features,
+                y,
+                subsets,
+                k=settings.k,
+                temperature=settings.temperature,
+                device=settings.device,
+                **about,
+            )
+        return choose.linear(
+            features,
+            y,
+            subsets,
+            C=settings.strengths(features, self.manifest.classes),
+            tol=settings.tol,
+            device=settings.device,
+            progress=progress,
+            fit=fit,
+            **about,
+        )
+
+    def choose_by_chance(self, subsets: list[TrainingSet], fit: Fit) -> list[Selection | None]:
+        """Fit the same heads to labels shuffled among each subset's rows, where that is asked."""
+        if not self.settings.control:
+            return [None] * len(subsets)
+        found: list[Selection | None] = []
+        for subset in subsets:
+            order = np.arange(int(self.data.train.sum()))
+            rng = np.random.default_rng([subset.seed, 1])
+            order[subset.rows] = subset.rows[rng.permutation(len(subset.rows))]
+            found += self.choose([subset], fit, order=order)
+        return found
 
     def test(
         self, subset: TrainingSet, chosen: Selection, control: Selection | None, seconds: float
@@ -259,57 +278,67 @@ class _Cell:
         started = time.perf_counter()
         manifest, data = self.manifest, self.data
         settings = replace(self.settings, seed=subset.seed)
-        test = ~data.train
-        y_train = data.y[data.train][subset.rows]
-
-        def answers(head: Selection) -> LabelledPredictions:
-            z = _said(head, data.features.take(test))
-            rows = data.rows[test]
-            return labelled_predictions(manifest, rows, data.y[test], z, y_train, settings)
-
-        said = answers(chosen)
-        found = tested(
-            self.store,
+        predictions = self._predictions(chosen, subset, settings)
+        evaluation = evaluate(
             manifest,
-            said,
+            predictions,
             self.metric,
             held_out=chosen.held_out(),
             chosen_on=subset.folds.kind,
             settings=settings,
-            data=data_of(self.store, manifest, settings.uncertain),
         )
         uncertain = settings.uncertain if manifest.task == "multilabel" else ""
-        notes = remarks(manifest, y_train, said, found, settings, uncertain)
-        protocol = protocols.find(settings.protocol)
-        against = None
+        y_train = data.y[data.train][subset.rows]
+        notes = remarks(manifest, y_train, predictions, evaluation, settings, uncertain)
+        shuffled = None
         if control:
-            by_chance = scored([self.metric], answers(control), settings)
-            against = {"kind": settings.control, "C": control.C} | by_chance[self.metric.name]
-        result = results.Result(
+            answers = self._predictions(control, subset, settings)
+            score = scored([self.metric], answers, settings)[self.metric.name]
+            shuffled = {"kind": settings.control, "C": control.C} | score
+        identity = Identity(
+            **data_of(self.store, manifest, settings.uncertain),
             scenario=f"frozen-{settings.head}",
-            head=settings.head or "linear",
+            head=settings.head,
             feature=self.feature,
-            protocol=settings.protocol,
+            protocol=settings.protocol.name,
+            metric=self.metric.name,
+            scored_by=settings.scored_by,
+            shots=subset.shots,
+            seed=subset.seed,
+            settings=settings.of_head(settings.strengths(data.features, manifest.classes)),
+        )
+        result = results.result_of(
+            identity,
+            evaluation,
             C=chosen.C,
             folds=chosen.folds,
             n_train=len(subset.rows),
             n_bad=data.n_bad,
-            seed=subset.seed,
+            store=str(self.store.path),
+            store_fingerprint=self.store.fingerprint_digest,
             predictions="",
             heads="",
             converged=chosen.converged,
             seconds=round(seconds + time.perf_counter() - started, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=[note for note in (chosen.note, protocol.note) if note] + notes,
-            shots=subset.shots,
-            control=against,
-            audit=self.leaks,
-            settings=settings.of_head(_strengths(settings, data.features, manifest)),
+            notes=[note for note in (chosen.note, settings.protocol.note) if note] + notes,
+            control=shuffled,
+            audit=self.audit,
             **self.about,
-            **found,
         )
         save = partial(self._save, chosen.head) if chosen.head else None
-        return results.record(self.out, result, predictions_of(said, manifest.classes), save)
+        return results.record(self.out, result, predictions_of(predictions, manifest.classes), save)
+
+    def _predictions(
+        self, chosen: Selection, subset: TrainingSet, settings: ProbeSettings
+    ) -> LabelledPredictions:
+        """Return a head's predictions of the test rows."""
+        data, test = self.data, ~self.data.train
+        z = torch.cat([chosen.log_odds(X) for X in data.features.take(test).chunks()]).cpu().numpy()
+        y_train = data.y[data.train][subset.rows]
+        return labelled_predictions(
+            self.manifest, data.rows[test], data.y[test], z, y_train, settings
+        )
 
     def _save(self, head: Head, folder: Path) -> None:
         """Write heads.json and heads.safetensors, with what the head reads."""
@@ -322,11 +351,6 @@ class _Cell:
             features=self.store.fingerprint,
             store_fingerprint=self.store.fingerprint_digest,
         )
-
-
-def _said(chosen: Selection, features: Features) -> NDArray[Any]:
-    """Return a head's log-odds of some rows, (n, K)."""
-    return torch.cat([chosen.log_odds(X) for X in features.chunks()]).cpu().numpy()
 
 
 def _check_folds(k: int, manifest: Manifest, data: Data) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from features.audit import audit
 from features.errors import ProbeError
 from features.manifest import NUMBER, Manifest
 from features.store import DONE, FeatureStore
-from probe.results import Predictions
+from probe.results import Evaluation, Predictions
 from probe.score import evaluation, metrics
 from probe.score.caveats import caveat
 from probe.score.intervals import intervals
@@ -47,8 +47,7 @@ def audited(store: FeatureStore, manifest: Manifest, *, strict: bool) -> dict[st
     }
 
 
-def tested(
-    store: FeatureStore,
+def evaluate(
     manifest: Manifest,
     predictions: LabelledPredictions,
     metric: Metric,
@@ -56,34 +55,31 @@ def tested(
     held_out: tuple[NDArray[Any], NDArray[np.float64]],
     chosen_on: str,
     settings: Scoring,
-    data: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return what a Result says of its store and its test answers, by the names of its fields.
+) -> Evaluation:
+    """Score test predictions in every way that a Result says.
 
     held_out is (y, z) of images outside the test split, (M,) or (M, L) and (M, K), chosen_on what
-    they are; data is what data_of returned. Raises ProbeError where the metric is not defined on
-    the test split.
+    they are. Raises ProbeError where the metric is not defined on the test split.
     """
     scores = scored(metrics.of_task(manifest.task), predictions, settings)
-    score = scores[metric.name]
-    if any(v is None for v in score.values()):
+    value, low, high = (scores[metric.name][name] for name in ("value", "ci_low", "ci_high"))
+    if value is None or low is None or high is None:
         raise ProbeError(
-            f"{store.path}: {metric.name} is not defined on this test split "
+            f"{manifest.dataset}: {metric.name} is not defined on this test split "
             f"({unranked(manifest, predictions.y)}); choose another --metric or another split"
         )
-    return {
-        **data,
-        "task": manifest.task,
-        "classes": list(manifest.classes),
-        "label_from": manifest.label_from,
-        "positive": positive_of(manifest),
-        "metric": metric.name,
-        "metrics": scores,
-        **score,
-        "n_test": len(predictions.y),
-        "n_subjects_test": len(np.unique(predictions.subjects)),
-        "store": str(store.path),
-        "store_fingerprint": store.fingerprint_digest,
+    return Evaluation(
+        task=manifest.task,
+        classes=list(manifest.classes),
+        label_from=manifest.label_from,
+        positive=positive_of(manifest),
+        metric=metric.name,
+        metrics=scores,
+        value=value,
+        ci_low=low,
+        ci_high=high,
+        n_test=len(predictions.y),
+        n_subjects_test=len(np.unique(predictions.subjects)),
         **evaluation.extras(
             predictions,
             manifest.classes,
@@ -92,7 +88,7 @@ def tested(
             chosen_on=chosen_on,
             settings=settings,
         ),
-    }
+    )
 
 
 def positive_of(manifest: Manifest) -> str:
@@ -125,17 +121,17 @@ def remarks(
     manifest: Manifest,
     y_train: NDArray[Any],
     predictions: LabelledPredictions,
-    found: dict[str, Any],
+    found: Evaluation,
     settings: Scoring,
     uncertain: str,
 ) -> list[str]:
-    """Return what a reader of the number must know; `found` is what `tested` returned.
+    """Return what a reader of the number must know; `found` is what `evaluate` returned.
 
     y_train is (n,) or (n, L); uncertain is what -1 counted as, "" where there are no findings.
     """
     notes = [manifest.note] if manifest.note else []
     notes.append(f"split: {manifest.split_from}")
-    if order := order_line(manifest, found["metric"]):
+    if order := order_line(manifest, found.metric):
         notes.append(order)
     if settings.aggregate:
         notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
@@ -150,9 +146,9 @@ def remarks(
         notes.append(f"uncertain labels: {uncertain}")
     if not predictions.has_subjects:
         notes.append("no subjects are known: images are taken as independent")
-    ends = found["ci_low"], found["ci_high"]
-    no_width = caveat(*ends, found["n_subjects_test"], predictions.independent)
-    return [*notes, *(note for note in (found["few"], no_width) if note)]
+    ends = found.ci_low, found.ci_high
+    no_width = caveat(*ends, found.n_subjects_test, predictions.independent)
+    return [*notes, *(note for note in (found.few, no_width) if note)]
 
 
 def scored(

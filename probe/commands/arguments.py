@@ -288,7 +288,7 @@ def seeds_of(given: dict[str, Any]) -> range:
 
 def refuse_seeds(settings: sweep.Settings) -> None:
     """Raise UsageError where --seeds asks for draws, and there is nothing to draw."""
-    if settings.seeds is not None and settings.filled().shots == (None,):
+    if settings.seeds is not None and settings.resolve().shots == (None,):
         raise click.UsageError(
             "--seeds draws training images, and all are taken: give --shots, such as --shots 1,4, "
             "or leave --seeds out (--seed deals the folds)"

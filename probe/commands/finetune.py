@@ -102,16 +102,16 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
     medprobe finetune csv:labels.csv -m efficientnet_lite0 --epochs 10
     """
     from features.datasets import open_dataset
-    from probe.grid import Cell, prepare, run_cell
+    from probe.grid import TrainCell, prepare
     from probe.train.training import processes
 
     manifest = open_dataset(dataset, options_of(given))
     kept = {name: given[name] for name in ("head", "unfreeze", "drop_last", "init")}
-    cell = Cell(
+    cell = TrainCell(
         manifest=manifest,
         backbone=name,
         scenario=f"unfrozen-{given['head']}",
-        head=tuple(training_of(given, seed, **kept) for seed in seeds_of(given)),
+        runs=tuple(training_of(given, seed, **kept) for seed in seeds_of(given)),
         extraction=extraction_of(given),
         features=stores,
         out=out,
@@ -127,7 +127,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
                     raise error
     if process.is_main_process:
         say_added(out)
-    found = run_cell(cell, provenance(), epochs=say)
+    found = cell.run(provenance(), None, say)
     if not process.is_main_process:
         return
     for result in found if not json_ else ():

@@ -208,13 +208,13 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
 
     with engine_of(given) as cluster, row_workers(cluster) as team:
         fit = team.fit_heads if team else fit_heads
-        settings = probing_of(given, protocol=given["protocol"], head=given["head"], fit=fit)
+        settings = probing_of(given, protocol=given["protocol"], head=given["head"])
         refuse_seeds(settings)
-        if team and settings.filled().head != "linear":
+        if team and settings.resolve().head != "linear":
             raise click.UsageError("--engine ray fits linear heads: leave it out for others")
 
         def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
-            how: dict[str, Any] = {"settings": replace(settings, by=by), **provenance()}
+            how: dict[str, Any] = {"settings": replace(settings, by=by), "fit": fit, **provenance()}
             with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
                 return probe_all(store, out=out, progress=passes(show), **how)
 

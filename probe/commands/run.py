@@ -286,7 +286,7 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
     """Return the cells of a command's arguments: by data set, then backbone, then scenario."""
     from features.datasets import open_dataset
     from features.devices import resolve_device
-    from probe.grid import Cell, digest_of
+    from probe.grid import digest_of
 
     if given["protocol"] == "study":
         study = STUDY | ({"mixed": "fp16"} if resolve_device(given["device"]) == "cuda" else {})
@@ -310,20 +310,20 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
         for backbone in backbones:
             for scenario in given["scenarios"] or SCENARIOS:
                 cells += [
-                    Cell(
+                    kind(
                         manifest=manifest,
                         rows=rows,
                         backbone=backbone,
                         scenario=scenario,
-                        head=head,
                         extraction=extraction_of(mine),
                         features=given["stores"],
                         out=given["out"],
                         weights=weights[backbone],
                         image_size=given["image_size"],
                         normalize=parse_normalize(mine["normalize"], manifest),
+                        **heads,
                     )
-                    for head in _heads(scenario, mine)
+                    for kind, heads in _heads(scenario, mine)
                 ]
     return cells
 
@@ -351,14 +351,19 @@ def _of_dataset(dataset: str, before: int, given: dict[str, Any]) -> dict[str, A
     return {name: value for name, value in own.items() if _is_default(name)} | told
 
 
-def _heads(scenario: str, given: dict[str, Any]) -> list[Any]:
-    """Return the settings of a scenario's cells: for unfrozen ones, of each depth that is asked."""
+def _heads(scenario: str, given: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the kind of a scenario's cells and the settings of their heads.
+
+    There are several in unfrozen scenarios: one for each depth that is asked.
+    """
+    from probe.grid import ProbeCell, TrainCell
+
     study = given["protocol"] == "study"
     if scenario == "frozen-linear" and not study:
         probing = probing_of(given, protocol=given["protocol"])
         if {*given["scenarios"]} == {"frozen-linear"}:  # other scenarios run once per seed
             refuse_seeds(probing)
-        return [probing]
+        return [(ProbeCell, {"probing": probing})]
     kept = {"protocol": "study" if study else "finetune", "head": scenario.split("-")[1]}
     depths: list[dict[str, Any]] = [{"unfreeze": "none", "init": "random"}]
     if scenario.startswith("unfrozen"):
@@ -367,10 +372,11 @@ def _heads(scenario: str, given: dict[str, Any]) -> list[Any]:
             for unfreeze in given["unfreeze"].split(",")
             for drop in _numbers(given["drop_last"])
         ]
-    return [
+    runs = [
         tuple(training_of(given, seed, **kept, **depth) for seed in seeds_of(given))
         for depth in depths
     ]
+    return [(TrainCell, {"runs": one}) for one in runs]
 
 
 def _numbers(text: str) -> list[int]:

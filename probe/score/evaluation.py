@@ -41,7 +41,6 @@ def extras(
         f"{settings.bootstrap} resamples, 95 %",
         "subjects_known": predictions.has_subjects,
         "few": few(predictions.y, predictions.subjects, classes, predictions.independent),
-        "scored_by": settings.scored_by,
         "outputs": per_output(predictions.y, predictions.z, classes),
         "reliability": reliability(predictions.y, predictions.p),
         "subgroups": subgroups(predictions, settings.by, metric, classes, **again),

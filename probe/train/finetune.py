@@ -32,7 +32,7 @@ from probe import protocols, results
 from probe.heads import fit_heads
 from probe.score import metrics
 from probe.score.predictions import labelled_predictions
-from probe.tested import predictions_of, remarks, tested
+from probe.tested import evaluate, predictions_of, remarks
 from probe.train import checkpoints
 from probe.train.feeds import Images, Stored, recipe_of
 from probe.train.runs import Rows, Run, rows_of
@@ -165,9 +165,9 @@ def _train_and_test(
 ) -> results.Result:
     started = time.perf_counter()
     history = _trained(model, run, say)
-    predictions, scores = _tested(model, run)
+    predictions, evaluation, notes = _tested(model, run)
     seconds = round(time.perf_counter() - started, 3)
-    result = _result(run, history, scores, seconds, about)
+    result = _result(run, history, evaluation, notes=notes, seconds=seconds, about=about)
     if processes(run.settings.training.device).is_main_process:
         _write(run.out, result, _saved(model, run, history), predictions)
     return result
@@ -188,8 +188,10 @@ def _trained(model: nn.Module, run: Run, say: Say) -> list[dict[str, Any]]:
         return train(model, task, training, RunFolder(run.checkpoints, run.identity), tell)
 
 
-def _tested(model: nn.Module, run: Run) -> tuple[results.Predictions, dict[str, Any]]:
-    """Return a trained model's test predictions, and the fields of a Result that score them."""
+def _tested(
+    model: nn.Module, run: Run
+) -> tuple[results.Predictions, results.Evaluation, list[str]]:
+    """Return a trained model's test predictions, how they score, and what must be known of it."""
     rows, settings = run.rows, run.settings
     task, manifest, training = rows.task, rows.manifest, settings.training
     device = next(model.parameters()).device
@@ -200,19 +202,17 @@ def _tested(model: nn.Module, run: Run) -> tuple[results.Predictions, dict[str, 
     predictions = labelled_predictions(
         manifest, rows.test, task.y[rows.test], z_test, task.y[task.train], scoring
     )
-    scores = tested(
-        rows.store,
+    evaluation = evaluate(
         manifest,
         predictions,
         task.metric,
         held_out=(task.y[task.val], z_val),
         chosen_on=rows.chosen_on,
         settings=scoring,
-        data=run.data,
     )
     uncertain = settings.uncertain if manifest.task == "multilabel" else ""
-    notes = remarks(manifest, task.y[task.train], predictions, scores, scoring, uncertain)
-    return predictions_of(predictions, manifest.classes), scores | {"notes": notes}
+    notes = remarks(manifest, task.y[task.train], predictions, evaluation, scoring, uncertain)
+    return predictions_of(predictions, manifest.classes), evaluation, notes
 
 
 def _saved(model: nn.Module, run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -240,25 +240,26 @@ def _saved(model: nn.Module, run: Run, history: list[dict[str, Any]]) -> dict[st
 def _result(
     run: Run,
     history: list[dict[str, Any]],
-    scores: Mapping[str, Any],
+    evaluation: results.Evaluation,
+    *,
+    notes: list[str],
     seconds: float,
     about: Mapping[str, Any],
 ) -> results.Result:
-    """Return a run's line of results.jsonl; scores is what `_tested` returned."""
+    """Return a run's line of results.jsonl."""
     rows, settings, folder = run.rows, run.settings, run.identity.folder
     best = best_of(history, rows.task.metric)
     unit = "" if settings.aggregate is None else "_" + filename(settings.scored_by)
     tuned = ("unfreeze", "drop_last", "init", "head_size", "head_weights")
-    return results.Result(
-        scenario=run.scenario,
-        head=settings.head,
-        feature=run.feature,
-        protocol=settings.name,
+    return results.result_of(
+        replace(run.identity, scored_by=settings.scored_by, settings=dict(run.identity.settings)),
+        evaluation,
         C=None,
         folds={"kind": rows.chosen_on, "epoch": best, "score": history[best]["value"]},
         n_train=len(rows.task.train),
         n_bad=rows.n_bad,
-        seed=settings.training.seed,
+        store=str(rows.store.path),
+        store_fingerprint=rows.store.fingerprint_digest,
         predictions=(folder / f"predictions{unit}.csv").as_posix(),
         heads=(folder / "run.json").as_posix(),
         converged=True,
@@ -269,8 +270,7 @@ def _result(
         audit=rows.audit,
         history=history,
         tuned={name: getattr(settings, name) for name in tuned},
-        settings=dict(run.identity.settings),
-        **scores,
+        notes=notes,
     )
 
 

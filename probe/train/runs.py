@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.effects import NONE, RUN, with_effect, without_effect
 from features.errors import ProbeError
 from features.lock import writing
 from features.manifest import Manifest
@@ -23,7 +24,7 @@ from probe.score.predictions import Scoring, check_scoring
 from probe.tested import audited, metric_of
 from probe.train import checkpoints
 from probe.train.feeds import Feed, Stored
-from probe.train.training import FREE, Task, Training, processes
+from probe.train.training import Task, Training, processes
 
 HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there is no val split
 
@@ -41,7 +42,7 @@ class Settings(Scoring):
     init: str = "probe"  # or "random": of a linear head
     metric: str | None = None
     uncertain: str = "zeros"
-    strict_splits: bool = False
+    strict_splits: bool = without_effect(False)
     training: Training = field(default_factory=Training)
 
     def of_head(self, processes: int) -> dict[str, Any]:
@@ -50,7 +51,7 @@ class Settings(Scoring):
         processes: that train together. A run may go on for more epochs than it was begun for, so
         their number is in it only where the schedule depends on it.
         """
-        loop = {k: v for k, v in asdict(self.training).items() if k not in FREE}
+        loop = with_effect(self.training, leave_out=(NONE, RUN))
         loop["batch_size"] = self.training.batch_size * processes
         if self.training.schedule != "constant":
             loop["epochs"] = self.training.epochs

@@ -23,6 +23,7 @@ from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from features.effects import of_run, without_effect
 from features.errors import ProbeError
 from probe.identity import Identity, differences
 from probe.score import log_odds, metrics
@@ -32,32 +33,33 @@ from probe.train.feeds import Feed, Rows
 from probe.train.loss import class_weights, loss_of, weights_of
 from probe.train.tuned import parameter_groups
 
-# May change when a run goes on; the seed is an Identity's own.
-FREE = ("epochs", "patience", "device", "accumulate", "checkpointing", "tensorboard", "seed")
 Say = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. Defaults are the study's of its public code."""
+    """How to train. Defaults are the study's of its public code.
 
-    epochs: int = 100
+    A run may go on for more epochs, or with another patience; the seed is an Identity's own field.
+    """
+
+    epochs: int = of_run(100)
     batch_size: int = 64  # per process
-    accumulate: int = 1  # pieces of a batch whose gradients are summed before a step
-    checkpointing: bool = False  # compute blocks again for their gradients, to save memory
+    accumulate: int = without_effect(1)  # pieces of a batch whose gradients are summed
+    checkpointing: bool = without_effect(False)  # compute blocks twice, to save memory
     lr: float = 1e-4
     weight_decay: float = 1e-5
     warmup: int | None = None  # steps; None is 1000, or 5 epochs where that is less
     schedule: str = "constant"  # or "cosine"
     clip: float = 1.0  # norm of the gradient
     layer_decay: float = 1.0
-    patience: int | None = None  # epochs without a better validation score
+    patience: int | None = of_run(None)  # epochs without a better validation score
     balance: str = "none"  # "weights" of classes, or "sampling"
     augment: bool = True
     mixed: str = "no"  # "bf16", "fp16"
-    tensorboard: str | None = None  # a folder for scalars
-    device: str = "cpu"
-    seed: int = 0
+    tensorboard: str | None = without_effect(None)  # a folder for scalars
+    device: str = without_effect("cpu")
+    seed: int = of_run(0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""What depends on a field of settings, said where the field is declared.
+
+Settings are frozen dataclasses, and the numbers of a result depend on most of their fields. Those
+declared by `without_effect` say where and how fast something is done, and those by `of_run` how
+long, or how its answers are scored: what was learnt is told apart by neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+EFFECT = "effect"  # the key of a field's metadata
+NONE, RUN = "none", "run"
+
+
+def without_effect(default: Any) -> Any:
+    """Declare a field that no number depends on."""
+    return field(default=default, metadata={EFFECT: NONE})
+
+
+def of_run(default: Any) -> Any:
+    """Declare a field that changes numbers, but not which head they are of."""
+    return field(default=default, metadata={EFFECT: RUN})
+
+
+def with_effect(settings: Any, *, leave_out: tuple[str, ...] = (NONE,)) -> dict[str, Any]:
+    """Return the fields of settings on which numbers depend, as JSON values; nested ones too.
+
+    leave_out: (NONE, RUN) are all that tell no heads apart.
+    """
+    kept = [one for one in fields(settings) if one.metadata.get(EFFECT) not in leave_out]
+    return {one.name: _json(getattr(settings, one.name), leave_out) for one in kept}
+
+
+def _json(value: Any, leave_out: tuple[str, ...]) -> Any:
+    if is_dataclass(value):
+        return with_effect(value, leave_out=leave_out)
+    return str(value) if isinstance(value, Path) else value
