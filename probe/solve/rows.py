@@ -122,7 +122,8 @@ class LocalRows:
     ) -> LocalRows:
         """Measure the rows (N, D), in two passes.
 
-        They are sorted by row_class (N,) within a chunk. Raises ProbeError for a row that is not finite.
+        They are sorted by row_class (N,) within a chunk. Raises ProbeError for a row that is not
+        finite.
         """
         N, D = source.shape
         if isinstance(source, FromStore) and N < D:  # few: they are turned, which takes them all
