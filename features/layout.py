@@ -34,7 +34,7 @@ BLOCK_BYTES = 64 << 20  # read at once where a whole column is gone through
 TEXT = ("id", "path", "subject", "split")
 COLUMNS = "manifest/columns/"  # further facts of the images, as text
 TAKEN = "manifest/taken"  # which images were done before others were added
-ANEW = "compute it anew with `medprobe extract ... --overwrite always`"
+RECOMPUTE = "compute it anew with `medprobe extract ... --overwrite always`"
 
 
 Filled = dict[str, tuple[tuple[int, ...], str]]  # dataset -> shape and type
@@ -57,7 +57,7 @@ def read(path: Path) -> Structure:
             attributes = {name: _plain(value) for name, value in file.attrs.items()}
             found = (attributes.get("format"), attributes.get("version"))
             if found != (FORMAT, VERSION):
-                older = f"; {ANEW}" if found[0] == FORMAT else ""
+                older = f"; {RECOMPUTE}" if found[0] == FORMAT else ""
                 raise StoreError(
                     f"{path} is not a feature store of this version: "
                     f"found {found}, want {(FORMAT, VERSION)}{older}"

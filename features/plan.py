@@ -28,7 +28,7 @@ from features.files import filename
 from features.fingerprint import fingerprint, in_words
 from features.layout import VIEWS
 from features.manifest import Manifest
-from features.stale import ANEW, STALE, of_other_images, other_labels, two_places
+from features.stale import REMEDY, STALE, of_other_images, other_labels, two_places
 from features.store import BAD, DONE, FeatureStore
 from features.twins import changed_files, copy_twin, find_twin
 
@@ -148,7 +148,7 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
         return Plan(path, backbone, precision, shapes, missing, False, united, grows)
     if settings.overwrite == "never":
         images = all(line.startswith("images") for line in differ)
-        remedy = of_other_images(other, manifest, has_all=has_all) if images else ANEW
+        remedy = of_other_images(other, manifest, has_all=has_all) if images else REMEDY
         raise StaleStoreError(f"{path} was made from something else: {'; '.join(differ)}. {remedy}")
     return planned
 

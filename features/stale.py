@@ -6,7 +6,9 @@ from features.datasets.limit import DRAWN
 from features.manifest import Manifest
 
 SHOWN = 5  # how many classes are named
-ANEW = "Give -o for another folder or --name for a store beside it; --overwrite stale makes it anew"
+REMEDY = (
+    "Give -o for another folder or --name for a store beside it; --overwrite stale makes it anew"
+)
 STALE = "Take --overwrite stale to compute those anew"
 
 
@@ -27,7 +29,7 @@ def of_other_images(there: Manifest, asked: Manifest, *, has_all: bool) -> str:
             "--limit draws by label and split, so other labels or splits draw other images: leave "
             "--limit out, or give --name for a store of these"
         )
-    return ANEW
+    return REMEDY
 
 
 def two_places(there: Manifest, asked: Manifest) -> str:

@@ -26,7 +26,7 @@ from features import checksums
 from features.checks import leads_out
 from features.checksums import STRUCTURE
 from features.errors import StoreError
-from features.layout import ANEW, BLOCK_BYTES, build, column_of
+from features.layout import RECOMPUTE, BLOCK_BYTES, build, column_of
 from features.manifest import Manifest
 from features.store_reader import StoreReader
 from features.store_writer import StoreWriter
@@ -123,7 +123,7 @@ class FeatureStore(StoreWriter):
             if checksums.structure(self.descriptor, self._places) != wanted:
                 raise StoreError(
                     f"{self.path}: bytes outside its rows are damaged (attributes, shapes, names, "
-                    f"or the file's length); {ANEW}"
+                    f"or the file's length); {RECOMPUTE}"
                 )
         if leads_out(self.manifest().dataset):
             raise StoreError(
@@ -133,7 +133,9 @@ class FeatureStore(StoreWriter):
             )
         gone = set(self.fingerprint.get("features", ())) - set(self.features)
         if gone or not self.features:
-            raise StoreError(f"{self.path} is without its {min(gone, default='features')}; {ANEW}")
+            raise StoreError(
+                f"{self.path} is without its {min(gone, default='features')}; {RECOMPUTE}"
+            )
         yield "done", checksums.wrong_marks(self.columns)
         for feature in self.features:
             found = checksums.wrong_rows(self.columns, column_of(feature), BLOCK_BYTES)

@@ -16,7 +16,7 @@ from features.checksums import BAD, DONE, PENDING, SOURCE
 from features.columns import Column
 from features.errors import StoreError
 from features.layout import (
-    ANEW,
+    RECOMPUTE,
     COLUMNS,
     TAKEN,
     TEXT,
@@ -206,7 +206,7 @@ class StoreReader:
         if len(wrong):
             raise StoreError(
                 f"{self.path}: {feature} of {len(wrong)} images is damaged, from row {wrong[0]} "
-                f"on; {VERIFY}; {ANEW}"
+                f"on; {VERIFY}; {RECOMPUTE}"
             )
         return found
 
@@ -249,4 +249,4 @@ class StoreReader:
 
     def _check_manifest(self) -> None:
         if self.about["checksum"] != manifest_checksum(self.columns):
-            raise StoreError(f"{self.path}: the manifest is damaged; {VERIFY}; {ANEW}")
+            raise StoreError(f"{self.path}: the manifest is damaged; {VERIFY}; {RECOMPUTE}")

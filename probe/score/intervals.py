@@ -44,7 +44,7 @@ SAID = {
 }
 ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 NEAR = 1e-9  # of a bound, where draws that reach it are put
-LEAST = 3.0  # degrees of freedom; below, Student's quantile says nothing any more
+MIN_DF = 3.0  # degrees of freedom; below, Student's quantile says nothing any more
 # What a score can't be beyond; others are between 0 and 1.
 BOUNDS = dict.fromkeys(("kappa", "quadratic_kappa", "mcc"), (-1.0, 1.0)) | {
     "log_loss": (0.0, np.inf),
@@ -218,7 +218,7 @@ def stretch(moves: Array | None, y: NDArray[Any]) -> float:
     spread = np.square(squares).sum() - V * V / S
     freedom = 2 * V * V / spread if spread > 0 else np.inf
     classes = max(2, len(np.unique(y))) if y.ndim == 1 else 2
-    freedom = max(min(freedom, 2.0 * S / classes - 2), LEAST)
+    freedom = max(min(freedom, 2.0 * S / classes - 2), MIN_DF)
     return float(t.ppf(ENDS[1], freedom) / norm.ppf(ENDS[1]))
 
 
