@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.columns import AT_ONCE, Column, Place
+from features.columns import AT_ONCE, Column, Extent
 
 PENDING, DONE, BAD = 0, 1, 2  # what a mark says
 MARKS, STRUCTURE = "checksums/done", "checksums/structure"
@@ -63,10 +63,10 @@ def marks(columns: Columns) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     return found, wrong
 
 
-def structure(descriptor: int, places: Mapping[str, Place]) -> int:
+def structure(descriptor: int, extents: Mapping[str, Extent]) -> int:
     """Return the CRC-32 of all bytes of a file that are in none of its datasets."""
     found, at = 0, 0
-    taken = [(offset, offset + size_of(shape, dtype)) for offset, shape, dtype in places.values()]
+    taken = [(offset, offset + size_of(shape, dtype)) for offset, shape, dtype in extents.values()]
     end = os.fstat(descriptor).st_size
     for start, stop in [*sorted(taken), (end, end)]:
         while at < start:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from features import checksums
 from features.checksums import MARKS, SOURCE, STRUCTURE
-from features.columns import Column, Place
+from features.columns import Column, Extent
 from features.errors import StoreError
 from features.files import drafting, reason
 from features.manifest import Manifest
@@ -42,11 +42,11 @@ Filled = dict[str, tuple[tuple[int, ...], str]]  # dataset -> shape and type
 
 @dataclass(frozen=True)
 class Structure:
-    """What is known of a store without reading a row: attributes of / and /manifest, places."""
+    """What is known of a store without reading a row: attributes of / and /manifest, extents."""
 
     attributes: dict[str, Any]
     about: dict[str, Any]
-    places: dict[str, Place]
+    extents: dict[str, Extent]
 
 
 def read(path: Path) -> Structure:
@@ -65,9 +65,9 @@ def read(path: Path) -> Structure:
             if not isinstance(file.get("manifest", getlink=True), h5py.HardLink):
                 raise ValueError("it has no /manifest of its own")  # a link may lead elsewhere
             about = {name: _plain(value) for name, value in file["manifest"].attrs.items()}
-            places: dict[str, Place] = {}
-            file.visititems(lambda name, item: places.update(_place(name, item)))
-            return Structure(attributes, about, places)
+            extents: dict[str, Extent] = {}
+            file.visititems(lambda name, item: extents.update(_extent(name, item)))
+            return Structure(attributes, about, extents)
     except StoreError:
         raise
     except Exception as error:  # damaged structure surfaces in h5py as errors of many kinds
@@ -172,7 +172,7 @@ def _write_values(
     structure = read(draft)
     descriptor = os.open(draft, os.O_RDWR)
     try:
-        columns = {name: Column(descriptor, *place) for name, place in structure.places.items()}
+        columns = {name: Column(descriptor, *extent) for name, extent in structure.extents.items()}
         for name, values in known.items():
             columns[name].write(np.arange(len(values)), values)
         for name in filled:
@@ -180,7 +180,7 @@ def _write_values(
                 for start, block in source[name].blocks(BLOCK_BYTES):
                     copied = np.arange(start, start + len(block))
                     columns[name].write(copied if rows is None else rows[copied], block)
-        whole = checksums.structure(descriptor, structure.places)
+        whole = checksums.structure(descriptor, structure.extents)
         columns[STRUCTURE].write(np.arange(1), np.array([whole]))
         os.fsync(descriptor)
     finally:
@@ -220,7 +220,7 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
     file.create_dataset(name, shape=shape, dtype=kind, dcpl=plan)
 
 
-def _place(name: str, item: Any) -> dict[str, Place]:
+def _extent(name: str, item: Any) -> dict[str, Extent]:
     """Return where a dataset's bytes lie: offset, shape and type."""
     if not isinstance(item, h5py.Dataset):
         return {}

@@ -140,7 +140,7 @@ def recover(store: FeatureStore, manifest: Manifest, settings: Settings) -> None
     """
     folder = parts_folder(store.path)
     paths = sorted(folder.glob("*.h5"))
-    place = {name: row for row, name in enumerate(manifest.id.tolist())} if paths else {}
+    row_of = {name: row for row, name in enumerate(manifest.id.tolist())} if paths else {}
     for path in paths:
         with writing(path, patience=PATIENCE), ExitStack() as stack:
             try:
@@ -148,7 +148,7 @@ def recover(store: FeatureStore, manifest: Manifest, settings: Settings) -> None
             except StoreError:
                 part = None
             if part and _made_from(part) == _made_from(store):
-                rows = np.array([place[name] for name in part.manifest().id.tolist()])
+                rows = np.array([row_of[name] for name in part.manifest().id.tolist()])
                 check_sources(part, manifest.take(rows), settings)
                 store.gather(part, rows)
         _remove(path)

@@ -28,7 +28,7 @@ from features.files import filename
 from features.fingerprint import fingerprint, in_words
 from features.layout import VIEWS
 from features.manifest import Manifest
-from features.stale import REMEDY, STALE, of_other_images, other_labels, two_places
+from features.stale import REMEDY, STALE, of_other_images, other_labels, two_roots
 from features.store import BAD, DONE, FeatureStore
 from features.twins import changed_files, copy_twin, find_twin
 
@@ -202,8 +202,8 @@ def _grow(
     store: FeatureStore, planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
 ) -> None:
     """Have a store take in the other images of a manifest, if its own are as they were."""
-    place = {name: row for row, name in enumerate(manifest.id.tolist())}
-    rows = np.array([place[name] for name in store.manifest().id.tolist()])
+    row_of = {name: row for row, name in enumerate(manifest.id.tolist())}
+    rows = np.array([row_of[name] for name in store.manifest().id.tolist()])
     check_sources(store, manifest.take(rows), settings)
     images = {"manifest": planned.fingerprint["manifest"]}
     store.grow(manifest, store.fingerprint | images, batch_size)
@@ -266,7 +266,7 @@ def _batch_size(planned: Plan, manifest: Manifest, settings: Settings) -> int:
 def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:
     dtype = PRECISIONS[precision]
     if images >= tuning.WORTHWHILE:
-        backbone.place(device, dtype)
+        backbone.to(device, dtype)
     return tuning.batch_size(backbone, device, dtype, images)
 
 
@@ -284,7 +284,7 @@ def check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -
         raise StaleStoreError(
             f"{store.path}: {len(changed)} images have changed "
             f"since their features were computed ({names}). "
-            f"{two_places(store.manifest(), manifest) or STALE}"
+            f"{two_roots(store.manifest(), manifest) or STALE}"
         )
     bytes_of = [*changed.values(), *source["hash"][list(changed)]]
     again: NDArray[np.bool_] = (done == BAD) | (done == DONE) & np.isin(source["hash"], bytes_of)

@@ -17,8 +17,8 @@ def of_other_images(there: Manifest, asked: Manifest, *, has_all: bool) -> str:
 
     has_all: it has those that are asked for, too.
     """
-    if places := two_places(there, asked):
-        return places
+    if line := two_roots(there, asked):
+        return line
     if has_all:
         return (
             "It has all that is asked for, and more: leave --limit out, or take -o for another "
@@ -32,8 +32,8 @@ def of_other_images(there: Manifest, asked: Manifest, *, has_all: bool) -> str:
     return REMEDY
 
 
-def two_places(there: Manifest, asked: Manifest) -> str:
-    """Say so where images of one name lie in two places: they may be of two data sets."""
+def two_roots(there: Manifest, asked: Manifest) -> str:
+    """Say so where images of one name lie in two folders: they may be of two data sets."""
     if str(there.root) == str(asked.root):
         return ""
     return (

@@ -16,8 +16,8 @@ from features.checksums import BAD, DONE, PENDING, SOURCE
 from features.columns import Column
 from features.errors import StoreError
 from features.layout import (
-    RECOMPUTE,
     COLUMNS,
+    RECOMPUTE,
     TAKEN,
     TEXT,
     column_of,
@@ -49,13 +49,13 @@ class StoreReader:
     def _open(self, write: bool) -> None:
         structure = layout.read(self.path)
         self.attributes, self.about = structure.attributes, structure.about
-        features = [feature for name in structure.places if (feature := feature_of(name))]
-        check_store(self.path, self.attributes, self.about, structure.places, features)
+        features = [feature for name in structure.extents if (feature := feature_of(name))]
+        check_store(self.path, self.attributes, self.about, structure.extents, features)
         self.descriptor = os.open(self.path, os.O_RDWR if write else os.O_RDONLY)
         self.columns = {
-            name: Column(self.descriptor, *place) for name, place in structure.places.items()
+            name: Column(self.descriptor, *extent) for name, extent in structure.extents.items()
         }
-        self._places = structure.places
+        self._extents = structure.extents
         self._right: dict[str, NDArray[np.bool_]] = {}  # (N,) rows that were found undamaged
 
     def __reduce__(self) -> tuple[Any, ...]:

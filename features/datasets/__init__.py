@@ -118,13 +118,13 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
         raise DatasetError(
             f"{name} has no {options.split} split: found {own}; leave --split out, or take drawn"
         )
-    place = locate(path)
-    if isinstance(place, Url) and not source.urls:
+    location = locate(path)
+    if isinstance(location, Url) and not source.urls:
         raise DatasetError(
             f"{source.usage} is read from a local folder: found {path}; "
             "for images at URLs write a table, and take csv:FILE"
         )
-    manifest = source.read(place, options)
+    manifest = source.read(location, options)
     if options.limit:
         manifest = limited(manifest, options.limit, seed=options.seed)
     return replace(manifest, dataset=check_name(options.name)) if options.name else manifest

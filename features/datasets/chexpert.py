@@ -132,10 +132,10 @@ def _study_split(paths: list[str], where: str) -> list[str]:
     if cut >= n:
         raise DatasetError(f"{where} has {n} rows in train.csv: too few for the study's split")
     order = sorted(range(n), key=paths.__getitem__)
-    place = {row: k for k, row in enumerate(order)}
-    held_out = place[cut] + 1
-    half = place[held_out // 2]
+    rank = {row: k for k, row in enumerate(order)}
+    held_out = rank[cut] + 1
+    half = rank[held_out // 2]
     return [
-        "train" if place[row] >= held_out else "val" if place[row] < half else "test"
+        "train" if rank[row] >= held_out else "val" if rank[row] < half else "test"
         for row in range(n)
     ]

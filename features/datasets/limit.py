@@ -55,9 +55,9 @@ def drawn_order(manifest: Manifest, *, seed: int) -> NDArray[np.int64]:
     order = np.lexsort((luck, early, split, kind, ~usable))
     edges = np.flatnonzero((np.diff(kind[order]) != 0) | (np.diff(split[order]) != 0)) + 1
     sizes = np.diff([0, *edges, len(order)])
-    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     share = np.empty(len(order))
-    share[order] = place / np.repeat(sizes, sizes)
+    share[order] = rank / np.repeat(sizes, sizes)
     return np.lexsort((luck, split, rarity, share, early, ~usable))
 
 

@@ -52,14 +52,14 @@ class Table:
 
     def cells(self, name: str) -> list[str]:
         """Return the cells of a column (N,). Raises DatasetError where two have this name."""
-        places = [k for k, other in enumerate(self.header) if other == name]
-        if len(places) > 1:
-            found = " and ".join(str(k + 1) for k in places)
+        columns = [k for k, other in enumerate(self.header) if other == name]
+        if len(columns) > 1:
+            found = " and ".join(str(k + 1) for k in columns)
             raise DatasetError(
-                f"{self.where} has {len(places)} columns {name!r} (columns {found}): "
+                f"{self.where} has {len(columns)} columns {name!r} (columns {found}): "
                 "want one; rename or remove the others"
             )
-        return self.columns[places[0]]
+        return self.columns[columns[0]]
 
 
 def read_table(file: Location, where: str, expected: Sequence[str] = ()) -> Table:

@@ -126,9 +126,9 @@ def _f1(right: Array, there: Array, called: Array) -> Array:
 
 def _moments(sums: Array) -> tuple[Array, Array]:
     """Return mean and variance of the class index, (B,) each, of weights per class (B, K)."""
-    place, n = np.arange(sums.shape[1]), sums.sum(1)
-    mean = sums @ place / n
-    return mean, np.einsum("bk,bk->b", sums, (place - mean[:, None]) ** 2) / n
+    index, n = np.arange(sums.shape[1]), sums.sum(1)
+    mean = sums @ index / n
+    return mean, np.einsum("bk,bk->b", sums, (index - mean[:, None]) ** 2) / n
 
 
 def _alike(a: Array, b: Array) -> Array:

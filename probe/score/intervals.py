@@ -138,13 +138,13 @@ class Scale:
             return above
         return above - np.log(np.maximum(self.high - scores, NEAR))
 
-    def back(self, place: float) -> float:
-        """Return the score at a place."""
+    def back(self, value: float) -> float:
+        """Return the score at a value of the scale."""
         if self.low == -np.inf:
-            return place
+            return value
         if self.high == np.inf:
-            return float(self.low + np.exp(place))
-        return float(self.low + (self.high - self.low) * expit(place))
+            return float(self.low + np.exp(value))
+        return float(self.low + (self.high - self.low) * expit(value))
 
 
 def ends(scores: Array, factor: float) -> tuple[float, float]:
@@ -259,10 +259,10 @@ def _efron(
     for metric in metrics:
         value = values[metric.name]
         scores = resampled[metric.name][np.isfinite(resampled[metric.name])]
-        places = np.array(ENDS)
+        levels = np.array(ENDS)
         if bca and len(scores) and np.isfinite(value):
-            places = _bca(places, scores, value, _jackknife(metric, y, p, subject))
-        low, high = np.quantile(scores, places) if len(scores) else (np.nan, np.nan)
+            levels = _bca(levels, scores, value, _jackknife(metric, y, p, subject))
+        low, high = np.quantile(scores, levels) if len(scores) else (np.nan, np.nan)
         out[metric.name] = (float(low), float(high))
     return out
 
@@ -284,17 +284,17 @@ def _jackknife(
 
 
 def _bca(
-    places: NDArray[np.float64],
+    levels: NDArray[np.float64],
     scores: NDArray[np.float64],
     value: float,
     without: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return the quantiles that BCa takes for `places`: corrected for bias and acceleration."""
+    """Return the quantiles that BCa takes for `levels`: corrected for bias and acceleration."""
     below = ((scores < value).mean() + (scores <= value).mean()) / 2
     spread = without.mean() - without
     scale = 6 * ((spread**2).sum()) ** 1.5
     if not 0 < below < 1 or scale == 0:
-        return places  # every resample on one side, or nothing varies: nothing to correct by
+        return levels  # every resample on one side, or nothing varies: nothing to correct by
     bias, acceleration = norm.ppf(below), (spread**3).sum() / scale
-    z = bias + norm.ppf(places)
+    z = bias + norm.ppf(levels)
     return np.asarray(norm.cdf(bias + z / (1 - acceleration * z)))

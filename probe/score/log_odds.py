@@ -60,7 +60,7 @@ def probabilities(z: Floats) -> Floats:
 
 
 def mean(z: Floats, unit: NDArray[np.integer[Any]], units: int) -> Floats:
-    """Return the log-odds (U, K) of each unit's mean probability; unit (N,) is an image's place.
+    """Return the log-odds (U, K) of each unit's mean probability; unit (N,) says which an image is of.
 
     log of the sum of p less log of the sum of 1 - p: neither end of [0, 1] is rounded to.
     """

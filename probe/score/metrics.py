@@ -247,7 +247,7 @@ def find(name: str, task: str) -> Metric:
 
 
 def best_of(metric: Metric, scores: Array) -> int:
-    """Return the place of the best score (J,), of equals the first; undefined is worst."""
+    """Return the index of the best score (J,), the first of several; undefined is worst."""
     better = scores if metric.higher else -scores
     return int(np.argmax(np.where(np.isnan(scores), -np.inf, better)))
 
