@@ -137,16 +137,16 @@ def _check_extents(extents: Mapping[str, Extent], size: int) -> None:
     wanted |= {"manifest/taken": ("u1", (1,))} if "manifest/taken" in extents else {}
     if MARKS in extents or STRUCTURE in extents:
         wanted |= {MARKS: ("<u4", (1,)), STRUCTURE: ("<u4", (1,))}
-    for name, (kind, depths) in wanted.items():
+    for name, (dtype_name, depths) in wanted.items():
         if name not in extents:
             raise ValueError(f"it has no /{name} of its own")
         _, shape, dtype = extents[name]
         rows = 1 if name == STRUCTURE else n
-        fits = dtype.kind == "S" if kind == "S" else dtype == np.dtype(kind)
+        fits = dtype.kind == "S" if dtype_name == "S" else dtype == np.dtype(dtype_name)
         if not fits or len(shape) not in depths or shape[0] != rows or not all(shape):
             raise ValueError(
-                f"/{name} is {dtype} of shape {shape}, want {'text' if kind == 'S' else kind} "
-                f"of {rows} rows"
+                f"/{name} is {dtype} of shape {shape}, "
+                f"want {'text' if dtype_name == 'S' else dtype_name} of {rows} rows"
             )
     _check_apart(extents, size)
 

@@ -87,8 +87,8 @@ def wrong_marks(columns: Columns) -> NDArray[np.int64]:
     """Return rows (n,) whose mark is damaged: by its checksum, or bad ones without a reason."""
     done, wrong = marks(columns)
     for start, reasons in columns["reason"].blocks(1 << 24):
-        here = done[start : start + len(reasons)]
-        wrong[start : start + len(reasons)] |= (here == BAD) & (reasons == b"")
+        block = done[start : start + len(reasons)]
+        wrong[start : start + len(reasons)] |= (block == BAD) & (reasons == b"")
     return np.flatnonzero(wrong)
 
 

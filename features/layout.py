@@ -190,7 +190,7 @@ def _write_values(
 def _to_be_filled(n: int, features: Mapping[str, tuple[int, ...]]) -> Filled:
     """Return the shape and type of every dataset that is filled as images are computed."""
     filled: Filled
-    filled = {f"manifest/{name}": ((n,), kind) for name, kind in SOURCE.items()}
+    filled = {f"manifest/{name}": ((n,), dtype) for name, dtype in SOURCE.items()}
     filled |= {"done": ((n,), "u1"), "reason": ((n,), f"S{REASON_BYTES}")}
     filled |= {"checksums/source": ((n,), "<u4"), MARKS: ((n,), "<u4")}
     for name, shape in features.items():
@@ -204,8 +204,8 @@ def _describe(item: Any, attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
         if isinstance(value, str):
             data = value.encode("utf-8", "surrogateescape")
-            kind = h5py.string_dtype("utf-8", max(len(data), 1))
-            item.attrs.create(name, np.array(data, dtype=kind))
+            dtype = h5py.string_dtype("utf-8", max(len(data), 1))
+            item.attrs.create(name, np.array(data, dtype=dtype))
         else:
             item.attrs[name] = value
 
@@ -216,8 +216,8 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    kind = h5py.string_dtype("utf-8", dtype.itemsize) if dtype.kind == "S" else dtype
-    file.create_dataset(name, shape=shape, dtype=kind, dcpl=plan)
+    stored_dtype = h5py.string_dtype("utf-8", dtype.itemsize) if dtype.kind == "S" else dtype
+    file.create_dataset(name, shape=shape, dtype=stored_dtype, dcpl=plan)
 
 
 def _extent(name: str, item: Any) -> dict[str, Extent]:
@@ -227,8 +227,8 @@ def _extent(name: str, item: Any) -> dict[str, Extent]:
     offset = item.id.get_offset()
     if offset is None:
         raise ValueError(f"/{name} is not contiguous")
-    kind = np.dtype(f"S{item.dtype.itemsize}") if item.dtype.kind == "S" else item.dtype
-    return {name: (offset, item.shape, kind)}
+    dtype = np.dtype(f"S{item.dtype.itemsize}") if item.dtype.kind == "S" else item.dtype
+    return {name: (offset, item.shape, dtype)}
 
 
 def _plain(value: Any) -> Any:

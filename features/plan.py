@@ -131,20 +131,20 @@ def plan(manifest: Manifest, backbone: Backbone, out: Path, settings: Settings) 
         return replace(planned, twin=find_twin(path, manifest, shapes, asked))
     try:
         with FeatureStore.open(path) as store:
-            stored, there = store.fingerprint, store.features
+            stored, stored_features = store.fingerprint, store.features
             other = store.manifest() if stored["manifest"] != asked["manifest"] else manifest
     except StoreError:
         if settings.overwrite == "never":
             raise
         return planned
-    united = asked | {"features": sorted(shapes | there)}
+    united = asked | {"features": sorted(shapes | stored_features)}
     if "views" not in asked and "views" in stored:
         united["views"] = stored["views"]
     grows, has_all = _is_part(other, manifest), _is_part(manifest, other)
     now = stored | {"manifest": united["manifest"]} if grows else stored
     differ = in_words(_for_comparison(now, united), _for_comparison(united, now))
     if not differ:
-        missing = tuple(name for name in shapes if name not in there)
+        missing = tuple(name for name in shapes if name not in stored_features)
         return Plan(path, backbone, precision, shapes, missing, False, united, grows)
     if settings.overwrite == "never":
         images = all(line.startswith("images") for line in differ)
@@ -308,9 +308,9 @@ def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
     )
     if not same:
         store.relabel(manifest)
-        if store.path.suffix == ".h5" and (told := other_labels(old, manifest)):
+        if store.path.suffix == ".h5" and (change := other_labels(old, manifest)):
             warnings.warn(
-                f"{store.path} is relabelled: {told}. No feature is computed again, and results so "
-                "far stay as they are; --name keeps a store of each",
+                f"{store.path} is relabelled: {change}. No feature is computed again, and results "
+                "so far stay as they are; --name keeps a store of each",
                 stacklevel=4,
             )

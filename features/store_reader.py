@@ -141,13 +141,13 @@ class StoreReader:
 
     def bad(self) -> dict[int, str]:
         """Return row -> reason of the bad images."""
-        return self._said(BAD)
+        return self._texts_of(BAD)
 
     def remarks(self) -> dict[int, str]:
         """Return row -> remark, of the good images of which there is something to say."""
-        return {row: text for row, text in self._said(DONE).items() if text}
+        return {row: text for row, text in self._texts_of(DONE).items() if text}
 
-    def _said(self, mark: int) -> dict[int, str]:
+    def _texts_of(self, mark: int) -> dict[int, str]:
         rows = np.flatnonzero(self.done == mark)
         reasons = self.columns["reason"].take(rows)
         return {
@@ -236,11 +236,11 @@ class StoreReader:
         new = new[self.columns["done"].take(rows[new]) == DONE]
         if not len(new):
             return np.empty(0, dtype=np.int64)
-        there = rows[new]
-        wanted = self.columns[f"checksums/{column_of(feature)}"].take(there)
+        committed = rows[new]
+        wanted = self.columns[f"checksums/{column_of(feature)}"].take(committed)
         same = checksums.of_rows(values if len(new) == len(values) else values[new]) == wanted
-        right[there[same]] = True
-        return np.asarray(there[~same], dtype=np.int64)
+        right[committed[same]] = True
+        return np.asarray(committed[~same], dtype=np.int64)
 
     @property
     def kept(self) -> NDArray[np.bool_] | None:

@@ -107,8 +107,10 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
     source = SOURCES.get(name)
     if source is None:
         known = ", ".join(s.usage for s in SOURCES.values())
-        kind = "folder" if Path(dataset).is_dir() else "csv" if Path(dataset).is_file() else ""
-        hint = f"; did you mean {kind}:{dataset}?" if kind else ""
+        source_name = (
+            "folder" if Path(dataset).is_dir() else "csv" if Path(dataset).is_file() else ""
+        )
+        hint = f"; did you mean {source_name}:{dataset}?" if source_name else ""
         raise DatasetError(f"unknown dataset {dataset!r}: want one of {known}{hint}")
     if source.needs_path and not path:
         raise DatasetError(f"dataset {name!r} needs a path: write {source.usage}")

@@ -104,13 +104,13 @@ def read(folder: Path, options: Options) -> Manifest:
 def _states(row: dict[str, str], findings: tuple[str, ...], where: str) -> list[int]:
     found = []
     for name in findings:
-        said = state(row[name])
-        if said is None:
+        finding = state(row[name])
+        if finding is None:
             raise DatasetError(
                 f"{where}: {row['Path']} has a finding {row[name]!r}: "
                 "want 1, 0, -1 (uncertain) or nothing"
             )
-        found.append(said)
+        found.append(finding)
     return found
 
 

@@ -96,8 +96,8 @@ def sensitivity_at(truth: Array, score: Array, *, specificity: float) -> Scorer:
             false = negative.cumsum(0) / negative.sum(0)
         allowed = false <= 1 - specificity + 1e-12  # 0.1 is more than 1 - 0.9 in floating point
         best = np.where(allowed, sensitivity, 0).max(0, initial=0)
-        there = (positive.sum(0) > 0) & (negative.sum(0) > 0)
-        return np.where(there, best, np.nan)
+        defined = (positive.sum(0) > 0) & (negative.sum(0) > 0)
+        return np.where(defined, best, np.nan)
 
     return scorer
 

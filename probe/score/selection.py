@@ -58,7 +58,7 @@ def choose(
     rng: np.random.Generator,
     best: int | None = None,
 ) -> Chosen:
-    """Return the best of models; each is the predictions of one or more seeds, scored by their mean.
+    """Return the best of models; each has predictions of some seeds, scored by their mean.
 
     y (N,) or (N, L); predictions (N, K) or (N, L), what `metric` takes; subject (N,). `best` is its
     index where that is known already: of equal scores it may be any.
@@ -184,8 +184,8 @@ def winners_interval(centre: Array, noise: Array, best: int) -> tuple[float, flo
         """Return P(X <= y) where the winner's score is `mean`."""
         low, high = max(floor, mean - reach), min(roof, mean + reach)
         start, end = norm.cdf([(low - mean) / error, (high - mean) / error])
-        here = norm.cdf((y - mean) / error)
-        return float((here - start) / (end - start)) if end > start else 0.5
+        at_value = norm.cdf((y - mean) / error)
+        return float((at_value - start) / (end - start)) if end > start else 0.5
 
     alpha = ((1 - LEVEL) - BETA) / (1 - BETA)
     least, most = y - reach * (1 - 1e-9), y + reach * (1 - 1e-9)
