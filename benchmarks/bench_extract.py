@@ -133,7 +133,7 @@ def table_of_speeds():
     for title, (name, weights) in BACKBONES.items():
         backbone = load_backbone(name, weights)
         dtype = PRECISIONS[resolve_precision("auto", "cpu", bfloat16=backbone.spec.bfloat16)]
-        backbone.place("cpu", dtype)
+        backbone.to("cpu", dtype)
         n = BATCH * max(2, round(SECONDS * bare(backbone, dtype, 2 * BATCH) / BATCH))
         for what, (kind, image) in data.items():
             with tempfile.TemporaryDirectory() as folder:
@@ -249,7 +249,7 @@ def table_of_eight(n=4 * BATCH):
             PRECISIONS[resolve_precision("auto", "cpu", bfloat16=b.spec.bfloat16)] for b in loaded
         ]
         for backbone, dtype in zip(loaded, dtypes, strict=True):
-            backbone.place("cpu", dtype)
+            backbone.to("cpu", dtype)
         before = sum(n / bare(b, d, n) for b, d in zip(loaded, dtypes, strict=True))
         together = n / end_to_end(manifest, loaded)
         apart = sum(n / end_to_end(manifest, [backbone]) for backbone in loaded)

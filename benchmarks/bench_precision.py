@@ -38,7 +38,7 @@ def main():
         cells = []
         for dtype in (torch.float32, *REDUCED):
             backbone = load_backbone(name, weights)
-            backbone.place("cpu", dtype)
+            backbone.to("cpu", dtype)
             pixels = backbone.normalise(images(backbone.transform), dtype)
             feature = backbone.spec.default_feature
             with torch.inference_mode():

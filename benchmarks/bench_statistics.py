@@ -180,13 +180,13 @@ def choice(case: str, i: int) -> tuple[float, ...]:
         metric, y, [[p] for p in models], images, n=1000, rng=np.random.default_rng([3, i])
     )
     skill = np.array(skills)
-    truth = norm.cdf(skill[found.place] * (np.sqrt(2) if name == "auroc" else 1))
+    truth = norm.cdf(skill[found.index] * (np.sqrt(2) if name == "auroc" else 1))
     below = np.array(found.p) < 0.05
-    wrong = bool((below & (skill >= skill[found.place])).any())
-    lower = skill < skill[found.place]
+    wrong = bool((below & (skill >= skill[found.index])).any())
+    lower = skill < skill[found.index]
     power = below[lower].mean() if lower.any() else np.nan
     own = intervals(
-        [metric], y, models[found.place], images, n=1000, rng=np.random.default_rng([4, i])
+        [metric], y, models[found.index], images, n=1000, rng=np.random.default_rng([4, i])
     )[name]
     return (
         wrong,

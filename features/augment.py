@@ -51,7 +51,7 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, 
 
 def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Return an RGB image with its colours moved."""
-    kinds = (
+    enhancers = (
         (ImageEnhance.Brightness, BRIGHTNESS),
         (ImageEnhance.Contrast, CONTRAST),
         (ImageEnhance.Color, SATURATION),
@@ -60,8 +60,8 @@ def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if which == 3:
             image = turn_hue(image, rng.uniform(-HUE, HUE))
         else:
-            kind, most = kinds[which]
-            image = kind(image).enhance(rng.uniform(1 - most, 1 + most))
+            enhancer, most = enhancers[which]
+            image = enhancer(image).enhance(rng.uniform(1 - most, 1 + most))
     return image
 
 

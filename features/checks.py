@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import numpy as np
 
 from features.checksums import MARKS, STRUCTURE, size_of
-from features.columns import Place
+from features.columns import Extent
 from features.errors import StoreError
 from features.manifest import NO_LABEL, NO_SPLIT, NOT_STATED, PRESENT, SPLITS, Manifest
 from features.schema import check, distinct, fault, filled, least, one_path, parse
@@ -97,19 +97,19 @@ def check_store(
     path: Path,
     attributes: Mapping[str, Any],
     about: Mapping[str, Any],
-    places: Mapping[str, Place],
+    extents: Mapping[str, Extent],
     features: Sequence[str],
 ) -> None:
     """Raise StoreError for a store whose attributes or datasets aren't as docs/format.md says.
 
-    places: of its datasets; features: names of those that are some.
+    extents: of its datasets; features: names of those that are some.
     """
     try:
         check(dict(attributes), Root, "")
         check(parse(attributes["fingerprint"]), Fingerprint, "fingerprint")
         check(dict(about), About, "")
         check(parse(about["classes"]), Annotated[list[str], distinct], "classes")
-        _check_places(places, path.stat().st_size)
+        _check_extents(extents, path.stat().st_size)
         default = attributes["default_feature"]
         if features and default not in features:
             raise fault("default_feature", default, f"one of {', '.join(features)[:80]}")
@@ -117,45 +117,45 @@ def check_store(
         raise StoreError(f"{path} is not a whole store: {error}; {NEXT}") from None
 
 
-def _check_places(places: Mapping[str, Place], size: int) -> None:
+def _check_extents(extents: Mapping[str, Extent], size: int) -> None:
     """Check that every dataset is there, of its type, of N rows, and within the file."""
-    if "done" not in places:
+    if "done" not in extents:
         raise ValueError("it has no /done")
-    n = places["done"][1][0] if places["done"][1] else 0
+    n = extents["done"][1][0] if extents["done"][1] else 0
     wanted: dict[str, tuple[str, tuple[int, ...]]]
     wanted = {"done": ("u1", (1,)), "reason": ("S", (1,)), "checksums/source": ("<u4", (1,))}
     wanted |= {f"manifest/{name}": ("S", (1,)) for name in ("id", "path", "subject", "split")}
     wanted |= {"manifest/label": ("<i4", (1, 2)), "manifest/hash": ("S", (1,))}
     wanted |= {f"manifest/{name}": ("<i8", (1,)) for name in ("size", "mtime_ns")}
-    for name in places:
+    for name in extents:
         group, _, rest = name.partition("/")
         if group in DEPTHS:
             wanted[name] = ("<f2" if rest.endswith("/tokens") else "<f4", DEPTHS[group])
             wanted[f"checksums/{name}"] = ("<u4", (1,))
         elif name.startswith("manifest/columns/"):
             wanted[name] = ("S", (1,))
-    wanted |= {"manifest/taken": ("u1", (1,))} if "manifest/taken" in places else {}
-    if MARKS in places or STRUCTURE in places:
+    wanted |= {"manifest/taken": ("u1", (1,))} if "manifest/taken" in extents else {}
+    if MARKS in extents or STRUCTURE in extents:
         wanted |= {MARKS: ("<u4", (1,)), STRUCTURE: ("<u4", (1,))}
-    for name, (kind, depths) in wanted.items():
-        if name not in places:
+    for name, (dtype_name, depths) in wanted.items():
+        if name not in extents:
             raise ValueError(f"it has no /{name} of its own")
-        _, shape, dtype = places[name]
+        _, shape, dtype = extents[name]
         rows = 1 if name == STRUCTURE else n
-        fits = dtype.kind == "S" if kind == "S" else dtype == np.dtype(kind)
+        fits = dtype.kind == "S" if dtype_name == "S" else dtype == np.dtype(dtype_name)
         if not fits or len(shape) not in depths or shape[0] != rows or not all(shape):
             raise ValueError(
-                f"/{name} is {dtype} of shape {shape}, want {'text' if kind == 'S' else kind} "
-                f"of {rows} rows"
+                f"/{name} is {dtype} of shape {shape}, "
+                f"want {'text' if dtype_name == 'S' else dtype_name} of {rows} rows"
             )
-    _check_apart(places, size)
+    _check_apart(extents, size)
 
 
-def _check_apart(places: Mapping[str, Place], size: int) -> None:
+def _check_apart(extents: Mapping[str, Extent], size: int) -> None:
     """Check that datasets lie in the file, and share no byte."""
     end, before = 0, ""
     for offset, name, length in sorted(
-        (offset, name, size_of(shape, dtype)) for name, (offset, shape, dtype) in places.items()
+        (offset, name, size_of(shape, dtype)) for name, (offset, shape, dtype) in extents.items()
     ):
         if offset < end:
             raise ValueError(f"/{name} and /{before} share bytes")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.columns import AT_ONCE, Column, Place
+from features.columns import AT_ONCE, Column, Extent
 
 PENDING, DONE, BAD = 0, 1, 2  # what a mark says
 MARKS, STRUCTURE = "checksums/done", "checksums/structure"
@@ -63,10 +63,10 @@ def marks(columns: Columns) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     return found, wrong
 
 
-def structure(descriptor: int, places: Mapping[str, Place]) -> int:
+def structure(descriptor: int, extents: Mapping[str, Extent]) -> int:
     """Return the CRC-32 of all bytes of a file that are in none of its datasets."""
     found, at = 0, 0
-    taken = [(offset, offset + size_of(shape, dtype)) for offset, shape, dtype in places.values()]
+    taken = [(offset, offset + size_of(shape, dtype)) for offset, shape, dtype in extents.values()]
     end = os.fstat(descriptor).st_size
     for start, stop in [*sorted(taken), (end, end)]:
         while at < start:
@@ -87,8 +87,8 @@ def wrong_marks(columns: Columns) -> NDArray[np.int64]:
     """Return rows (n,) whose mark is damaged: by its checksum, or bad ones without a reason."""
     done, wrong = marks(columns)
     for start, reasons in columns["reason"].blocks(1 << 24):
-        here = done[start : start + len(reasons)]
-        wrong[start : start + len(reasons)] |= (here == BAD) & (reasons == b"")
+        block = done[start : start + len(reasons)]
+        wrong[start : start + len(reasons)] |= (block == BAD) & (reasons == b"")
     return np.flatnonzero(wrong)
 
 

@@ -121,11 +121,11 @@ class Cluster:
         try:
             return ray.get(task.remote(*args, **given))
         except RayError as error:
-            raise told(error) from None
+            raise as_one_line(error) from None
 
-    def pool(self, kind: type, *args: Any) -> Pool:
+    def pool(self, actor_class: type, *args: Any) -> Pool:
         """Return workers that are each a kind(*args) in a process of its own."""
-        return Pool(self, kind, args)
+        return Pool(self, actor_class, args)
 
     @staticmethod
     def _machines() -> list[dict[str, float]]:
@@ -162,7 +162,7 @@ class Pool:
     """Actors of one kind, as a context manager."""
 
     cluster: Cluster
-    kind: type
+    actor_class: type
     args: tuple[Any, ...]
     _starting: dict[Any, Any] = field(default_factory=dict)  # what says it is ready -> actor
     _idle: list[Any] = field(default_factory=list)
@@ -170,7 +170,7 @@ class Pool:
     _asked: dict[Any, Any] = field(default_factory=dict)  # answer -> actor
     _answers: dict[Any, Any] = field(default_factory=dict)  # actor -> its last answer
     _joined: float = 0.0  # when it was last looked for room
-    _told: float = 0.0  # when the workers were last asked
+    _last_asked: float = 0.0  # when the workers were last asked
 
     def __enter__(self) -> Self:
         """Send to the object store what every worker is made of, once."""
@@ -240,8 +240,8 @@ class Pool:
         """Return what the busy workers last answered to a method, without waiting for them."""
         busy = [actor for actor, _ in self._busy.values()]
         waiting = set(self._asked.values())
-        if time.monotonic() - self._told > LOOK * max(1.0, len(busy) / CROWD):
-            self._told = time.monotonic()
+        if time.monotonic() - self._last_asked > LOOK * max(1.0, len(busy) / CROWD):
+            self._last_asked = time.monotonic()
             for actor in busy:
                 if actor not in waiting:
                     self._asked[getattr(actor, method).remote()] = actor
@@ -265,7 +265,7 @@ class Pool:
         for _ in range(min(self.room(), wanted) - len(self._actors())):
             share = self.cluster.share
             actor: Any = (
-                ray.remote(self.kind)
+                ray.remote(self.actor_class)
                 .options(num_cpus=share.cpus, num_gpus=share.gpus, max_concurrency=2)
                 .remote(*self.args)
             )
@@ -290,7 +290,7 @@ class Pool:
             self._lost(actor)
             return item, error
         except RayError as error:
-            result = told(error)
+            result = as_one_line(error)
         self._idle.append(actor)
         return item, result
 
@@ -303,7 +303,7 @@ class Pool:
             if error.actor_init_failed:  # its own fault: the next would end the same way
                 raise ClusterError(f"a worker can't start: {reason(error)}") from None
         except RayError as error:
-            raise told(error) from None
+            raise as_one_line(error) from None
         else:
             self._idle.append(actor)
 
@@ -321,7 +321,7 @@ def _too_many_lost(where: str, error: RayActorError) -> ClusterError:
     )
 
 
-def told(error: RayError) -> Exception:
+def as_one_line(error: RayError) -> Exception:
     """Return what went wrong on a worker as an error of one or two lines."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, MedprobeError):

@@ -20,7 +20,7 @@ from features.errors import StoreError
 
 AT_ONCE = 1 << 30  # bytes per call: the kernel takes no more than 2 GiB
 
-Place = tuple[int, tuple[int, ...], np.dtype[Any]]  # offset in the file, shape, type
+Extent = tuple[int, tuple[int, ...], np.dtype[Any]]  # offset in the file, shape, type
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Column:
         values = np.ascontiguousarray(values, dtype=self.dtype)
         for a, b in runs(np.asarray(rows)):
             data = values[a:b].reshape(-1).view(np.uint8).data
-            place = self.offset + int(rows[a]) * self.row_bytes
+            position = self.offset + int(rows[a]) * self.row_bytes
             while len(data):
-                written = os.pwrite(self.descriptor, data[:AT_ONCE], place)
-                data, place = data[written:], place + written
+                written = os.pwrite(self.descriptor, data[:AT_ONCE], position)
+                data, position = data[written:], position + written
 
     def blocks(self, limit: int) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield a block's first row and its rows (B, ...): at most `limit` bytes, or one row."""
@@ -74,12 +74,14 @@ class Column:
         if not 0 <= start <= self.shape[0] - len(out):
             raise IndexError(f"rows {start} to {start + len(out)} of {self.shape[0]}")
         data = out.reshape(-1).view(np.uint8).data
-        place = self.offset + start * self.row_bytes
+        position = self.offset + start * self.row_bytes
         while len(data):
-            read = os.preadv(self.descriptor, [data[:AT_ONCE]], place)
+            read = os.preadv(self.descriptor, [data[:AT_ONCE]], position)
             if not read:
-                raise StoreError(f"a store ends at byte {place}, before its rows do: copy it again")
-            data, place = data[read:], place + read
+                raise StoreError(
+                    f"a store ends at byte {position}, before its rows do: copy it again"
+                )
+            data, position = data[read:], position + read
 
 
 def runs(rows: NDArray[np.integer]) -> Iterator[tuple[int, int]]:

@@ -86,9 +86,9 @@ def applied(names: Iterable[str], window: Window | None, frame: int | None) -> d
     }
 
 
-def asked_for(said: Mapping[str, Any]) -> tuple[Window | None, int | None]:
+def asked_for(options: Mapping[str, Any]) -> tuple[Window | None, int | None]:
     """Return the window and the frame that `applied` was given."""
-    window, frame = said.get("window", "header"), said.get("frame", "middle")
+    window, frame = options.get("window", "header"), options.get("frame", "middle")
     return (
         None if window == "header" else (window[0], window[1]),
         None if frame == "middle" else frame,
@@ -220,15 +220,15 @@ def _plain_meta(head: bytes) -> tuple[str, int] | None:
         return None
     at, syntax = 132, b""
     while head[at : at + 2] == b"\x02\0":
-        kind = head[at + 4 : at + 6]
-        if kind in (b"OB", b"UN"):
+        vr = head[at + 4 : at + 6]
+        if vr in (b"OB", b"UN"):
             start, size = at + 12, int.from_bytes(head[at + 8 : at + 12], "little")
-        elif kind in (b"UL", b"UI", b"SH", b"AE"):
+        elif vr in (b"UL", b"UI", b"SH", b"AE"):
             start, size = at + 8, int.from_bytes(head[at + 6 : at + 8], "little")
         else:
             return None
         if head[at + 2 : at + 4] == b"\x10\0":
-            if kind != b"UI":
+            if vr != b"UI":
                 return None
             syntax = head[start : start + size]
         at = start + size

@@ -101,14 +101,14 @@ def _holder(ds: Dataset, frame: int, macro: str, keyword: str) -> Dataset:
     return ds
 
 
-def _padding(kind: Any, ds: Dataset) -> Function | None:
+def _padding(dtype: Any, ds: Dataset) -> Function | None:
     """Return what says which stored values only fill the frame (PS3.3, C.7.5.1.1.2)."""
     low = ds.get("PixelPaddingValue")
-    if low is None or not np.issubdtype(kind, np.integer):
+    if low is None or not np.issubdtype(dtype, np.integer):
         return None
     high = ds.get("PixelPaddingRangeLimit")
     # A negative value is sometimes written as unsigned; brought to the pixels' type it is the same.
-    ends = [np.int64(int(v)).astype(kind) for v in (low, low if high is None else high)]
+    ends = [np.int64(int(v)).astype(dtype) for v in (low, low if high is None else high)]
     least, most = min(ends), max(ends)
     return lambda stored: (stored >= least) & (stored <= most)
 

@@ -60,7 +60,7 @@ def estimate(
         dtype, device = PRECISIONS[p.precision], settings.device
         seconds = 0.0
         if to_do:
-            p.backbone.place(device, dtype)
+            p.backbone.to(device, dtype)
             size = settings.batch_size or tuning.DEFAULT[device.partition(":")[0]]
             size = min(size, len(manifest))
             each = tuning.seconds_per_image(p.backbone, device, dtype, size)

@@ -160,7 +160,7 @@ def fill(
     taken = taken_by_all(jobs)
     left = taken if left is None else left | taken
     for job in jobs:
-        job.backbone.place(job.device, job.dtype)
+        job.backbone.to(job.device, job.dtype)
     recipe = _recipe(jobs, settings)
     cores = os.cpu_count() or 1
     count, most = settings.workers or min(2, cores), settings.workers or cores

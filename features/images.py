@@ -64,12 +64,14 @@ class Transform:
         image, (width, height) = decoded.image, decoded.full
         short = min(width, height)
         wide, high = (int(self.resize * side / short) for side in (width, height))
-        gap, kind = None if exact else GAP, FILTERS[self.interpolation]
+        gap, resampling = None if exact else GAP, FILTERS[self.interpolation]
         left, top = round((wide - self.size) / 2), round((high - self.size) / 2)
         if max(wide, high) > ELONGATED * max(self.resize, self.size):
-            return _middle(image, (wide, high), (left, top), self.size, kind, gap).convert("RGB")
+            return _middle(image, (wide, high), (left, top), self.size, resampling, gap).convert(
+                "RGB"
+            )
         if (wide, high) != image.size:
-            image = image.resize((wide, high), kind, reducing_gap=gap)
+            image = image.resize((wide, high), resampling, reducing_gap=gap)
         return image.crop((left, top, left + self.size, top + self.size)).convert("RGB")
 
     def prepare(self, decoded: Decoded, *, exact: bool) -> NDArray[np.uint8]:
@@ -82,7 +84,7 @@ def _middle(
     scaled: tuple[int, int],
     corner: tuple[int, int],
     size: int,
-    kind: Image.Resampling,
+    resampling: Image.Resampling,
     gap: float | None,
 ) -> Image.Image:
     """Return the crop of a very long image, without scaling what the crop doesn't show.
@@ -104,7 +106,7 @@ def _middle(
     to = [scaled[0], scaled[1]]
     to[along] = size
     whole = strip.resize(
-        (to[0], to[1]), kind, box=(span[0], span[1], span[2], span[3]), reducing_gap=gap
+        (to[0], to[1]), resampling, box=(span[0], span[1], span[2], span[3]), reducing_gap=gap
     )
     across = [0, 0]
     across[1 - along] = corner[1 - along]

@@ -23,8 +23,8 @@ def environment() -> dict[str, str]:
     ROOT comes last: a package there is found before a mere folder of its name elsewhere, which
     an editable install (a finder after all others) doesn't see to.
     """
-    here = Path.cwd()
-    found = [part for part in sys.path if part and Path(part).absolute() != here]
+    current = Path.cwd()
+    found = [part for part in sys.path if part and Path(part).absolute() != current]
     path = os.pathsep.join([*found, str(ROOT)])
     return os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 

@@ -226,10 +226,10 @@ class Commits:
         """Return it."""
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, error_type: object, *_: object) -> None:
         """Wait for all; where another error is on its way, theirs come second."""
         self._thread.shutdown(wait=True)
-        if kind is None:
+        if error_type is None:
             for commit in self._waiting:
                 commit.result()
 

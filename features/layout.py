@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from features import checksums
 from features.checksums import MARKS, SOURCE, STRUCTURE
-from features.columns import Column, Place
+from features.columns import Column, Extent
 from features.errors import StoreError
 from features.files import drafting, reason
 from features.manifest import Manifest
@@ -34,7 +34,7 @@ BLOCK_BYTES = 64 << 20  # read at once where a whole column is gone through
 TEXT = ("id", "path", "subject", "split")
 COLUMNS = "manifest/columns/"  # further facts of the images, as text
 TAKEN = "manifest/taken"  # which images were done before others were added
-ANEW = "compute it anew with `medprobe extract ... --overwrite always`"
+RECOMPUTE = "compute it anew with `medprobe extract ... --overwrite always`"
 
 
 Filled = dict[str, tuple[tuple[int, ...], str]]  # dataset -> shape and type
@@ -42,11 +42,11 @@ Filled = dict[str, tuple[tuple[int, ...], str]]  # dataset -> shape and type
 
 @dataclass(frozen=True)
 class Structure:
-    """What is known of a store without reading a row: attributes of / and /manifest, places."""
+    """What is known of a store without reading a row: attributes of / and /manifest, extents."""
 
     attributes: dict[str, Any]
     about: dict[str, Any]
-    places: dict[str, Place]
+    extents: dict[str, Extent]
 
 
 def read(path: Path) -> Structure:
@@ -57,7 +57,7 @@ def read(path: Path) -> Structure:
             attributes = {name: _plain(value) for name, value in file.attrs.items()}
             found = (attributes.get("format"), attributes.get("version"))
             if found != (FORMAT, VERSION):
-                older = f"; {ANEW}" if found[0] == FORMAT else ""
+                older = f"; {RECOMPUTE}" if found[0] == FORMAT else ""
                 raise StoreError(
                     f"{path} is not a feature store of this version: "
                     f"found {found}, want {(FORMAT, VERSION)}{older}"
@@ -65,9 +65,9 @@ def read(path: Path) -> Structure:
             if not isinstance(file.get("manifest", getlink=True), h5py.HardLink):
                 raise ValueError("it has no /manifest of its own")  # a link may lead elsewhere
             about = {name: _plain(value) for name, value in file["manifest"].attrs.items()}
-            places: dict[str, Place] = {}
-            file.visititems(lambda name, item: places.update(_place(name, item)))
-            return Structure(attributes, about, places)
+            extents: dict[str, Extent] = {}
+            file.visititems(lambda name, item: extents.update(_extent(name, item)))
+            return Structure(attributes, about, extents)
     except StoreError:
         raise
     except Exception as error:  # damaged structure surfaces in h5py as errors of many kinds
@@ -172,7 +172,7 @@ def _write_values(
     structure = read(draft)
     descriptor = os.open(draft, os.O_RDWR)
     try:
-        columns = {name: Column(descriptor, *place) for name, place in structure.places.items()}
+        columns = {name: Column(descriptor, *extent) for name, extent in structure.extents.items()}
         for name, values in known.items():
             columns[name].write(np.arange(len(values)), values)
         for name in filled:
@@ -180,7 +180,7 @@ def _write_values(
                 for start, block in source[name].blocks(BLOCK_BYTES):
                     copied = np.arange(start, start + len(block))
                     columns[name].write(copied if rows is None else rows[copied], block)
-        whole = checksums.structure(descriptor, structure.places)
+        whole = checksums.structure(descriptor, structure.extents)
         columns[STRUCTURE].write(np.arange(1), np.array([whole]))
         os.fsync(descriptor)
     finally:
@@ -190,7 +190,7 @@ def _write_values(
 def _to_be_filled(n: int, features: Mapping[str, tuple[int, ...]]) -> Filled:
     """Return the shape and type of every dataset that is filled as images are computed."""
     filled: Filled
-    filled = {f"manifest/{name}": ((n,), kind) for name, kind in SOURCE.items()}
+    filled = {f"manifest/{name}": ((n,), dtype) for name, dtype in SOURCE.items()}
     filled |= {"done": ((n,), "u1"), "reason": ((n,), f"S{REASON_BYTES}")}
     filled |= {"checksums/source": ((n,), "<u4"), MARKS: ((n,), "<u4")}
     for name, shape in features.items():
@@ -204,8 +204,8 @@ def _describe(item: Any, attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
         if isinstance(value, str):
             data = value.encode("utf-8", "surrogateescape")
-            kind = h5py.string_dtype("utf-8", max(len(data), 1))
-            item.attrs.create(name, np.array(data, dtype=kind))
+            dtype = h5py.string_dtype("utf-8", max(len(data), 1))
+            item.attrs.create(name, np.array(data, dtype=dtype))
         else:
             item.attrs[name] = value
 
@@ -216,19 +216,19 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    kind = h5py.string_dtype("utf-8", dtype.itemsize) if dtype.kind == "S" else dtype
-    file.create_dataset(name, shape=shape, dtype=kind, dcpl=plan)
+    stored_dtype = h5py.string_dtype("utf-8", dtype.itemsize) if dtype.kind == "S" else dtype
+    file.create_dataset(name, shape=shape, dtype=stored_dtype, dcpl=plan)
 
 
-def _place(name: str, item: Any) -> dict[str, Place]:
+def _extent(name: str, item: Any) -> dict[str, Extent]:
     """Return where a dataset's bytes lie: offset, shape and type."""
     if not isinstance(item, h5py.Dataset):
         return {}
     offset = item.id.get_offset()
     if offset is None:
         raise ValueError(f"/{name} is not contiguous")
-    kind = np.dtype(f"S{item.dtype.itemsize}") if item.dtype.kind == "S" else item.dtype
-    return {name: (offset, item.shape, kind)}
+    dtype = np.dtype(f"S{item.dtype.itemsize}") if item.dtype.kind == "S" else item.dtype
+    return {name: (offset, item.shape, dtype)}
 
 
 def _plain(value: Any) -> Any:

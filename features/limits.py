@@ -19,16 +19,16 @@ from features.errors import MedprobeError
 from features.reasons import Reason, bad, megabytes
 
 NAME = "MEDPROBE_IMAGE_MEMORY"
-DEFAULT, LEAST = 2000, 200  # megabytes
+DEFAULT_MEGABYTES, MIN_MEGABYTES = 2000, 200
 PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 RESERVE = 64_000_000  # of the limit, for what no header says: tables, libraries, the crop
 
 
 def memory() -> int:
     """Return how many bytes one image may cost. Raises MedprobeError for a wrong setting."""
-    text = os.environ.get(NAME) or str(DEFAULT)
-    if not text.isascii() or not text.isdigit() or int(text) < LEAST:
-        raise MedprobeError(f"{NAME} is {text!r}: want whole megabytes, {LEAST} or more")
+    text = os.environ.get(NAME) or str(DEFAULT_MEGABYTES)
+    if not text.isascii() or not text.isdigit() or int(text) < MIN_MEGABYTES:
+        raise MedprobeError(f"{NAME} is {text!r}: want whole megabytes, {MIN_MEGABYTES} or more")
     return int(text) * 1_000_000
 
 

@@ -98,10 +98,10 @@ class Manifest:
         """Return a hash of what each image is labelled as, in words, whatever the order of rows."""
         if self.label.ndim == 1:
             names = [*self.classes, ""]  # NO_LABEL is the last one
-            said: list[Any] = [names[label] for label in self.label.tolist()]
+            labels: list[Any] = [names[label] for label in self.label.tolist()]
         else:
-            said = self.label.tolist()
-        return digest([list(self.classes), sorted(zip(self.id.tolist(), said, strict=True))])
+            labels = self.label.tolist()
+        return digest([list(self.classes), sorted(zip(self.id.tolist(), labels, strict=True))])
 
 
 def digest(value: Any) -> str:

@@ -25,7 +25,7 @@ from features.manifest import Manifest
 from features.plan import Settings, check_sources, parts_folder
 from features.store import PENDING, FeatureStore
 
-LEAST, MOST = 128, 4096  # images of a part: fewer cost more to begin, more lose more at the end
+MIN_IMAGES, MAX_IMAGES = 128, 4096  # of a part: fewer cost more to begin, more lose more at the end
 PARTS = 64  # that a data set is dealt into, within these
 PATIENCE = 150.0  # seconds until a lost worker's lock must be free: network disks take up to 90
 
@@ -98,7 +98,7 @@ def deal(
     anywhere, step = np.any(todo, axis=0), chunk_size(jobs)
     chunks = [s for s in range(0, len(manifest), step) if anywhere[s : s + step].any()]
     share = len(chunks) * step // max(PARTS, 4 * workers)
-    each = max(1, min(MOST, max(LEAST, share)) // step)  # chunks
+    each = max(1, min(MAX_IMAGES, max(MIN_IMAGES, share)) // step)  # chunks
     parts = []
     for k in range(0, len(chunks), each):
         rows = np.concatenate(
@@ -140,7 +140,7 @@ def recover(store: FeatureStore, manifest: Manifest, settings: Settings) -> None
     """
     folder = parts_folder(store.path)
     paths = sorted(folder.glob("*.h5"))
-    place = {name: row for row, name in enumerate(manifest.id.tolist())} if paths else {}
+    row_of = {name: row for row, name in enumerate(manifest.id.tolist())} if paths else {}
     for path in paths:
         with writing(path, patience=PATIENCE), ExitStack() as stack:
             try:
@@ -148,7 +148,7 @@ def recover(store: FeatureStore, manifest: Manifest, settings: Settings) -> None
             except StoreError:
                 part = None
             if part and _made_from(part) == _made_from(store):
-                rows = np.array([place[name] for name in part.manifest().id.tolist()])
+                rows = np.array([row_of[name] for name in part.manifest().id.tolist()])
                 check_sources(part, manifest.take(rows), settings)
                 store.gather(part, rows)
         _remove(path)

@@ -29,7 +29,7 @@ from features.files import filename
 from features.fingerprint import fingerprint, in_words
 from features.layout import VIEWS
 from features.manifest import Manifest
-from features.stale import ANEW, STALE, of_other_images, other_labels, two_places
+from features.stale import REMEDY, STALE, of_other_images, other_labels, two_roots
 from features.store import BAD, DONE, FeatureStore
 from features.twins import changed_files, copy_twin, find_twin
 
@@ -134,24 +134,24 @@ def plan(
         return replace(planned, twin=find_twin(path, manifest, shapes, asked))
     try:
         with FeatureStore.open(path) as store:
-            stored, there = store.fingerprint, store.features
+            stored, stored_features = store.fingerprint, store.features
             other = store.manifest() if stored["manifest"] != asked["manifest"] else manifest
     except StoreError:
         if settings.overwrite == "never":
             raise
         return planned
-    united = asked | {"features": sorted(shapes | there)}
+    united = asked | {"features": sorted(shapes | stored_features)}
     if "views" not in asked and "views" in stored:
         united["views"] = stored["views"]
     grows, has_all = _is_part(other, manifest), _is_part(manifest, other)
     now = stored | {"manifest": united["manifest"]} if grows else stored
     differ = in_words(_for_comparison(now, united), _for_comparison(united, now))
     if not differ:
-        missing = tuple(name for name in shapes if name not in there)
+        missing = tuple(name for name in shapes if name not in stored_features)
         return replace(planned, missing=missing, new=False, fingerprint=united, grows=grows)
     if settings.overwrite == "never":
         images = all(line.startswith("images") for line in differ)
-        remedy = of_other_images(other, manifest, has_all=has_all) if images else ANEW
+        remedy = of_other_images(other, manifest, has_all=has_all) if images else REMEDY
         raise StaleStoreError(f"{path} was made from something else: {'; '.join(differ)}. {remedy}")
     return planned
 
@@ -205,8 +205,8 @@ def _grow(
     store: FeatureStore, planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
 ) -> None:
     """Have a store take in the other images of a manifest, if its own are as they were."""
-    place = {name: row for row, name in enumerate(manifest.id.tolist())}
-    rows = np.array([place[name] for name in store.manifest().id.tolist()])
+    row_of = {name: row for row, name in enumerate(manifest.id.tolist())}
+    rows = np.array([row_of[name] for name in store.manifest().id.tolist()])
     check_sources(store, manifest.take(rows), settings)
     images = {"manifest": planned.fingerprint["manifest"]}
     store.grow(manifest, store.fingerprint | images, batch_size)
@@ -269,7 +269,7 @@ def _batch_size(planned: Plan, manifest: Manifest, settings: Settings) -> int:
 def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:
     dtype = PRECISIONS[precision]
     if images >= tuning.WORTHWHILE:
-        backbone.place(device, dtype)
+        backbone.to(device, dtype)
     return tuning.batch_size(backbone, device, dtype, images)
 
 
@@ -287,7 +287,7 @@ def check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -
         raise StaleStoreError(
             f"{store.path}: {len(changed)} images have changed "
             f"since their features were computed ({names}). "
-            f"{two_places(store.manifest(), manifest) or STALE}"
+            f"{two_roots(store.manifest(), manifest) or STALE}"
         )
     bytes_of = [*changed.values(), *source["hash"][list(changed)]]
     again: NDArray[np.bool_] = (done == BAD) | (done == DONE) & np.isin(source["hash"], bytes_of)
@@ -311,9 +311,9 @@ def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
     )
     if not same:
         store.relabel(manifest)
-        if store.path.suffix == ".h5" and (told := other_labels(old, manifest)):
+        if store.path.suffix == ".h5" and (change := other_labels(old, manifest)):
             warnings.warn(
-                f"{store.path} is relabelled: {told}. No feature is computed again, and results so "
-                "far stay as they are; --name keeps a store of each",
+                f"{store.path} is relabelled: {change}. No feature is computed again, and results "
+                "so far stay as they are; --name keeps a store of each",
                 stacklevel=4,
             )

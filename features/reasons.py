@@ -84,9 +84,9 @@ def bad(reason: Reason, **numbers: float) -> ImageError:
     return ImageError(reason.value.format(**numbers))
 
 
-def kind_of(text: str) -> Reason | None:
+def reason_of(text: str) -> Reason | None:
     """Return which reason a sentence is; None for what is not of the list."""
-    return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(text)), None)
+    return next((reason for reason, pattern in _PATTERNS.items() if pattern.fullmatch(text)), None)
 
 
 def unreadable(error: OSError, *, remote: bool = False) -> ImageError:
@@ -95,7 +95,7 @@ def unreadable(error: OSError, *, remote: bool = False) -> ImageError:
     if isinstance(error, NotRegularError):
         return bad(Reason.NOT_REGULAR)
     kinds = (FileNotFoundError, errno.ENOENT), (PermissionError, errno.EACCES)
-    number = error.errno or next((n for kind, n in kinds if isinstance(error, kind)), 0)
+    number = error.errno or next((n for error_type, n in kinds if isinstance(error, error_type)), 0)
     if number in _ERRORS:
         return bad(_ERRORS[number])
     return bad(Reason.URL) if remote else bad(Reason.SYSTEM, number=number)

@@ -106,12 +106,12 @@ def inside(value: str) -> str:
 
 def fault(name: str, found: Any, wanted: str) -> ValueError:
     """Return the error of a value that isn't what was wanted."""
-    said = repr(found) if isinstance(found, str | int | float | None) else kind_of(found)
-    said = said if len(said) <= 60 else said[:57] + "..."
-    return ValueError(f"{name or 'it'} is {said}, want {wanted}")
+    shown = repr(found) if isinstance(found, str | int | float | None) else type_name(found)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return ValueError(f"{name or 'it'} is {shown}, want {wanted}")
 
 
-def kind_of(value: Any) -> str:
+def type_name(value: Any) -> str:
     """Return what a value is, in words."""
     return WORDS.get(type(value), type(value).__name__)
 
@@ -153,14 +153,14 @@ def _check(value: Any, hint: Any, name: str, depth: int) -> None:
         _plain(value, type(None) if hint is None else hint, name)
 
 
-def _plain(value: Any, kind: Any, name: str) -> None:
+def _plain(value: Any, hint: Any, name: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = number if kind is float else type(value) is kind
-    if fits and kind in (int, float):
+    fits = number if hint is float else type(value) is hint
+    if fits and hint in (int, float):
         fits = math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 63
     if not fits:
-        raise fault(name, value, WORDS[kind])
-    if kind is str:
+        raise fault(name, value, WORDS[hint])
+    if hint is str:
         try:
             value.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
@@ -190,18 +190,18 @@ def _one_of(value: Any, hints: tuple[Any, ...], name: str, depth: int) -> None:
 
 
 @cache
-def hints_of(kind: Any) -> dict[str, Any]:
+def hints_of(record: Any) -> dict[str, Any]:
     """Return the hints of a dataclass or a TypedDict, evaluated."""
-    return get_type_hints(kind, include_extras=True)
+    return get_type_hints(record, include_extras=True)
 
 
-def _object(value: Any, kind: Any, name: str, depth: int) -> None:
+def _object(value: Any, record: Any, name: str, depth: int) -> None:
     if not isinstance(value, dict):
         raise fault(name, value, "an object")
-    hints = hints_of(kind)
-    if is_dataclass(kind):
+    hints = hints_of(record)
+    if is_dataclass(record):
         wanted = {
-            f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING
+            f.name for f in fields(record) if f.default is MISSING and f.default_factory is MISSING
         }
         if more := sorted(set(value) - set(hints)):
             raise ValueError(f"{name or 'it'} has {more[0][:40]!a}, which nothing reads")

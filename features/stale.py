@@ -6,37 +6,39 @@ from features.datasets.limit import DRAWN
 from features.manifest import Manifest
 
 SHOWN = 5  # how many classes are named
-ANEW = "Give -o for another folder or --name for a store beside it; --overwrite stale makes it anew"
+REMEDY = (
+    "Give -o for another folder or --name for a store beside it; --overwrite stale makes it anew"
+)
 STALE = "Take --overwrite stale to compute those anew"
 
 
-def of_other_images(there: Manifest, asked: Manifest, *, has_all: bool) -> str:
+def of_other_images(stored: Manifest, asked: Manifest, *, has_all: bool) -> str:
     """Say what to do where a store has other images than are asked for, and nothing else differs.
 
     has_all: it has those that are asked for, too.
     """
-    if places := two_places(there, asked):
-        return places
+    if line := two_roots(stored, asked):
+        return line
     if has_all:
         return (
             "It has all that is asked for, and more: leave --limit out, or take -o for another "
             "place; --overwrite stale makes a smaller one of it"
         )
-    if DRAWN in there.note or DRAWN in asked.note:
+    if DRAWN in stored.note or DRAWN in asked.note:
         return (
             "--limit draws by label and split, so other labels or splits draw other images: leave "
             "--limit out, or give --name for a store of these"
         )
-    return ANEW
+    return REMEDY
 
 
-def two_places(there: Manifest, asked: Manifest) -> str:
-    """Say so where images of one name lie in two places: they may be of two data sets."""
-    if str(there.root) == str(asked.root):
+def two_roots(stored: Manifest, asked: Manifest) -> str:
+    """Say so where images of one name lie in two folders: they may be of two data sets."""
+    if str(stored.root) == str(asked.root):
         return ""
     return (
-        f"It has images of {there.root}, and these are of {asked.root}: give --name for a store of "
-        "these, or --overwrite stale if they took the others' place"
+        f"It has images of {stored.root}, and these are of {asked.root}: give --name for a store "
+        "of these, or --overwrite stale if they took the others' place"
     )
 
 
@@ -52,11 +54,11 @@ def other_labels(old: Manifest, new: Manifest) -> str:
     if same and not other_column and not dropped:
         return ""
 
-    def said(one: Manifest) -> str:
+    def described(one: Manifest) -> str:
         shown = ", ".join(one.classes[:SHOWN]) or "none"
         more = f" and {len(one.classes) - SHOWN} more" if one.classes[SHOWN:] else ""
         column = f" of column {one.label_from}" if other_column else ""
         return f"{one.task}, {shown}{more}{column}"
 
     order = ", their order given by --classes before and not now" if same and dropped else ""
-    return f"{said(old)} -> {said(new)}{order}"
+    return f"{described(old)} -> {described(new)}{order}"

@@ -26,7 +26,7 @@ from features import checksums
 from features.checks import leads_out
 from features.checksums import STRUCTURE
 from features.errors import StoreError
-from features.layout import ANEW, BLOCK_BYTES, build, column_of
+from features.layout import BLOCK_BYTES, RECOMPUTE, build, column_of
 from features.manifest import Manifest
 from features.store_reader import StoreReader
 from features.store_writer import StoreWriter
@@ -79,8 +79,8 @@ class FeatureStore(StoreWriter):
         All images of the store must be in the manifest; what is done of them stays to the bit, and
         is in no batch any more.
         """
-        place = {name: row for row, name in enumerate(manifest.id.tolist())}
-        rows = np.array([place[name] for name in self.manifest().id.tolist()], dtype=np.int64)
+        row_of = {name: row for row, name in enumerate(manifest.id.tolist())}
+        rows = np.array([row_of[name] for name in self.manifest().id.tolist()], dtype=np.int64)
         taken = np.zeros(len(manifest), dtype=bool)
         taken[rows] = self.done == DONE
         made_from = {"fingerprint": json.dumps(fingerprint, sort_keys=True)}
@@ -120,10 +120,10 @@ class FeatureStore(StoreWriter):
         """
         if STRUCTURE in self.columns:
             wanted = self.columns[STRUCTURE].read()[0]
-            if checksums.structure(self.descriptor, self._places) != wanted:
+            if checksums.structure(self.descriptor, self._extents) != wanted:
                 raise StoreError(
                     f"{self.path}: bytes outside its rows are damaged (attributes, shapes, names, "
-                    f"or the file's length); {ANEW}"
+                    f"or the file's length); {RECOMPUTE}"
                 )
         if leads_out(self.manifest().dataset):
             raise StoreError(
@@ -133,7 +133,9 @@ class FeatureStore(StoreWriter):
             )
         gone = set(self.fingerprint.get("features", ())) - set(self.features)
         if gone or not self.features:
-            raise StoreError(f"{self.path} is without its {min(gone, default='features')}; {ANEW}")
+            raise StoreError(
+                f"{self.path} is without its {min(gone, default='features')}; {RECOMPUTE}"
+            )
         yield "done", checksums.wrong_marks(self.columns)
         for feature in self.features:
             found = checksums.wrong_rows(self.columns, column_of(feature), BLOCK_BYTES)

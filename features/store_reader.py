@@ -16,8 +16,8 @@ from features.checksums import BAD, DONE, PENDING, SOURCE
 from features.columns import Column
 from features.errors import StoreError
 from features.layout import (
-    ANEW,
     COLUMNS,
+    RECOMPUTE,
     TAKEN,
     TEXT,
     column_of,
@@ -49,13 +49,13 @@ class StoreReader:
     def _open(self, write: bool) -> None:
         structure = layout.read(self.path)
         self.attributes, self.about = structure.attributes, structure.about
-        features = [feature for name in structure.places if (feature := feature_of(name))]
-        check_store(self.path, self.attributes, self.about, structure.places, features)
+        features = [feature for name in structure.extents if (feature := feature_of(name))]
+        check_store(self.path, self.attributes, self.about, structure.extents, features)
         self.descriptor = os.open(self.path, os.O_RDWR if write else os.O_RDONLY)
         self.columns = {
-            name: Column(self.descriptor, *place) for name, place in structure.places.items()
+            name: Column(self.descriptor, *extent) for name, extent in structure.extents.items()
         }
-        self._places = structure.places
+        self._extents = structure.extents
         self._right: dict[str, NDArray[np.bool_]] = {}  # (N,) rows that were found undamaged
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -141,13 +141,13 @@ class StoreReader:
 
     def bad(self) -> dict[int, str]:
         """Return row -> reason of the bad images."""
-        return self._said(BAD)
+        return self._texts_of(BAD)
 
     def remarks(self) -> dict[int, str]:
         """Return row -> remark, of the good images of which there is something to say."""
-        return {row: text for row, text in self._said(DONE).items() if text}
+        return {row: text for row, text in self._texts_of(DONE).items() if text}
 
-    def _said(self, mark: int) -> dict[int, str]:
+    def _texts_of(self, mark: int) -> dict[int, str]:
         rows = np.flatnonzero(self.done == mark)
         reasons = self.columns["reason"].take(rows)
         return {
@@ -206,7 +206,7 @@ class StoreReader:
         if len(wrong):
             raise StoreError(
                 f"{self.path}: {feature} of {len(wrong)} images is damaged, from row {wrong[0]} "
-                f"on; {VERIFY}; {ANEW}"
+                f"on; {VERIFY}; {RECOMPUTE}"
             )
         return found
 
@@ -236,11 +236,11 @@ class StoreReader:
         new = new[self.columns["done"].take(rows[new]) == DONE]
         if not len(new):
             return np.empty(0, dtype=np.int64)
-        there = rows[new]
-        wanted = self.columns[f"checksums/{column_of(feature)}"].take(there)
+        committed = rows[new]
+        wanted = self.columns[f"checksums/{column_of(feature)}"].take(committed)
         same = checksums.of_rows(values if len(new) == len(values) else values[new]) == wanted
-        right[there[same]] = True
-        return np.asarray(there[~same], dtype=np.int64)
+        right[committed[same]] = True
+        return np.asarray(committed[~same], dtype=np.int64)
 
     @property
     def kept(self) -> NDArray[np.bool_] | None:
@@ -249,4 +249,4 @@ class StoreReader:
 
     def _check_manifest(self) -> None:
         if self.about["checksum"] != manifest_checksum(self.columns):
-            raise StoreError(f"{self.path}: the manifest is damaged; {VERIFY}; {ANEW}")
+            raise StoreError(f"{self.path}: the manifest is damaged; {VERIFY}; {RECOMPUTE}")

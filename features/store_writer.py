@@ -60,10 +60,10 @@ class StoreWriter(StoreReader):
             for name, values in kept.items():
                 self.columns[column_of(name)].write(rows[good], values)
                 self._write(f"checksums/{column_of(name)}", rows[good], checksums.of_rows(values))
-            for name, kind in SOURCE.items():
-                self._write(f"manifest/{name}", rows, np.array(source[name], dtype=kind))
-            said = {**(remarks or {}), **{row: why or "no reason" for row, why in bad.items()}}
-            reasons = [_cut(said.get(int(i), "")) for i in rows]
+            for name, dtype in SOURCE.items():
+                self._write(f"manifest/{name}", rows, np.array(source[name], dtype=dtype))
+            texts = {**(remarks or {}), **{row: why or "no reason" for row, why in bad.items()}}
+            reasons = [_cut(texts.get(int(i), "")) for i in rows]
             self._write("reason", rows, np.array(reasons, dtype=f"S{REASON_BYTES}"))
             self._write("checksums/source", rows, checksums.of_sources(self.columns, rows))
 
@@ -74,13 +74,13 @@ class StoreWriter(StoreReader):
         survive a power cut. Raises StoreError where the disk is full.
         """
         done = part.done
-        there = np.flatnonzero(done != PENDING)
+        filled_rows = np.flatnonzero(done != PENDING)
         filled = [n for n in self.columns if is_filled(n) and n not in ("done", MARKS)]
-        with self._committing(rows[there], done[there]):
+        with self._committing(rows[filled_rows], done[filled_rows]):
             for name in filled:
                 step = max(1, BLOCK_BYTES // max(1, self.columns[name].row_bytes))
-                for a in range(0, len(there), step):
-                    some = there[a : a + step]
+                for a in range(0, len(filled_rows), step):
+                    some = filled_rows[a : a + step]
                     self.columns[name].write(rows[some], part.columns[name].take(some))
 
     @contextmanager

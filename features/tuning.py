@@ -28,13 +28,13 @@ CLOSE = 0.97  # of the best speed is good enough for a smaller size: less memory
 
 def batch_size(backbone: Backbone, device: str, dtype: torch.dtype, images: int) -> int:
     """Return images per batch; the backbone is on its device, in its dtype."""
-    kind = device.partition(":")[0]
+    device_type = device.partition(":")[0]
     if images < WORTHWHILE:
-        return DEFAULT[kind]
+        return DEFAULT[device_type]
     key = digest(
         [
             platform.node(),
-            torch.cuda.get_device_name() if kind == "cuda" else os.cpu_count(),
+            torch.cuda.get_device_name() if device_type == "cuda" else os.cpu_count(),
             torch.__version__,
             backbone.spec.name,
             backbone.transform.size,
@@ -44,7 +44,7 @@ def batch_size(backbone: Backbone, device: str, dtype: torch.dtype, images: int)
     file = cache_folder() / "batch-sizes.json"
     known = _read(file)
     if key not in known:
-        known[key] = _measured(backbone, device, dtype, SIZES[kind])
+        known[key] = _measured(backbone, device, dtype, SIZES[device_type])
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(known))

@@ -78,8 +78,10 @@ def _suits(
         return False
     if not shapes.items() <= store.features.items() or not (store.done == DONE).any():
         return False
-    there = store.manifest()
-    same_files = str(there.root) == str(manifest.root) and np.array_equal(there.path, manifest.path)
+    stored = store.manifest()
+    same_files = str(stored.root) == str(manifest.root) and np.array_equal(
+        stored.path, manifest.path
+    )
     return same_files and not changed_files(store, manifest)
 
 

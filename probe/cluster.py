@@ -24,7 +24,7 @@ import torch
 from ray.exceptions import RayActorError, RayError
 from torch import Tensor
 
-from features.cluster import LONELY, Cluster, reason, told
+from features.cluster import LONELY, Cluster, as_one_line, reason
 from features.errors import ClusterError
 from probe.block import Block, HeadSelection, Location
 from probe.heads import Heads, fit_heads
@@ -279,7 +279,7 @@ class RowWorkers:
             self._leave()
             raise LostError(f"a worker was lost, and the rows it held: {reason(error)}") from None
         except RayError as error:
-            raise told(error) from None
+            raise as_one_line(error) from None
 
     def _leave(self) -> None:
         for worker in self._workers:

@@ -55,7 +55,7 @@ def nodes():
 def cluster(nodes, monkeypatch):
     from features.cluster import Cluster
 
-    monkeypatch.setattr(parts, "LEAST", 8)
+    monkeypatch.setattr(parts, "MIN_IMAGES", 8)
     monkeypatch.setattr(parts, "PARTS", 100)
     with Cluster(None) as connected:
         yield connected

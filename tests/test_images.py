@@ -20,7 +20,7 @@ from features import images
 from features.errors import ImageError
 from features.images import FILTERS, Decoded, Transform, read_bytes
 from features.images import decode as decode_any
-from features.reasons import Reason, bad, kind_of
+from features.reasons import Reason, bad, reason_of
 
 WIDE = Transform(size=224, resize=256, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
 TALL = Transform(size=96, resize=64, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -250,10 +250,10 @@ def test_every_reason_is_of_the_closed_list_and_quotes_nothing():
         try:
             decode_any(data, side=32)
         except ImageError as error:
-            assert kind_of(str(error)), str(error)
+            assert reason_of(str(error)), str(error)
             assert len(str(error)) < 200
             assert "Doe" not in str(error)
-            reasons.add(kind_of(str(error)))
+            reasons.add(reason_of(str(error)))
     assert len(reasons) > 4
 
 
@@ -263,9 +263,9 @@ def test_a_reason_takes_numbers_only():
     for kind in Reason:
         names = re.findall(r"\{(\w+)", kind.value)
         text = str(bad(kind, **dict.fromkeys(names, 1234567)))
-        assert kind_of(text) is kind
+        assert reason_of(text) is kind
         assert len(text) <= 240  # what a store has room for
-    assert kind_of("can't be decoded: Doe^Jane") is None
+    assert reason_of("can't be decoded: Doe^Jane") is None
 
 
 def test_what_a_library_says_is_shown_to_who_debugs(monkeypatch, capfd):

@@ -37,7 +37,7 @@ import os, sys
 from pathlib import Path
 import pydicom.pixels.utils, gdcm, openjpeg
 from features import images, limits
-from features.reasons import kind_of
+from features.reasons import reason_of
 from features.workers import Recipe, load
 from test_workers import SMALL
 costs = []
@@ -55,7 +55,7 @@ for exact in (True, False) if sys.argv[1] == "both" else (True,):
         Path("/proc/self/clear_refs").write_text("5")  # the peak is what is taken now
         before = peak()
         loaded, _ = load(Path(name), Recipe((SMALL,), exact=exact))
-        assert not loaded.reason or kind_of(loaded.reason), loaded.reason
+        assert not loaded.reason or reason_of(loaded.reason), loaded.reason
         print(max(costs, default=0), peak() - before, loaded.reason, sep="\\t")
 """
 

@@ -140,7 +140,7 @@ def edited(path, data, edit):
     from features.columns import Column
 
     try:
-        places = layout.read(path).places
+        places = layout.read(path).extents
         with path.open("rb") as opened:
             columns = {n: Column(opened.fileno(), *place) for n, place in places.items()}
             found = layout.manifest_checksum(columns)

@@ -51,7 +51,7 @@ def pools():
 @pytest.fixture
 def engine(pools, monkeypatch):
     """An engine whose parts are of 8 images, of one worker."""
-    monkeypatch.setattr(parts, "LEAST", 8)
+    monkeypatch.setattr(parts, "MIN_IMAGES", 8)
     monkeypatch.setattr(parts, "PARTS", 100)
 
     @contextmanager

@@ -32,7 +32,7 @@ def test_among_equal_models_the_best_is_not_called_better_and_its_score_is_corre
         found = chosen(ACCURACY, y, p, n=300)
         wrong.append(min(found.p) < 0.05)
         rng = np.random.default_rng(seed)
-        plain = intervals([ACCURACY], y, p[found.place], np.arange(len(y)), n=300, rng=rng)
+        plain = intervals([ACCURACY], y, p[found.index], np.arange(len(y)), n=300, rng=rng)
         low, high = plain["accuracy"]["ci_low"], plain["accuracy"]["ci_high"]
         own.append(low <= truth <= high)
         corrected.append(found.ci_low <= truth <= found.ci_high)
@@ -47,14 +47,14 @@ def test_among_equal_models_the_best_is_not_called_better_and_its_score_is_corre
 def test_what_is_worse_is_called_so_and_what_is_the_same_is_not():
     y, p = models(np.random.default_rng(1), [1.6, 1.6, 0.4, 0.4], 300)
     found = chosen(ACCURACY, y, p)
-    other = 1 - found.place
+    other = 1 - found.index
     assert found.p[2] == found.p[3] == found.resolution == pytest.approx(1 / 501)
-    assert found.p[found.place] == 1 and found.p[other] > 0.05
+    assert found.p[found.index] == 1 and found.p[other] > 0.05
     same = chosen(ACCURACY, y, [p[0], p[0], p[0]])
     assert same.p == [1, 1, 1] and same.ci_low < same.value <= same.ci_high
     less = chosen(LOSS, y, p)  # less is better
     losses = [metrics.evaluate(LOSS, y, one)[0] for one in p]
-    assert less.place == int(np.argmin(losses)) and less.value == min(losses)
+    assert less.index == int(np.argmin(losses)) and less.value == min(losses)
     assert less.ci_low < less.estimate < less.ci_high and less.estimate >= less.value
 
 

@@ -180,7 +180,7 @@ class Backbone:
         module.requires_grad_(False)
         return cls(spec, module, network, transform, weights, weights_digest(module))
 
-    def place(self, device: str, dtype: torch.dtype) -> None:
+    def to(self, device: str, dtype: torch.dtype) -> None:
         """Bring the weights to a device and a precision, channels last as `normalise` gives."""
         self.module.to(device, dtype)
         self.module.to(memory_format=torch.channels_last)

@@ -87,9 +87,9 @@ def _from_hub(endpoint: str, repository: str, revision: str, path: str) -> Path:
 def _check(file: Path, source: str, wanted: str) -> None:
     """Raise BackboneError, and remove the file, unless a hash of it begins as it should."""
     found = []
-    for kind in ("sha256", "md5"):
+    for algorithm in ("sha256", "md5"):
         with file.open("rb") as stream:
-            found.append(hashlib.file_digest(stream, kind).hexdigest())
+            found.append(hashlib.file_digest(stream, algorithm).hexdigest())
     if not any(digest.startswith(wanted) for digest in found):
         file.unlink()
         raise BackboneError(

@@ -162,7 +162,7 @@ def _lite0_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "_bn2": "bn3",
     }
     repeats = (1, 2, 2, 3, 3, 4, 1)
-    place = [(stage, i) for stage, n in enumerate(repeats) for i in range(n)]
+    stages = [(stage, i) for stage, n in enumerate(repeats) for i in range(n)]
     out = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
@@ -170,7 +170,7 @@ def _lite0_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[f"{top.get(part, part)}.{rest}"] = tensor
             continue
         number, layer, leaf = rest.split(".")
-        stage, i = place[int(number)]
+        stage, i = stages[int(number)]
         names = first if int(number) == 0 else other
         out[f"blocks.{stage}.{i}.{names[layer]}.{leaf}"] = tensor
     return out
@@ -320,17 +320,17 @@ def _hub_weights(name: str) -> dict[str, Tensor]:
     from timm.models import load_state_dict_from_hf
 
     config = timm.get_pretrained_cfg(name)
-    place = config.hf_hub_id if config and config.hf_hub_id else None
+    hub_id = config.hf_hub_id if config and config.hf_hub_id else None
     logging.disable(logging.WARNING)  # the hub's client logs every retry; the error says it once
     try:
-        if place is None:
+        if hub_id is None:
             raise BackboneError("timm names no hub for it")
-        return dict(load_state_dict_from_hf(place, weights_only=True))
+        return dict(load_state_dict_from_hf(hub_id, weights_only=True))
     # The hub's client raises its own errors, those of the library it fetches with, and OSError.
     except Exception as error:
         raise BackboneError(
             f"timm:{name}: the published weights can't be fetched ({type(error).__name__}). "
-            f"Get the file from huggingface.co/{place} and give it with --weights FILE"
+            f"Get the file from huggingface.co/{hub_id} and give it with --weights FILE"
         ) from None
     finally:
         logging.disable(logging.NOTSET)

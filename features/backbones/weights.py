@@ -131,8 +131,8 @@ class _Sizes(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         if isinstance(pid, tuple) and len(pid) > 4 and pid[0] in ("storage", b"storage"):
-            kind, key, numel = pid[1], str(pid[2]), int(pid[4])
-            each = ITEM.get(getattr(kind, "__name__", "").removesuffix("Storage"), 1)
+            storage, key, numel = pid[1], str(pid[2]), int(pid[4])
+            each = ITEM.get(getattr(storage, "__name__", "").removesuffix("Storage"), 1)
             self.sizes[key] = max(self.sizes.get(key, 0), numel * each)
         return _Thing()
 

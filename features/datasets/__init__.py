@@ -107,8 +107,10 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
     source = SOURCES.get(name)
     if source is None:
         known = ", ".join(s.usage for s in SOURCES.values())
-        kind = "folder" if Path(dataset).is_dir() else "csv" if Path(dataset).is_file() else ""
-        hint = f"; did you mean {kind}:{dataset}?" if kind else ""
+        source_name = (
+            "folder" if Path(dataset).is_dir() else "csv" if Path(dataset).is_file() else ""
+        )
+        hint = f"; did you mean {source_name}:{dataset}?" if source_name else ""
         raise DatasetError(f"unknown dataset {dataset!r}: want one of {known}{hint}")
     if source.needs_path and not path:
         raise DatasetError(f"dataset {name!r} needs a path: write {source.usage}")
@@ -118,13 +120,13 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
         raise DatasetError(
             f"{name} has no {options.split} split: found {own}; leave --split out, or take drawn"
         )
-    place = locate(path)
-    if isinstance(place, Url) and not source.urls:
+    location = locate(path)
+    if isinstance(location, Url) and not source.urls:
         raise DatasetError(
             f"{source.usage} is read from a local folder: found {path}; "
             "for images at URLs write a table, and take csv:FILE"
         )
-    manifest = source.read(place, options)
+    manifest = source.read(location, options)
     if options.limit:
         manifest = limited(manifest, options.limit, seed=options.seed)
     return replace(manifest, dataset=check_name(options.name)) if options.name else manifest

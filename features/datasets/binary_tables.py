@@ -34,15 +34,16 @@ def read_binary(data: io.BytesIO, where: str, suffix: str) -> Read:
 
     Raises DatasetError for a file that can't be read, or holds more than a table may.
     """
-    kind = "Parquet" if suffix in PARQUET else "Excel"
-    needs = {".xls": "xlrd"}.get(suffix, "pyarrow" if kind == "Parquet" else "openpyxl")
+    file_type = "Parquet" if suffix in PARQUET else "Excel"
+    needs = {".xls": "xlrd"}.get(suffix, "pyarrow" if file_type == "Parquet" else "openpyxl")
     try:
         pandas = import_module("pandas")
         import_module(needs)
     except ImportError as error:
         remedy = "pip install xlrd, or save it as .xlsx" if needs == "xlrd" else EXTRA
         raise DatasetError(
-            f"{where}: {kind} is read by pandas and {needs}, and {error.name} is not here: {remedy}"
+            f"{where}: {file_type} is read by pandas and {needs}, and {error.name} is not here: "
+            f"{remedy}"
         ) from None
     try:
         if suffix in PARQUET:
@@ -54,7 +55,7 @@ def read_binary(data: io.BytesIO, where: str, suffix: str) -> Read:
         raise
     except Exception as error:  # what a damaged file raises is of many kinds
         reason = " ".join(str(error).split())
-        raise DatasetError(f"{where} can't be read as {kind}: {reason}") from None
+        raise DatasetError(f"{where} can't be read as {file_type}: {reason}") from None
 
 
 def _of_frame(pandas: Any, frame: Any, first: int) -> Read:
@@ -152,8 +153,8 @@ def _parquet(pandas: Any, data: io.BytesIO, where: str) -> Any:
     schema = batches[0].schema if batches else file.schema_arrow
     table = arrow.Table.from_batches(batches, schema)
     table = table.replace_schema_metadata(file.schema_arrow.metadata)
-    nullable = {kind: getattr(arrow, kind.lower())() for kind in NULLABLE}
-    kinds = {nullable[kind]: getattr(pandas, f"{kind}Dtype")() for kind in NULLABLE}
+    nullable = {name: getattr(arrow, name.lower())() for name in NULLABLE}
+    kinds = {nullable[name]: getattr(pandas, f"{name}Dtype")() for name in NULLABLE}
     frame = table.to_pandas(types_mapper=kinds.get)  # 1 beside a gap stays 1
     return frame if frame.index.names == [None] else frame.reset_index()
 

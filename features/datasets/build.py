@@ -56,8 +56,10 @@ class Listing:
 def index_classes(labels: Sequence[str]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     """Return class indices (N,) and the classes in natural order; an empty label is NO_LABEL."""
     classes = natural_order([name for name in labels if name])
-    place = {name: k for k, name in enumerate(classes)}
-    return np.array([place.get(name, NO_LABEL) for name in labels], dtype=np.int32), tuple(classes)
+    index_of = {name: k for k, name in enumerate(classes)}
+    return np.array([index_of.get(name, NO_LABEL) for name in labels], dtype=np.int32), tuple(
+        classes
+    )
 
 
 def build(listing: Listing, options: Options) -> Manifest:

@@ -104,13 +104,13 @@ def read(folder: Path, options: Options) -> Manifest:
 def _states(row: dict[str, str], findings: tuple[str, ...], where: str) -> list[int]:
     found = []
     for name in findings:
-        said = state(row[name])
-        if said is None:
+        finding = state(row[name])
+        if finding is None:
             raise DatasetError(
                 f"{where}: {row['Path']} has a finding {row[name]!r}: "
                 "want 1, 0, -1 (uncertain) or nothing"
             )
-        found.append(said)
+        found.append(finding)
     return found
 
 
@@ -132,10 +132,10 @@ def _study_split(paths: list[str], where: str) -> list[str]:
     if cut >= n:
         raise DatasetError(f"{where} has {n} rows in train.csv: too few for the study's split")
     order = sorted(range(n), key=paths.__getitem__)
-    place = {row: k for k, row in enumerate(order)}
-    held_out = place[cut] + 1
-    half = place[held_out // 2]
+    rank = {row: k for k, row in enumerate(order)}
+    held_out = rank[cut] + 1
+    half = rank[held_out // 2]
     return [
-        "train" if place[row] >= held_out else "val" if place[row] < half else "test"
+        "train" if rank[row] >= held_out else "val" if rank[row] < half else "test"
         for row in range(n)
     ]

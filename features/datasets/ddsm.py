@@ -27,8 +27,8 @@ CBIS_SOURCE = "https://www.cancerimagingarchive.net/collection/cbis-ddsm/"
 MEAN, STD = (0.286,), (0.267,)
 PREFIXES = ("normal", "benign", "cancer")
 TABLES = [
-    f"{kind}_case_description_{part}_set.csv"
-    for kind in ("mass", "calc")
+    f"{lesion}_case_description_{part}_set.csv"
+    for lesion in ("mass", "calc")
     for part in ("train", "test")
 ]
 PATHOLOGY = {"BENIGN": 0, "BENIGN_WITHOUT_CALLBACK": 0, "MALIGNANT": 1}

@@ -92,7 +92,7 @@ def _find(table: Table, name: str, option: str) -> str:
         return name
     alike = _alike(table, name)
     if len(alike) == 1:
-        return _said(table, name, alike[0])
+        return _read_as(table, name, alike[0])
     found = [other for other in table.header if other]
     shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if found[SHOWN:] else "")
     if len(found) == 1 and (mark := _separator(found[0], given=name)):
@@ -138,7 +138,7 @@ def _separator(header: str, *, given: str) -> str | None:
     return None
 
 
-def _said(table: Table, name: str, found: str) -> str:
+def _read_as(table: Table, name: str, found: str) -> str:
     warnings.warn(f"{table.where}: column {found} is taken for {name}", stacklevel=4)
     return found
 
@@ -192,7 +192,7 @@ def _paths(table: Table, name: str, root: Location) -> list[str]:
         turned = back
     else:
         so_called = exist([str(root / paths[i]) for i in back])
-        turned = [i for i, there in zip(back, so_called, strict=True) if not there]
+        turned = [i for i, exists in zip(back, so_called, strict=True) if not exists]
     if turned:
         warnings.warn(
             f"{table.where}: {len(turned)} paths have back slashes, such as {paths[turned[0]]}: "
@@ -216,9 +216,9 @@ def _subjects(table: Table, name: str, options: Options) -> list[str] | None:
         return None  # a column left empty is a column not given
     if empty:
         word = subjects[empty[0]]
-        said = f"is {word}, which counts as empty without --keep-na" if word else "is empty"
+        problem = f"is {word}, which counts as empty without --keep-na" if word else "is empty"
         raise DatasetError(
-            f"{table.at(empty[0])}: the cell {name!r} {said}; "
+            f"{table.at(empty[0])}: the cell {name!r} {problem}; "
             "a subject is needed in every row, or in none"
         )
     if alike := apart(subjects):

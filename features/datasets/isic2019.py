@@ -44,8 +44,8 @@ def read(folder: Path, options: Options) -> Manifest:
         if ones:
             label[i] = ones[0]
     names = [row["image"] for row in rows]
-    place = images.relative_to(folder).as_posix()
-    paths = [f"{place}/{name}.jpg" for name in names]
+    image_folder = images.relative_to(folder).as_posix()
+    paths = [f"{image_folder}/{name}.jpg" for name in names]
     if rows:
         some_there(folder, paths, where, SOURCE)
     lesion = [extra.get(name, {}).get("lesion_id") or name for name in names]

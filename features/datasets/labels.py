@@ -106,14 +106,14 @@ def states(columns: Mapping[str, Sequence[str]], at: Callable[[int], str]) -> ND
     """
     found = []
     for name, cells in columns.items():
-        said = {cell: state(cell) for cell in set(cells)}
-        wrong = next((i for i, cell in enumerate(cells) if said[cell] is None), None)
+        state_of = {cell: state(cell) for cell in set(cells)}
+        wrong = next((i for i, cell in enumerate(cells) if state_of[cell] is None), None)
         if wrong is not None:
             raise DatasetError(
                 f"{at(wrong)}: {name} is {clean(cells[wrong])!r}: "
                 "want 1, 0, -1 (uncertain) or nothing"
             )
-        found.append([said[cell] for cell in cells])
+        found.append([state_of[cell] for cell in cells])
     return np.array(found, dtype=np.int32).T
 
 
@@ -130,9 +130,9 @@ def _names(values: Sequence[str], what: str, *, keep_na: bool) -> list[str]:
     missing = {""} if keep_na else MISSING
     words = Counter(value for value in values if value and value in missing)
     if words:
-        said = ", ".join(f"{word} ({n})" for word, n in words.most_common())
+        counts = ", ".join(f"{word} ({n})" for word, n in words.most_common())
         warnings.warn(
-            f"{what}: {said} counts as no label, as in pandas; --keep-na makes it a class",
+            f"{what}: {counts} counts as no label, as in pandas; --keep-na makes it a class",
             stacklevel=4,
         )
     called = spellings(value for value in values if value not in missing)

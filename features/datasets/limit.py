@@ -30,8 +30,8 @@ def limited(manifest: Manifest, n: int, *, seed: int) -> Manifest:
     if n >= len(manifest):
         return manifest
     some = manifest.take(np.sort(drawn_order(manifest, seed=seed)[:n]))
-    said = f"{n} of {len(manifest)} images, {DRAWN}, seed {seed}"
-    return replace(some, note="; ".join(filter(None, [manifest.note, said])))
+    note = f"{n} of {len(manifest)} images, {DRAWN}, seed {seed}"
+    return replace(some, note="; ".join(filter(None, [manifest.note, note])))
 
 
 def drawn_order(manifest: Manifest, *, seed: int) -> NDArray[np.int64]:
@@ -40,36 +40,36 @@ def drawn_order(manifest: Manifest, *, seed: int) -> NDArray[np.int64]:
     split = np.array([TURN.index(s) if s in SPLITS else len(TURN) for s in manifest.split.tolist()])
     early = np.full(len(manifest), len(manifest))
     if manifest.label.ndim == 1:
-        kind = manifest.label.astype(np.int64)
-        usable = np.asarray(kind >= 0)
+        stratum = manifest.label.astype(np.int64)
+        usable = np.asarray(stratum >= 0)
     else:  # a finding that is there and one that is not are a class each
         states = np.concatenate([manifest.label == PRESENT, manifest.label == ABSENT], axis=1)
         common = states.sum(0)
-        kind = np.where(states, common, len(manifest) + 1).argmin(1)  # an image's rarest
+        stratum = np.where(states, common, len(manifest) + 1).argmin(1)  # an image's rarest
         usable = np.asarray(states.any(1))
         first = _first_of_each(states, split, luck)
         early[first] = np.arange(len(first))
     usable &= split < len(TURN)
-    rarity = np.bincount(np.where(usable, kind, 0), usable)[np.where(usable, kind, 0)]
+    rarity = np.bincount(np.where(usable, stratum, 0), usable)[np.where(usable, stratum, 0)]
 
-    order = np.lexsort((luck, early, split, kind, ~usable))
-    edges = np.flatnonzero((np.diff(kind[order]) != 0) | (np.diff(split[order]) != 0)) + 1
+    order = np.lexsort((luck, early, split, stratum, ~usable))
+    edges = np.flatnonzero((np.diff(stratum[order]) != 0) | (np.diff(split[order]) != 0)) + 1
     sizes = np.diff([0, *edges, len(order)])
-    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     share = np.empty(len(order))
-    share[order] = place / np.repeat(sizes, sizes)
+    share[order] = rank / np.repeat(sizes, sizes)
     return np.lexsort((luck, split, rarity, share, early, ~usable))
 
 
 def _first_of_each(states: NDArray[np.bool_], split: NDArray[Any], luck: NDArray[Any]) -> list[int]:
     """Return rows that have every column (N, S) in every split, one for each not there yet."""
     found: list[int] = []
-    there = np.zeros((len(TURN), states.shape[1]), dtype=bool)
+    states_seen = np.zeros((len(TURN), states.shape[1]), dtype=bool)
     for s in np.argsort(states.sum(0), kind="stable"):
         for k in range(len(TURN)):
             rows = np.flatnonzero(states[:, s] & (split == k))
-            if len(rows) and not there[k, s]:
+            if len(rows) and not states_seen[k, s]:
                 row = int(rows[luck[rows].argmin()])
                 found.append(row)
-                there[k] |= states[row]
+                states_seen[k] |= states[row]
     return found

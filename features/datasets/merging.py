@@ -36,9 +36,9 @@ def ordered(
         )
     if label.ndim == 2:
         return label[:, [classes.index(name) for name in names]], tuple(names)
-    place = np.full(len(classes) + 1, NO_LABEL, dtype=np.int32)  # the last is NO_LABEL's
-    place[:-1] = [names.index(name) for name in classes]
-    return place[label], tuple(names)
+    new_index = np.full(len(classes) + 1, NO_LABEL, dtype=np.int32)  # the last is NO_LABEL's
+    new_index[:-1] = [names.index(name) for name in classes]
+    return new_index[label], tuple(names)
 
 
 def merge_classes(
@@ -67,9 +67,9 @@ def merge_classes(
         gone |= {name: new for name in parts}
         kept = [k for k in range(len(names)) if k not in old or k == min(old)]
         if label.ndim == 1:
-            place = np.full(len(names) + 1, NO_LABEL, dtype=np.int32)  # the last is NO_LABEL's
-            place[kept] = np.arange(len(kept))
-            label = place[joined]
+            new_index = np.full(len(names) + 1, NO_LABEL, dtype=np.int32)  # the last is NO_LABEL's
+            new_index[kept] = np.arange(len(kept))
+            label = new_index[joined]
         else:
             label = joined[:, kept]
         names = [names[k] for k in kept]

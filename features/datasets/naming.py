@@ -28,9 +28,9 @@ def table_name(file: Location) -> str:
 
     The folder is added where the file's name is of words and numbers that fit any table.
     """
-    place = file.resolve()
-    stem = TABLES.sub("", place.name) or place.name
-    folder = re.sub(r"[:/\\]", "", place.parent.name)
+    path = file.resolve()
+    stem = TABLES.sub("", path.name) or path.name
+    folder = re.sub(r"[:/\\]", "", path.parent.name)
     words = re.findall(r"[^\W\d_]+", stem.lower())
     return stem if set(words) - set(GENERIC.split("|")) or not folder else f"{folder}-{stem}"
 

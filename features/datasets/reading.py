@@ -52,14 +52,14 @@ class Table:
 
     def cells(self, name: str) -> list[str]:
         """Return the cells of a column (N,). Raises DatasetError where two have this name."""
-        places = [k for k, other in enumerate(self.header) if other == name]
-        if len(places) > 1:
-            found = " and ".join(str(k + 1) for k in places)
+        columns = [k for k, other in enumerate(self.header) if other == name]
+        if len(columns) > 1:
+            found = " and ".join(str(k + 1) for k in columns)
             raise DatasetError(
-                f"{self.where} has {len(places)} columns {name!r} (columns {found}): "
+                f"{self.where} has {len(columns)} columns {name!r} (columns {found}): "
                 "want one; rename or remove the others"
             )
-        return self.columns[places[0]]
+        return self.columns[columns[0]]
 
 
 def read_table(file: Location, where: str, expected: Sequence[str] = ()) -> Table:
@@ -98,7 +98,7 @@ def _delimited(file: Location, where: str, suffix: str, expected: Sequence[str])
     with _text(file, where, suffix) as stream:
         head = stream.read(SNIFFED)
     first = head.partition("\n")[0].strip()
-    told = first[4:] if first[:4].lower() == "sep=" and first[4:] in SEPARATORS else ""
+    declared = first[4:] if first[:4].lower() == "sep=" and first[4:] in SEPARATORS else ""
     if first.startswith("#"):
         found = find_separator(first, expected)
         names = {name.strip(" #").casefold() for name in first.split(found)}
@@ -108,18 +108,18 @@ def _delimited(file: Location, where: str, suffix: str, expected: Sequence[str])
                 "line; remove what stands above it"
             )
     tab_first = suffix in (".tsv", ".tab")
-    separator = told or find_separator(head, expected, tab_first=tab_first)
+    separator = declared or find_separator(head, expected, tab_first=tab_first)
     with _text(file, where, suffix) as stream:
-        if told:
+        if declared:
             stream.readline()
         text = lines(stream, where)
         reader = csv.reader(text, delimiter=separator, skipinitialspace=True, strict=True)
         try:
-            return _rows(reader, where, separator, 1 if told else 0)
+            return _rows(reader, where, separator, 1 if declared else 0)
         except csv.Error as error:
             raise DatasetError(
-                f"{where}, line {reader.line_num + bool(told)}: {error}. A cell with quotes in it "
-                'is written "so ""quoted"" here"'
+                f"{where}, line {reader.line_num + bool(declared)}: {error}. A cell with quotes in "
+                'it is written "so ""quoted"" here"'
             ) from None
 
 

@@ -58,6 +58,6 @@ def shuffled_split(n: int, held_out: float) -> list[str]:
     random.Random(42).shuffle(order)  # Python's own, to be equal to the study's
     out = int(n * held_out)
     split = ["train"] * n
-    for place, row in enumerate(order[:out]):
-        split[row] = "val" if place < out // 2 else "test"
+    for rank, row in enumerate(order[:out]):
+        split[row] = "val" if rank < out // 2 else "test"
     return split

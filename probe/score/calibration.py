@@ -52,9 +52,9 @@ def reliability(y: Array, p: Array) -> list[dict[str, float]]:
     """
     confidence, right = (p.ravel(), y.ravel()) if y.ndim == 2 else confidence_of(y, p)
     confidence, right = confidence[~np.isnan(right)], right[~np.isnan(right)]
-    place = _bin(confidence)
+    bin_of = _bin(confidence)
     images, sure, hits = (
-        np.bincount(place, weights, BINS) for weights in (None, confidence, right)
+        np.bincount(bin_of, weights, BINS) for weights in (None, confidence, right)
     )
     return [
         {

@@ -24,21 +24,20 @@ def few(
     y (N,) or (N, L), subjects (N,). That is fewer than FEW subjects, or fewer than RARE of a class
     that is there, or of a side of a finding that has both.
     """
-    said = []
+    shortages = []
     if (count := len(np.unique(subjects))) < FEW:
-        said.append(f"{count} in all")
+        shortages.append(f"{count} in all")
     rare = sorted((count, k, side) for k, side, count in sides_of(y, subjects) if count < RARE)
     for count, k, side in rare:
         of = (
             f"of class {classes[k]}" if y.ndim == 1 else f"with{'' if side else 'out'} {classes[k]}"
         )
-        said.append(f"{count} {of}")
-    if not said:
+        shortages.append(f"{count} {of}")
+    if not shortages:
         return ""
-    more = f" and too few of {len(said) - SHOWN} more" if len(said) > SHOWN else ""
-    return (
-        f"few test {unit}s: {', '.join(said[:SHOWN])}{more}; no interval is sure to hold its 95 %"
-    )
+    more = f" and too few of {len(shortages) - SHOWN} more" if len(shortages) > SHOWN else ""
+    shown = ", ".join(shortages[:SHOWN])
+    return f"few test {unit}s: {shown}{more}; no interval is sure to hold its 95 %"
 
 
 def caveat(low: float, high: float, subjects: int, unit: str = "subject") -> str:

@@ -44,7 +44,7 @@ SAID = {
 }
 ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 NEAR = 1e-9  # of a bound, where draws that reach it are put
-LEAST = 3.0  # degrees of freedom; below, Student's quantile says nothing any more
+MIN_DF = 3.0  # degrees of freedom; below, Student's quantile says nothing any more
 # What a score can't be beyond; others are between 0 and 1.
 BOUNDS = dict.fromkeys(("kappa", "quadratic_kappa", "mcc"), (-1.0, 1.0)) | {
     "log_loss": (0.0, np.inf),
@@ -138,13 +138,13 @@ class Scale:
             return above
         return above - np.log(np.maximum(self.high - scores, NEAR))
 
-    def back(self, place: float) -> float:
-        """Return the score at a place."""
+    def back(self, value: float) -> float:
+        """Return the score at a value of the scale."""
         if self.low == -np.inf:
-            return place
+            return value
         if self.high == np.inf:
-            return float(self.low + np.exp(place))
-        return float(self.low + (self.high - self.low) * expit(place))
+            return float(self.low + np.exp(value))
+        return float(self.low + (self.high - self.low) * expit(value))
 
 
 def ends(scores: Array, factor: float) -> tuple[float, float]:
@@ -218,7 +218,7 @@ def stretch(moves: Array | None, y: NDArray[Any]) -> float:
     spread = np.square(squares).sum() - V * V / S
     freedom = 2 * V * V / spread if spread > 0 else np.inf
     classes = max(2, len(np.unique(y))) if y.ndim == 1 else 2
-    freedom = max(min(freedom, 2.0 * S / classes - 2), LEAST)
+    freedom = max(min(freedom, 2.0 * S / classes - 2), MIN_DF)
     return float(t.ppf(ENDS[1], freedom) / norm.ppf(ENDS[1]))
 
 
@@ -259,10 +259,10 @@ def _efron(
     for metric in metrics:
         value = values[metric.name]
         scores = resampled[metric.name][np.isfinite(resampled[metric.name])]
-        places = np.array(ENDS)
+        levels = np.array(ENDS)
         if bca and len(scores) and np.isfinite(value):
-            places = _bca(places, scores, value, _jackknife(metric, y, p, subject))
-        low, high = np.quantile(scores, places) if len(scores) else (np.nan, np.nan)
+            levels = _bca(levels, scores, value, _jackknife(metric, y, p, subject))
+        low, high = np.quantile(scores, levels) if len(scores) else (np.nan, np.nan)
         out[metric.name] = (float(low), float(high))
     return out
 
@@ -284,17 +284,17 @@ def _jackknife(
 
 
 def _bca(
-    places: NDArray[np.float64],
+    levels: NDArray[np.float64],
     scores: NDArray[np.float64],
     value: float,
     without: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return the quantiles that BCa takes for `places`: corrected for bias and acceleration."""
+    """Return the quantiles that BCa takes for `levels`: corrected for bias and acceleration."""
     below = ((scores < value).mean() + (scores <= value).mean()) / 2
     spread = without.mean() - without
     scale = 6 * ((spread**2).sum()) ** 1.5
     if not 0 < below < 1 or scale == 0:
-        return places  # every resample on one side, or nothing varies: nothing to correct by
+        return levels  # every resample on one side, or nothing varies: nothing to correct by
     bias, acceleration = norm.ppf(below), (spread**3).sum() / scale
-    z = bias + norm.ppf(places)
+    z = bias + norm.ppf(levels)
     return np.asarray(norm.cdf(bias + z / (1 - acceleration * z)))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a report reads log-odds and loads no torch
 Floats = NDArray[np.float64]
 
 
-def of_logits(logits: Tensor, kind: str) -> Tensor:
+def of_logits(logits: Tensor, link: str) -> Tensor:
     """Return log-odds (..., K), float64, of logits (..., K); kind "binary": (..., 1) to (..., 2).
 
     kind is "softmax", "sigmoid" (a logit per finding) or "binary" (one, of the second class). Of a
@@ -34,9 +34,9 @@ def of_logits(logits: Tensor, kind: str) -> Tensor:
     import torch
 
     logits = logits.double()
-    if kind == "sigmoid":
+    if link == "sigmoid":
         return logits
-    if kind == "binary":
+    if link == "binary":
         return torch.cat([-logits, logits], -1)
     if logits.shape[-1] == 2:
         return logits - logits.flip(-1)
@@ -60,7 +60,7 @@ def probabilities(z: Floats) -> Floats:
 
 
 def mean(z: Floats, unit: NDArray[np.integer[Any]], units: int) -> Floats:
-    """Return the log-odds (U, K) of each unit's mean probability; unit (N,) is an image's place.
+    """Return the log-odds (U, K) of the mean probability of units; unit (N,) is each image's.
 
     log of the sum of p less log of the sum of 1 - p: neither end of [0, 1] is rounded to.
     """

@@ -33,11 +33,11 @@ OF_FINDINGS = {"f1_macro": "f1"}  # of several findings per image F1 is their me
 
 def resolve(name: str, names: Collection[str]) -> str | None:
     """Return which of the names is meant, whatever its case, hyphens or alias; None for none."""
-    said = name.strip().lower().replace("-", "_").replace(" ", "_")
+    normalised = name.strip().lower().replace("-", "_").replace(" ", "_")
     for table in ({}, ALIASES, OF_FINDINGS):
-        if said not in names:
-            said = table.get(said, said)
-    return said if said in names else None
+        if normalised not in names:
+            normalised = table.get(normalised, normalised)
+    return normalised if normalised in names else None
 
 
 def list_from(name: str, names: Collection[str]) -> str:

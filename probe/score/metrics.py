@@ -104,13 +104,13 @@ def _mean(scorers: Callable[[], Iterator[Scorer]], p: Array) -> Scorer:
     kept = list(scorers()) if p.size <= KEPT else None
 
     def scorer(weights: Array) -> Array:
-        total, there = np.zeros(len(weights)), np.zeros(len(weights))
+        total, defined = np.zeros(len(weights)), np.zeros(len(weights))
         for one in kept or scorers():
             found = one(weights).reshape(len(weights), -1)
             total += np.nansum(found, axis=1)
-            there += (~np.isnan(found)).sum(1)
+            defined += (~np.isnan(found)).sum(1)
         with np.errstate(invalid="ignore"):
-            return total / there
+            return total / defined
 
     return scorer
 
@@ -176,8 +176,8 @@ def _brier_finding(truth: Array, p: Array) -> Scorer:
 
 def _f1_finding(truth: Array, p: Array) -> Scorer:
     """F1 of a finding at a probability of .5; NaN where it is never there."""
-    there, said = truth == 1, (p >= 0.5) & ~np.isnan(truth)
-    sums = ranking.totals(np.stack([there & said, there, said], axis=1).astype(float))
+    actual, predicted = truth == 1, (p >= 0.5) & ~np.isnan(truth)
+    sums = ranking.totals(np.stack([actual & predicted, actual, predicted], axis=1).astype(float))
 
     def scorer(weights: Array) -> Array:
         hits, positive, called = sums(weights).T
@@ -247,7 +247,7 @@ def find(name: str, task: str) -> Metric:
 
 
 def best_of(metric: Metric, scores: Array) -> int:
-    """Return the place of the best score (J,), of equals the first; undefined is worst."""
+    """Return the index of the best score (J,), the first of several; undefined is worst."""
     better = scores if metric.higher else -scores
     return int(np.argmax(np.where(np.isnan(scores), -np.inf, better)))
 
@@ -260,7 +260,7 @@ def unranked(y: Array, classes: Sequence[str]) -> list[str]:
         positive = np.bincount(y, minlength=len(classes))
         negative = len(y) - positive
     both = (positive > 0) & (negative > 0)
-    return [name for name, there in zip(classes, both, strict=True) if not there]
+    return [name for name, both_sides in zip(classes, both, strict=True) if not both_sides]
 
 
 def per_output(y: Array, p: Array, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:

@@ -74,11 +74,11 @@ def compare(
     """
     ours, theirs = _seeds(a), _seeds(b)
     value = mean_score(metric, y, ours) - mean_score(metric, y, theirs)
-    here = [anchored(metric, y, p, subject) for p in ours]
-    there = [anchored(metric, y, p, subject, turned=True) for p in theirs]
-    draws = bayesian([*here, *there], subject, n=n, rng=rng)
-    apart = draws[:, : len(here)].mean(1) - draws[:, len(here) :].mean(1)
-    moves = (mean_influences(side, y, subject) for side in (here, there))
+    our_scores = [anchored(metric, y, p, subject) for p in ours]
+    their_scores = [anchored(metric, y, p, subject, turned=True) for p in theirs]
+    draws = bayesian([*our_scores, *their_scores], subject, n=n, rng=rng)
+    apart = draws[:, : len(our_scores)].mean(1) - draws[:, len(our_scores) :].mean(1)
+    moves = (mean_influences(side, y, subject) for side in (our_scores, their_scores))
     low, high = ends(apart, stretch(_less(*moves), y))
     reach = Scale.of(metric.name, draws.ravel()).width  # no two scores are further apart
     low, high = max(min(low, value), -reach), min(max(high, value), reach)

@@ -96,8 +96,8 @@ def sensitivity_at(truth: Array, score: Array, *, specificity: float) -> Scorer:
             false = negative.cumsum(0) / negative.sum(0)
         allowed = false <= 1 - specificity + 1e-12  # 0.1 is more than 1 - 0.9 in floating point
         best = np.where(allowed, sensitivity, 0).max(0, initial=0)
-        there = (positive.sum(0) > 0) & (negative.sum(0) > 0)
-        return np.where(there, best, np.nan)
+        defined = (positive.sum(0) > 0) & (negative.sum(0) > 0)
+        return np.where(defined, best, np.nan)
 
     return scorer
 
@@ -111,12 +111,12 @@ def totals(columns: Array) -> Scorer:
     return lambda weights: (matrix @ weights.T).T
 
 
-def sums_by(place: Array, places: int, values: Array | None = None) -> Scorer:
-    """Return a function of weights (B, N): the sums of weights (times values) by place, (B, C).
+def sums_by(group: Array, groups: int, values: Array | None = None) -> Scorer:
+    """Return a function of weights (B, N): the sums of weights (times values) by group, (B, C).
 
-    place (N,) is 0 to places - 1 = C - 1.
+    group (N,) is 0 to groups - 1 = C - 1.
     """
-    matrix = _dealt(place, places, len(place), None, values)
+    matrix = _dealt(group, groups, len(group), None, values)
     return lambda weights: (matrix @ weights.T).T
 
 
@@ -151,19 +151,19 @@ def steps_of(truth: Array, score: Array, *, merge_positive: bool = False) -> Ste
     whole = bool(known.all())
     positive, score = (truth == 1, score) if whole else (truth[known] == 1, score[known])
     at: Array = np.unique(score[positive])  # ascending, (P,)
-    # Of 2 P + 1 places 2 j + 1 is at score j, 2 j between it and the one before.
-    place: Array = np.searchsorted(at, score)
-    tied = np.append(at, np.nan)[place] == score
-    place = 2 * place + tied
-    hits = np.bincount(place[positive], minlength=2 * len(at) + 1)
-    others = np.bincount(place, minlength=len(hits)) - hits
+    # Of 2 P + 1 steps 2 j + 1 is at score j, 2 j between it and the one before.
+    step: Array = np.searchsorted(at, score)
+    tied = np.append(at, np.nan)[step] == score
+    step = 2 * step + tied
+    hits = np.bincount(step[positive], minlength=2 * len(at) + 1)
+    others = np.bincount(step, minlength=len(hits)) - hits
     used = np.flatnonzero(hits + others)
     alone = others[used] == 0
     new = ~(alone[1:] & alone[:-1]) if merge_positive else np.ones(max(0, len(used) - 1), bool)
     order = np.zeros(len(hits), dtype=np.int32)
     order[used[1:]] = np.cumsum(new)
     count = int(order.max()) + 1 if len(used) else 0
-    row = (count - 1 - order)[place] + count * ~positive
+    row = (count - 1 - order)[step] + count * ~positive
     return Steps(_dealt(row, 2 * count, len(truth), None if whole else known), count)
 
 

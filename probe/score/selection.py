@@ -35,11 +35,11 @@ BETA = (1 - LEVEL) / 10  # of 5 %, what is spent on the bound that keeps the int
 class Chosen:
     """The best of M models.
 
-    place: which it is. p: for each model, of the best being better than it, adjusted for the search
+    index: which it is. p: for each model, of the best being better than it, adjusted for the search
     (1 for itself). estimate, ci_low, ci_high: its score, corrected for having been chosen.
     """
 
-    place: int
+    index: int
     value: float
     estimate: float
     ci_low: float
@@ -58,10 +58,10 @@ def choose(
     rng: np.random.Generator,
     best: int | None = None,
 ) -> Chosen:
-    """Return the best of models; each is the answers of one or more seeds, scored by their mean.
+    """Return the best of models; each has predictions of some seeds, scored by their mean.
 
-    y (N,) or (N, L); answers (N, K) or (N, L), what `metric` takes; subject (N,). `best` is its
-    place where that is known already: of equal scores it may be any.
+    y (N,) or (N, L); predictions (N, K) or (N, L), what `metric` takes; subject (N,). `best` is its
+    index where that is known already: of equal scores it may be any.
     """
     sign = 1.0 if metric.higher else -1.0
     owner = np.repeat(np.arange(len(models)), [len(seeds) for seeds in models])
@@ -83,7 +83,7 @@ def choose(
     spread = (on_scale - on_scale.mean(0)) * stretch(None if moved is None else moved[best], y)
     least, most = winners_interval(centre, spread, best)
     middle = min(max(float(centre[best]) - winners_bias(centre, spread), least), most)
-    low, estimate, high = sorted(scale.back(sign * place) for place in (least, middle, most))
+    low, estimate, high = sorted(scale.back(sign * value) for value in (least, middle, most))
     return Chosen(best, sign * float(values[best]), estimate, low, high, p.tolist(), 1 / (n + 1))
 
 
@@ -184,8 +184,8 @@ def winners_interval(centre: Array, noise: Array, best: int) -> tuple[float, flo
         """Return P(X <= y) where the winner's score is `mean`."""
         low, high = max(floor, mean - reach), min(roof, mean + reach)
         start, end = norm.cdf([(low - mean) / error, (high - mean) / error])
-        here = norm.cdf((y - mean) / error)
-        return float((here - start) / (end - start)) if end > start else 0.5
+        at_value = norm.cdf((y - mean) / error)
+        return float((at_value - start) / (end - start)) if end > start else 0.5
 
     alpha = ((1 - LEVEL) - BETA) / (1 - BETA)
     least, most = y - reach * (1 - 1e-9), y + reach * (1 - 1e-9)

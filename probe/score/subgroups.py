@@ -102,9 +102,9 @@ def _grouped(values: NDArray[Any]) -> NDArray[Any]:
     except ValueError:
         return values
     edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
-    place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
+    quartile = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
     digits = len(f"{edges[-1]:g}".split(".")[0])
     names = np.array([f"{a:0{digits}g} to {b:0{digits}g}" for a, b in pairwise(edges)])
     out = np.full(len(values), "", dtype=names.dtype)
-    out[given] = names[place]
+    out[given] = names[quartile]
     return out

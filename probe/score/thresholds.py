@@ -71,16 +71,16 @@ def at_thresholds(
             "log_odds": threshold if np.isfinite(threshold) else None,
         }
         for side, rate in ((1, "sensitivity"), (0, "specificity")):
-            there = truth == side
+            on_side = truth == side
             if not known.any():
                 continue
-            if not there.any():
+            if not on_side.any():
                 out[name][rate] = dict.fromkeys(("value", "ci_low", "ci_high"))
                 continue
             metric = Metric(rate, rate, partial(_rate, side=side), "at a threshold")
             rng = np.random.default_rng(seed)
-            said = truth[there], called[there], predictions.subjects[there]
-            out[name] |= intervals([metric], *said, n=n, rng=rng, method=method)
+            arrays = truth[on_side], called[on_side], predictions.subjects[on_side]
+            out[name] |= intervals([metric], *arrays, n=n, rng=rng, method=method)
     return out
 
 
@@ -88,8 +88,8 @@ def _rate(
     truth: NDArray[Any], called: NDArray[Any], *, side: int
 ) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return a function of weights: the share of one side that is called right."""
-    there = (truth == side).astype(float)
-    sums = totals(np.stack([there * (called == side), there], axis=1))
+    on_side = (truth == side).astype(float)
+    sums = totals(np.stack([on_side * (called == side), on_side], axis=1))
 
     def scorer(weights: NDArray[Any]) -> NDArray[Any]:
         hits, of = sums(weights).T

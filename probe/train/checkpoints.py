@@ -77,9 +77,9 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any
         check_size(file := folder / f"{name}.optimizer", f"the tensors of {file.name}")
         optimizer = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # damaged files raise errors of many kinds
-        kind = "" if isinstance(error, BackboneError) else f"{type(error).__name__}: "
+        error_type = "" if isinstance(error, BackboneError) else f"{type(error).__name__}: "
         raise ProbeError(
-            f"{folder} holds a checkpoint that can't be read ({kind}{error}); "
+            f"{folder} holds a checkpoint that can't be read ({error_type}{error}); "
             "move it away to start anew"
         ) from None
     return state, model, optimizer

@@ -103,10 +103,10 @@ def depths(backbone: Backbone) -> dict[str, int]:
     What is registered before the first block counts as before it.
     """
     module, blocks = backbone.module, backbone.network.blocks
-    place = {id(p): 1 + i for i, block in enumerate(blocks) for p in block.parameters()}
+    depth_of = {id(p): 1 + i for i, block in enumerate(blocks) for p in block.parameters()}
     found, seen = {}, False
     for name, parameter in module.named_parameters():
-        depth = place.get(id(parameter))
+        depth = depth_of.get(id(parameter))
         seen |= depth is not None
         found[name] = depth if depth is not None else (len(blocks) + 1) * seen
     return found
