@@ -150,6 +150,28 @@ def _chosen(
     )
 
 
+@dataclass(frozen=True)
+class _Voters:
+    """Training rows (n, D) that vote for the classes of others, by votes (n, K)."""
+
+    features: Features
+    votes: torch.Tensor
+    temperature: float
+    device: str
+
+    def log_odds(self, X: torch.Tensor, *, k: int) -> torch.Tensor:
+        """Return what all of them say of rows (m, D): (m, K)."""
+        votes = self.votes.to(self.device)
+        chunks, temperature = self.features.chunks(), self.temperature
+        return vote(chunks, votes, X.to(self.device), k=[k], temperature=temperature)[0]
+
+    def of_held_out(self, held: NDArray[np.bool_], k: Sequence[int]) -> torch.Tensor:
+        """Return what the others say of rows that are held out (n,), for each k: (k, m, K)."""
+        votes = self.votes[torch.from_numpy(~held)].to(self.device)
+        X = torch.cat(list(_chunks(self.features, held))).to(self.device)
+        return vote(_chunks(self.features, ~held), votes, X, k=k, temperature=self.temperature)
+
+
 def neighbours(
     features: Features,
     y: NDArray[Any],
@@ -166,44 +188,30 @@ def neighbours(
     A k is left out where it is more than the rows that vote, on a fold or in all. Raises ProbeError
     where none is left.
     """
-    found, tried = [], k
+    found = []
     for subset in subsets:
-        k, left_out = _that_fit(tried, subset)
-        mine, labels = features.take(subset.rows), y[subset.rows]
+        tried, left_out = _that_fit(k, subset)
+        labels, held_out = y[subset.rows], subset.folds.held_out
         votes = torch.from_numpy(np.eye(len(classes))[labels] if y.ndim == 1 else labels)
-        scores = np.full((len(k), len(subset.folds.held_out)), np.nan)
-        for f, held in enumerate(subset.folds.held_out):
-            cast = votes[torch.from_numpy(~held)].to(device)
-            X = torch.cat(list(_chunks(mine, held))).to(device)
-            z = vote(_chunks(mine, ~held), cast, X, k=k, temperature=temperature)
-            scores[:, f] = _scores(metric, labels[held], z)
-        best = int(k[best_of(scores, metric)]) if len(subset.folds.held_out) else min(k)
+        voters = _Voters(features.take(subset.rows), votes, temperature, device)
+        scores = np.full((len(tried), len(held_out)), np.nan)
+        for f, held in enumerate(held_out):
+            scores[:, f] = _scores(metric, labels[held], voters.of_held_out(held, tried))
+        best = int(tried[best_of(scores, metric)]) if len(held_out) else min(tried)
 
         def of_rows(
-            f: int,
-            held: NDArray[np.bool_],
-            mine: Features = mine,
-            votes: torch.Tensor = votes,
-            k: int = best,
+            _: int, held: NDArray[np.bool_], voters: _Voters = voters, best: int = best
         ) -> torch.Tensor:
-            X = torch.cat(list(_chunks(mine, held))).to(device)
-            cast = votes[torch.from_numpy(~held)].to(device)
-            return vote(_chunks(mine, ~held), cast, X, k=[k], temperature=temperature)[0]
-
-        def log_odds(
-            X: torch.Tensor, mine: Features = mine, votes: torch.Tensor = votes, k: int = best
-        ) -> torch.Tensor:
-            X = X.to(device)
-            return vote(mine.chunks(), votes.to(device), X, k=[k], temperature=temperature)[0]
+            return voters.of_held_out(held, [best])[0]
 
         found.append(
             Selection(
-                log_odds=log_odds,
+                log_odds=partial(voters.log_odds, k=best),
                 head=None,
                 C=None,
                 folds={
                     "kind": subset.folds.kind,
-                    "k": list(k),
+                    "k": list(tried),
                     "chosen": best,
                     "temperature": temperature,
                     "scores": _jsonable(scores),

@@ -14,7 +14,8 @@ from typing import Any
 from features.cluster import Cluster
 from features.distributed import fill_by
 from features.extract import Progress as Images
-from probe.grid import Cell, Outcome, attempt, by_data_set, divide, log, prepare, said
+from probe.cells import Cell
+from probe.grid import Outcome, attempt, by_data_set, divide, log, prepare, said
 
 
 class Worker:

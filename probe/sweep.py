@@ -8,8 +8,8 @@ together.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,114 +19,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.effects import without_effect
 from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
-from probe import choose, protocols, results, splits
+from probe import choose, results, splits
 from probe.choose import Fit, Selection, TrainingSet
-from probe.data import Data, Features, load
+from probe.data import Data, load
 from probe.heads import Head, fit_heads
 from probe.identity import Identity, data_of
-from probe.protocols import Protocol
+from probe.probing import ProbeSettings, Settings
 from probe.score import metrics
 from probe.score.predictions import (
     LabelledPredictions,
-    Scoring,
     check_scoring,
     labelled_predictions,
 )
 from probe.solve.path import Progress
 from probe.tested import audited, evaluate, metric_of, predictions_of, remarks, scored
 
-
-@dataclass(frozen=True)
-class Settings(Scoring):
-    """How to probe, as asked. None takes the protocol's, the store's or the task's own."""
-
-    protocol: str = "dinov2-logreg"
-    head: str | None = None  # linear or knn
-    feature: str | None = None  # "all": every vector in the store
-    metric: str | None = None
-    C: tuple[float, ...] | None = None
-    k: tuple[int, ...] | None = None
-    temperature: float | None = None
-    folds: int | None = None
-    shots: tuple[int | None, ...] | None = None  # training images per class; None in it: all
-    seeds: int | None = None  # draws of each number of shots
-    control: str | None = None  # "shuffle": fit to shuffled labels as well
-    uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
-    strict_splits: bool = without_effect(False)  # refuse splits that leak
-    device: str = without_effect("cpu")
-    tol: float = 1e-6
-
-    def resolve(self) -> ProbeSettings:
-        """Return the settings with the protocol's values where none is given.
-
-        Raises ProbeError where the protocol has none for the head.
-        """
-        protocol = protocols.find(self.protocol)
-        head = self.head or protocol.head
-        if head != protocol.head and self.protocol != Settings.protocol:
-            raise ProbeError(f"protocol {protocol.name} has a {protocol.head} head, not {head}")
-        if protocol.trained:
-            raise ProbeError(
-                f"protocol {protocol.name} trains its head by epochs: see probe.train.finetune"
-            )
-        if self.C and (protocol.l2 is not None or protocol.per_size is not None):
-            raise ProbeError(f"protocol {protocol.name} has its own penalty: leave --C out")
-        if head == "knn" and self.C:
-            raise ProbeError("a knn head has no strengths: leave --C out, or take --head linear")
-        if head != "knn" and (self.k or self.temperature):
-            raise ProbeError("--k and --temperature are of --head knn: leave them out")
-        if head == "knn":
-            protocol = protocols.find("knn") if protocol.head != "knn" else protocol
-        scoring = {one.name: getattr(self, one.name) for one in fields(Scoring)}
-        return ProbeSettings(
-            **scoring,
-            protocol=protocol,
-            head=head,
-            C=tuple(sorted(self.C or protocol.C)),
-            k=tuple(sorted(self.k or protocol.k)),
-            temperature=self.temperature or protocol.temperature,
-            folds=self.folds or protocol.folds,
-            shots=self.shots or protocol.shots,
-            seeds=self.seeds or protocol.seeds,
-            control=self.control or "",
-            uncertain=self.uncertain,
-            device=self.device,
-            tol=self.tol,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeSettings(Scoring):
-    """How to probe, with nothing left open; fields as those of Settings."""
-
-    protocol: Protocol
-    head: str
-    C: tuple[float, ...]  # empty where the protocol's strengths depend on the size of a problem
-    k: tuple[int, ...]
-    temperature: float
-    folds: int
-    shots: tuple[int | None, ...]
-    seeds: int
-    control: str  # "" for none
-    uncertain: str
-    device: str
-    tol: float
-
-    def strengths(self, features: Features, classes: Sequence[str]) -> tuple[float, ...]:
-        """Return the C to try on features (N, D) of K classes."""
-        return self.C or self.protocol.of_size(features.width, len(classes))
-
-    def of_head(self, C: Sequence[float]) -> dict[str, Any]:
-        """Return what changes the head beyond an Identity's own fields; C are those tried."""
-        if self.head == "knn":
-            tried: dict[str, Any] = {"k": list(self.k), "temperature": self.temperature}
-        else:
-            tried = {"C": list(C), "tol": self.tol}
-        return tried | {"folds": self.folds}
+__all__ = ["Settings", "probe", "probe_all"]
 
 
 def probe(path: Path, **given: Any) -> results.Result:

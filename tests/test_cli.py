@@ -327,7 +327,7 @@ def test_options_that_do_nothing_or_can_t_be_followed_are_refused_before_any_fit
         y, subject=subject, split=np.where(np.arange(80) // 4 % 4, "train", "test")
     )
     store = str(make_store(tmp_path / "b.h5", rng.standard_normal((80, 4)), manifest))
-    monkeypatch.setattr(sweep, "_choose", lambda *_, **__: pytest.fail("heads were fitted"))
+    monkeypatch.setattr(sweep._Problem, "choose", lambda *_, **__: pytest.fail("heads were fitted"))
     for words, said in (
         (["--by", "nosuch"], "has no column 'nosuch'"),
         (["--aggregate", "max"], "have different classes"),

@@ -26,7 +26,7 @@ from features.fingerprint import in_words
 from features.manifest import digest
 from features.plan import Settings
 from features.store import FeatureStore
-from probe.grid import digest_of
+from probe.cells import digest_of
 from probe.results import load
 
 rng = np.random.default_rng(0)

@@ -12,15 +12,8 @@ from features.arguments import together
 from features.console import FILE, echo
 
 if TYPE_CHECKING:
-    from probe import sweep
-    from probe.train import finetune
+    pass
 
-# Options that training.Training, and an appended DeiT, have under the same names.
-LOOP = (
-    *("epochs", "batch_size", "accumulate", "checkpointing", "lr", "weight_decay", "warmup"),
-    *("schedule", "clip", "layer_decay", "patience", "balance", "mixed"),
-)
-DEIT = ("head_size", "head_weights")
 
 POSITIVE = click.IntRange(min=1)
 SHARE = click.FloatRange(0, 1, min_open=True)
@@ -237,64 +230,6 @@ loop_options = together(  # of the training loop
 )
 
 
-def scoring_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the scoring options but the seeds, by the names of evaluation.Scoring and settings."""
-    names = ("metric", "uncertain", "bootstrap", "interval", "by", "aggregate", "unit", "threshold")
-    if given["unit"] != "subject" and given["aggregate"] is None:
-        raise click.UsageError(
-            f"--unit {given['unit']} joins nothing: give --aggregate mean or max"
-        )
-    return {name: given[name] for name in (*names, "strict_splits")}
-
-
-def probing_of(given: dict[str, Any], **more: Any) -> sweep.Settings:
-    """Return what to probe, and how."""
-    from features.devices import resolve_device
-    from probe.sweep import Settings
-
-    names = ("feature", "temperature", "folds", "control", "seeds", "seed")
-    return Settings(
-        C=parse_strengths(given["strengths"]),
-        k=parse_counts(given["neighbours"], "--k"),
-        shots=parse_shots(given["shots"]),
-        device=resolve_device(given["device"]),
-        **{name: given[name] for name in names},
-        **scoring_of(given),
-        **more,
-    )
-
-
-def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Settings:
-    """Return what to train, and how, with one seed."""
-    from features.devices import resolve_device
-    from probe.train.finetune import Settings
-    from probe.train.training import Training
-
-    training = Training(
-        **{name: given[name] for name in LOOP},
-        augment=not given["no_augment"],
-        tensorboard=str(given["tensorboard"]) if given["tensorboard"] else None,
-        device=resolve_device(given["device"]),
-        seed=seed,
-    )
-    rest = {name: given[name] for name in DEIT} | scoring_of(given)
-    return Settings(**rest, **more, seed=seed, training=training)
-
-
-def seeds_of(given: dict[str, Any]) -> range:
-    """Return the seeds of runs."""
-    return range(given["seed"], given["seed"] + (given["seeds"] or 1))
-
-
-def refuse_seeds(settings: sweep.Settings) -> None:
-    """Raise UsageError where --seeds asks for draws, and there is nothing to draw."""
-    if settings.seeds is not None and settings.resolve().shots == (None,):
-        raise click.UsageError(
-            "--seeds draws training images, and all are taken: give --shots, such as --shots 1,4, "
-            "or leave --seeds out (--seed deals the folds)"
-        )
-
-
 def is_number(text: str) -> bool:
     """Say whether a word is a number, perhaps with a comma at its end."""
     try:
@@ -330,39 +265,3 @@ def say_added(out: Path) -> None:
         "same. Take -o for a folder of its own",
         err=True,
     )
-
-
-def parse_strengths(text: str | None) -> tuple[float, ...] | None:
-    """Return the values of --C."""
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or not all(0 < v < float("inf") for v in values):
-        raise click.BadParameter(
-            f"{text!r}: want positive numbers with commas between them", param_hint="--C"
-        )
-    return values
-
-
-def parse_counts(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Return the values of --k: whole numbers from 1 on."""
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(
-            f"{text!r}: want whole numbers from 1 on with commas between them", param_hint=option
-        )
-    return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-def parse_shots(text: str | None) -> tuple[int | None, ...] | None:
-    """Return the values of --shots, None for all."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    few = parse_counts(",".join(p for p in parts if p != "all") or None, "--shots") or ()
-    return (*few, None) if "all" in parts else few

@@ -26,9 +26,8 @@ from probe.commands.arguments import (
     results_option,
     say_added,
     scoring_options,
-    seeds_of,
-    training_of,
 )
+from probe.commands.settings import seeds_of, training_of
 
 if TYPE_CHECKING:
     from probe.results import Result
@@ -102,7 +101,8 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
     medprobe finetune csv:labels.csv -m efficientnet_lite0 --epochs 10
     """
     from features.datasets import open_dataset
-    from probe.grid import TrainCell, prepare
+    from probe.cells import TrainCell
+    from probe.grid import prepare
     from probe.train.training import processes
 
     manifest = open_dataset(dataset, options_of(given))

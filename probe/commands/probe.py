@@ -23,21 +23,16 @@ from features.console import (
     provenance,
 )
 from probe.commands.arguments import (
-    DEIT,
-    LOOP,
     deit_options,
     loop_options,
-    probing_of,
     probing_options,
-    refuse_seeds,
     refuse_spaces,
     results_option,
     say_added,
     scoring_options,
-    seeds_of,
-    training_of,
 )
 from probe.commands.finetune import about_labels, say, say_notes, say_tuned
+from probe.commands.settings import DEIT, LOOP, probing_of, refuse_seeds, seeds_of, training_of
 
 if TYPE_CHECKING:
     from features.cluster import Cluster

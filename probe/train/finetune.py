@@ -167,7 +167,7 @@ def _train_and_test(
     history = _trained(model, run, say)
     predictions, evaluation, notes = _tested(model, run)
     seconds = round(time.perf_counter() - started, 3)
-    result = _result(run, history, evaluation, notes=notes, seconds=seconds, about=about)
+    result = replace(_result(run, history, evaluation, about), notes=notes, seconds=seconds)
     if processes(run.settings.training.device).is_main_process:
         _write(run.out, result, _saved(model, run, history), predictions)
     return result
@@ -241,12 +241,9 @@ def _result(
     run: Run,
     history: list[dict[str, Any]],
     evaluation: results.Evaluation,
-    *,
-    notes: list[str],
-    seconds: float,
     about: Mapping[str, Any],
 ) -> results.Result:
-    """Return a run's line of results.jsonl."""
+    """Return a run's line of results.jsonl, without its time and notes."""
     rows, settings, folder = run.rows, run.settings, run.identity.folder
     best = best_of(history, rows.task.metric)
     unit = "" if settings.aggregate is None else "_" + filename(settings.scored_by)
@@ -263,14 +260,13 @@ def _result(
         predictions=(folder / f"predictions{unit}.csv").as_posix(),
         heads=(folder / "run.json").as_posix(),
         converged=True,
-        seconds=seconds,
+        seconds=0.0,
         command=str(about.get("command", "")),
         versions=dict(about.get("versions", {})),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         audit=rows.audit,
         history=history,
         tuned={name: getattr(settings, name) for name in tuned},
-        notes=notes,
     )
 
 
