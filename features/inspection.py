@@ -83,6 +83,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "task": manifest.task,
         "classes": list(manifest.classes),
         "label_from": manifest.label_from,
+        "labelled_by": manifest.labelled_by,
         "splits": {
             s: int((manifest.split == s).sum()) for s in dict.fromkeys(manifest.split.tolist())
         },

@@ -127,6 +127,7 @@ def build(
                     "note": manifest.note,
                     "label_from": manifest.label_from,
                     "order_from": manifest.order_from,
+                    "labelled_by": manifest.labelled_by,
                     "checksum": manifest_checksum(known),
                 },
             )

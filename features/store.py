@@ -228,6 +228,7 @@ class FeatureStore:
             note=self.about["note"],
             label_from=self.about.get("label_from", ""),  # stores of earlier versions have none
             order_from=self.about.get("order_from", ""),
+            labelled_by=self.about.get("labelled_by", ""),
             columns={
                 name.removeprefix(COLUMNS): decode(column.read())
                 for name, column in self.columns.items()

@@ -105,6 +105,7 @@ class Result:
     extraction: dict[str, Any] = field(default_factory=dict)  # how its features were made
     label_from: str = ""  # the column of the table that labels are from
     positive: str = ""  # of two classes the one that counts as positive
+    labelled_by: str = ""  # the command that gave the store its labels and splits
 
     @property
     def identity(self) -> Identity:

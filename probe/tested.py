@@ -75,6 +75,7 @@ def tested(
         "task": manifest.task,
         "classes": list(manifest.classes),
         "label_from": manifest.label_from,
+        "labelled_by": manifest.labelled_by,
         "positive": positive_of(manifest),
         "metric": metric.name,
         "metrics": scores,

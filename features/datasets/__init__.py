@@ -127,6 +127,7 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
     manifest = source.read(place, options)
     if options.limit:
         manifest = limited(manifest, options.limit, seed=options.seed)
+    manifest = replace(manifest, labelled_by=options.command if options.labelled else "")
     return replace(manifest, dataset=check_name(options.name)) if options.name else manifest
 
 

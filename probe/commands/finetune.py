@@ -38,9 +38,6 @@ from probe.commands.arguments import (
 if TYPE_CHECKING:
     from probe.results import Result
 
-# Metrics of two classes that are of the positive one.
-OF_POSITIVE = {"auroc", "average_precision", "sensitivity_at_90", "f1"}
-
 
 @click.command()
 @click.argument("dataset")
@@ -160,7 +157,7 @@ def about_labels(result: Result) -> str:
     said = ""
     if result.label_from not in ("", "label", "label_*"):
         said += f"; labels: {result.label_from}"
-    if result.positive and result.metric in OF_POSITIVE:
+    if result.positive:
         said += f"; positive: {result.positive}"
     return said
 

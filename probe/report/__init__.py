@@ -230,7 +230,7 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
     """Return the panels of each data set, with what its stores and images still give."""
     from probe.report.thumbnails import LIMIT, thumbnails
 
-    closer = run(partial(_closely, private=options.private), leads, few=FEW)
+    closer = run(partial(closely, private=options.private), leads, few=FEW)
     groups: dict[str, list[tuple[Panel, Stored | None]]] = {}
     for one, stored in closer:
         groups.setdefault(one.cell.result.dataset, []).append((one, stored))
@@ -248,15 +248,19 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
             ids += first.map.ids if first.map else []
             limit = LIMIT // len(groups)
             pictures = thumbnails(first, ids, dicom=options.dicom, fetch=options.fetch, limit=limit)
-        line, audit = audited(first, stem_of(one.cell), private=options.private)
+        line, audit = "", None
+        if whole := next(((one, stored) for one, stored in there if not stored.anew), None):
+            one, first = whole
+            line, audit = audited(first, stem_of(one.cell), private=options.private)
         out.append(Dataset(name, panels, audit, line, first.bad, pictures))
     return out
 
 
-def _closely(cell: Cell, *, private: bool) -> tuple[Panel, Stored | None]:
+def closely(cell: Cell, *, private: bool) -> tuple[Panel, Stored | None]:
     """Return one result's panel, and its store where it still is."""
     stem = stem_of(cell)
-    one, stored = panel(cell, stem), look(cell, stem, private=private)
+    stored, remark = look(cell, stem, private=private)
+    one = replace(panel(cell, stem), store=remark)
     if stored and stored.map:
         one.charts.append(stored.map)
     return one, stored
@@ -276,14 +280,16 @@ def provenance(cells: Sequence[Cell]) -> Table:
             *(r.dataset, r.backbone, r.weights, r.scenario, r.feature, r.protocol),
             *(in_words(r.metric), Scored(r.value, r.ci_low, r.ci_high)),
             *("all" if r.shots is None else r.shots, r.seed, r.store, r.store_fingerprint),
-            *(r.split_digest, r.command, round(r.seconds, 1), r.created),
+            *(r.split_digest, r.label_from, r.labelled_by, r.command),
+            *(round(r.seconds, 1), r.created),
             ", ".join(f"{name} {version}" for name, version in sorted(r.versions.items())),
         ]
         for r in (cell.result for cell in cells)
     ]
     names = ["dataset", "backbone", "weights", "scenario", "feature", "protocol", "metric", "value"]
-    names += ["shots", "seed", "store", "store fingerprint", "split digest", "command", "seconds"]
-    return Table("provenance", "Provenance", [*names, "created", "versions"], rows)
+    names += ["shots", "seed", "store", "store fingerprint", "split digest", "label column"]
+    names += ["labelled by", "command", "seconds", "created", "versions"]
+    return Table("provenance", "Provenance", names, rows)
 
 
 def slug(text: str) -> str:
@@ -322,5 +328,6 @@ def html(report: Report, options: Options, stills: Mapping[str, str] | None = No
             for name in ("protocol", "seed", "shots")
         },
         versions={str(sorted(r.versions.items())) for r in results},
+        labelled=any(r.label_from or r.labelled_by for r in results),
         **scripts(),
     )

@@ -49,6 +49,12 @@ class Cell:
         return self.result.weights == "random"
 
     @property
+    def positive(self) -> str:
+        """Return which of two classes is the positive one, the last; "" where there are not two."""
+        two = self.result.task == "multiclass" and len(self.result.classes) == 2
+        return self.result.classes[1] if two else ""
+
+    @property
     def name(self) -> str:
         """Return its model's name: the backbone, and of the rest what varies."""
         return in_one(self.parts)
@@ -195,6 +201,7 @@ def _nameless(result: Result) -> Result:
         result,
         store=_last(result.store),
         command=_without_folders(result.command),
+        labelled_by=_without_folders(result.labelled_by),
         predictions="",
         heads="",
         tuned=result.tuned | ({"head_weights": _last(weights)} if weights else {}),

@@ -33,7 +33,10 @@ def _metrics(r: Result, stem: str) -> Table:
         for name, m in sorted(r.metrics.items())
         if name != r.metric
     ]
-    return Table(f"{stem}-metrics", "Other metrics", ["metric", "value"], rows)
+    caption = "Other metrics"
+    if r.task == "multiclass" and len(r.classes) == 2:
+        caption += f"; positive class: {r.classes[1]}"
+    return Table(f"{stem}-metrics", caption, ["metric", "value"], rows)
 
 
 def _groups(r: Result, stem: str) -> list[Table]:
@@ -79,7 +82,8 @@ def _thresholds(r: Result, stem: str) -> list[Table]:
         rates = [t.get(rate) or {} for rate in ("sensitivity", "specificity")]
         scored = [Scored(m.get("value"), m.get("ci_low"), m.get("ci_high")) for m in rates]
         rows.append([name, t["threshold"], *scored])
-    names = ["output", "threshold", "sensitivity", "specificity"]
+    first = "finding" if r.task == "multilabel" else "positive class"
+    names = [first, "threshold", "sensitivity", "specificity"]
     rule, on = (r.thresholds.get(key, "") for key in ("rule", "chosen_on"))
     caption = f"At a threshold, chosen by {rule} on {on}, not on the test split"
     return [Table(f"{stem}-thresholds", caption, names, rows)]

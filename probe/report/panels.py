@@ -35,6 +35,7 @@ class Panel:
 
     cell: Cell
     inspect: str  # the command that names the bad images
+    store: str = ""  # what is said of its store where that isn't as it was
     charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     mistakes: list[Example] = field(default_factory=list)
