@@ -233,6 +233,8 @@ def show_audit(found: Audit) -> None:
         echo(f"and {len(shown) - 50} more: --json has all")
     if found.n_near:
         echo("Near-duplicates are a suspicion, and do not count as a leak.")
+    for line in found.advice():
+        echo(line)
 
 
 COMMANDS = (inspect, verify, audit)  # in order of use

@@ -226,7 +226,7 @@ def test_groups_and_the_audit_are_printed(store, tmp_path):
     output = CliRunner().invoke(cli, [str(w) for w in words]).output
     assert "  sex F: accuracy " in output
     assert "subjects (few)" in output
-    assert "no leak between splits found in subjects, bytes" in output
+    assert "no leak found: the splits share no subject and no identical file" in output
     document = CliRunner().invoke(cli, [*map(str, words), "--json"])
     assert json.loads(document.stdout)[0]["subgroups"][0]["column"] == "sex"
 
@@ -240,7 +240,7 @@ def test_the_report_says_groups_thresholds_their_origin_and_the_audit(store, tmp
         "sex F (few)</bdi>",
         "chosen by youden on 3 stratified folds by subject, seed 0, not on",
         "Interval: <bdi>BCa bootstrap by subject, 200 resamples, 95 %</bdi>",
-        "Splits: <bdi>no leak between splits found in subjects, bytes</bdi>",
+        "Splits: <bdi>no leak found: the splits share no subject and no identical file</bdi>",
     ):
         assert words in page
 

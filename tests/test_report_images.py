@@ -76,7 +76,7 @@ def test_the_map_the_audit_and_bad_images_come_from_the_store(tmp_path):
     manifest = stored(tmp_path)
     report = make([tmp_path], Options())
     (ward,) = report.datasets
-    assert ward.line == "no leak between splits found in subjects, bytes"
+    assert ward.line == "no leak found: the splits share no subject and no identical file"
     assert ward.bad.rows == [["id-scan-4045.png", "can't read scan-4045.png"]]
     (points,) = [c for c in ward.panels[0].charts if c.kind == "points"]
     assert points.ids == [i for i in manifest.id if i != "id-scan-4045.png"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
         return
     for result in found if not json_ else ():
         say_tuned(result, out)
-        echo(f"  {result.audit['line']}", err=True)
+        say_audit(result)
     if json_:
         as_json([asdict(result) for result in found])
 
@@ -169,6 +170,15 @@ def say_notes(result: Result) -> None:
     for note in result.notes:
         if TOLD.match(note):
             echo(f"  {note}", err=True)
+
+
+def say_audit(result: Result) -> None:
+    """Print on standard error what the audit of the splits found, and where there is more."""
+    found = result.audit
+    echo(f"  {found['line']}", err=True)
+    if found["leaks"] or found["conflicts"]:
+        store = shlex.quote(result.store)
+        echo(f"  which images, and what to do: medprobe audit {store}", err=True)
 
 
 def say_tuned(result: Result, out: Path) -> None:

@@ -37,7 +37,7 @@ from probe.commands.arguments import (
     seeds_of,
     training_of,
 )
-from probe.commands.finetune import about_labels, say, say_notes, say_tuned
+from probe.commands.finetune import about_labels, say, say_audit, say_notes, say_tuned
 
 if TYPE_CHECKING:
     from features.cluster import Cluster
@@ -179,7 +179,7 @@ def say_results(results: Sequence[Result], out: Path, *, trained: bool) -> None:
     if len(results) > 1 and not trained and results[0].heads:
         echo(f"  heads: in {(out / results[0].heads).parent.parent}")
     say_draws(results)
-    echo(f"  {results[0].audit['line']}", err=True)
+    say_audit(results[0])
 
 
 def refuse(trained: bool) -> None:

@@ -49,6 +49,12 @@ class Cell:
         return self.result.weights == "random"
 
     @property
+    def leak(self) -> str:
+        """Say what of its splits leaks, as in "the splits leak: 1 subject is in ..."; else ""."""
+        found = self.result.audit
+        return str(found.get("line", "")).partition(";")[0] if found.get("leaks") else ""
+
+    @property
     def positive(self) -> str:
         """Return which of two classes is the positive one, the last; "" where there are not two."""
         two = self.result.task == "multiclass" and len(self.result.classes) == 2
