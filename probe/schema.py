@@ -54,12 +54,14 @@ class Folds(TypedDict):
 
 
 class Output(TypedDict):
-    """Of one class or finding."""
+    """Of one class or finding; of a finding, with the interval of its AUROC."""
 
     auroc: Share | None
     average_precision: Share | None
     positives: Size | None
     negatives: Size | None
+    ci_low: NotRequired[Value]
+    ci_high: NotRequired[Value]
 
 
 class Bin(TypedDict):
@@ -91,6 +93,8 @@ class Threshold(TypedDict):
 
     threshold: float | None
     log_odds: NotRequired[float | None]
+    positives: NotRequired[Size]
+    negatives: NotRequired[Size]
     sensitivity: NotRequired[Scored]
     specificity: NotRequired[Scored]
 

@@ -19,11 +19,15 @@ from probe.score.evaluation import LabelledPredictions, Scoring
 from probe.score.intervals import intervals
 from probe.score.metrics import Metric
 
+NONE = {"no finding", "no findings", "none", "normal", "healthy", "no abnormality"}  # as findings
 ALONE = "test images have no {}: each is scored as one of its own"
 ORDER = "quadratic_kappa takes the classes in this order: "
 
 # Notes that a command prints with a result.
-TOLD = re.compile(r"quadratic_kappa takes |k = [\d, ]+ left out|\d+ test images have no ")
+TOLD = re.compile(
+    r"quadratic_kappa takes |k = [\d, ]+ left out|\d+ test images have no "
+    r"|.* is in the mean like a "
+)
 
 
 def metric_of(manifest: Manifest, asked: str | None) -> Metric:
@@ -146,6 +150,7 @@ def remarks(
     if untaught := metrics.unranked(y_train, manifest.classes):
         not_scored = "" if y_train.ndim == 1 else ", so not scored"
         notes.append(f"one side only in training{not_scored}: {', '.join(untaught)}")
+    notes += nothing_found(manifest, found)
     if uncertain:
         notes.append(f"uncertain labels: {uncertain}")
     if not predictions.has_subjects:
@@ -153,6 +158,25 @@ def remarks(
     ends = found["ci_low"], found["ci_high"]
     caveat = evaluation.caveat(*ends, found["n_subjects_test"], predictions.independent)
     return [*notes, *(predictions for predictions in (found["few"], caveat) if predictions)]
+
+
+def nothing_found(manifest: Manifest, found: Mapping[str, Any]) -> list[str]:
+    """Say that a finding which means none is averaged like the others, and the mean without it.
+
+    `found` is what `tested` returned.
+    """
+    if manifest.task != "multilabel" or found["metric"] not in ("auroc", "average_precision"):
+        return []
+    values = {name: one[found["metric"]] for name, one in found["outputs"].items()}
+    known = {name: value for name, value in values.items() if value is not None}
+    none = [name for name in known if re.sub(r"[\W_]+", " ", name).strip().casefold() in NONE]
+    rest = [value for name, value in known.items() if name not in none]
+    if not none or not rest:
+        return []
+    return [
+        f"{', '.join(none)} is in the mean like a finding: without it {found['metric']} is "
+        f"{np.mean(rest):.3f}, the mean of {len(rest)}"
+    ]
 
 
 def scored(

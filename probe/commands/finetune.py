@@ -164,9 +164,15 @@ def about_labels(result: Result) -> str:
 
 
 def say_notes(result: Result) -> None:
-    """Print on standard error those notes that say what was done otherwise than one may think."""
+    """Print over what a score is the mean; on standard error, what is otherwise than one may think.
+
+    The latter are notes of the result.
+    """
+    from probe.score.groups import averaged
     from probe.tested import TOLD
 
+    if mean := averaged(result.task, result.metric, result.outputs):
+        echo(f"  {result.metric} is the {mean}")
     for note in result.notes:
         if TOLD.match(note):
             echo(f"  {note}", err=True)

@@ -270,7 +270,7 @@ def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
 
 def say_result(result: Result, out: Path, *, several: bool) -> None:
     """Print a result in one line and where its head is, on standard error what must be known."""
-    from probe.score.evaluation import uneven
+    from probe.score.groups import uneven
 
     cell = [result.feature] if several else []
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []

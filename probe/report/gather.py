@@ -22,6 +22,7 @@ from probe.draw.drawing import printable
 from probe.draw.tables import in_words
 from probe.identity import Identity, data_names, in_one, in_scenario, model_parts
 from probe.results import Predictions, Result, load
+from probe.score.groups import averaged
 from probe.score.metrics import METRICS
 
 # What orders results of one score, so that a report is the same each time.
@@ -53,6 +54,11 @@ class Cell:
         """Say what of its splits leaks, as in "the splits leak: 1 subject is in ..."; else ""."""
         found = self.result.audit
         return str(found.get("line", "")).partition(";")[0] if found.get("leaks") else ""
+
+    @property
+    def mean(self) -> str:
+        """Say over how many findings its score is the mean, without which, and why; else ""."""
+        return averaged(self.result.task, self.result.metric, self.result.outputs)
 
     @property
     def positive(self) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,15 @@ from features.errors import ProbeError
 from features.manifest import Manifest
 from probe.score import log_odds
 from probe.score.calibration import reliability
-from probe.score.intervals import METHODS, SAID, fewest, intervals, sides_of
-from probe.score.metrics import Metric, evaluate, one_vs_rest, per_output, scores_for
+from probe.score.groups import RARE, subgroups
+from probe.score.intervals import METHODS, SAID, intervals, sides_of
+from probe.score.metrics import METRICS, Metric, one_vs_rest, per_output
 from probe.score.ranking import totals
 
-SMALL = 50  # subjects; a group with fewer is flagged
-# Of fewer subjects, or fewer of a class (or side of a finding), no interval is sure to hold its
-# 95 %: benchmarks/bench_statistics.py
-FEW, RARE = 20, 5
+# Of fewer subjects, or fewer than RARE of a class (or side of a finding), no interval can be relied
+# on: benchmarks/bench_statistics.py
+FEW = 20
 SHOWN = 3  # of what there is too few of
-GROUPS = 10  # a numeric column with more values is cut into quartiles
 
 
 @dataclass(frozen=True)
@@ -130,15 +128,42 @@ def extras(
         "subjects_known": answers.has_subjects,
         "few": few(answers.y, answers.subjects, classes, answers.independent),
         "scored_by": settings.scored_by,
-        "outputs": per_output(answers.y, answers.z, classes),
+        "outputs": _outputs(answers, classes, **again),
         "reliability": reliability(answers.y, answers.p),
-        "subgroups": subgroups(answers, settings.by, metric, classes, **again),
+        "subgroups": subgroups(
+            answers.y,
+            answers.z,
+            answers.subjects,
+            {name: answers.columns[name] for name in settings.by},
+            metric,
+            classes,
+            **again,
+        ),
         "thresholds": {
             "rule": rule,
             "chosen_on": chosen_on,
             "outputs": at_thresholds(held_out, answers, classes, rule=rule, **again),
         },
     }
+
+
+def _outputs(
+    answers: LabelledPredictions, classes: Sequence[str], *, n: int, seed: int, method: str
+) -> dict[str, dict[str, float | None]]:
+    """Return what per_output says, of findings with the interval of their AUROC."""
+    found = per_output(answers.y, answers.z, classes)
+    if answers.y.ndim == 1:
+        return found
+    metric = METRICS["multilabel", "auroc"]
+    for k, one in enumerate(found.values()):
+        if one["auroc"] is None:
+            continue
+        known = ~np.isnan(answers.y[:, k])
+        mine = answers.y[known, k : k + 1], answers.z[known, k : k + 1], answers.subjects[known]
+        rng = np.random.default_rng(seed)
+        three = intervals([metric], *mine, n=n, rng=rng, method=method)[metric.name]
+        one |= {end: three[end] for end in ("ci_low", "ci_high")}
+    return found
 
 
 def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
@@ -197,98 +222,6 @@ def aggregate(answers: LabelledPredictions, units: NDArray[Any], how: str) -> La
     return LabelledPredictions(names, subjects, y, z, mixed, known, int(alone.sum()))
 
 
-def subgroups(
-    answers: LabelledPredictions,
-    names: Sequence[str],
-    metric: Metric,
-    classes: Sequence[str],
-    *,
-    n: int,
-    seed: int,
-    method: str,
-) -> list[dict[str, Any]]:
-    """Return the metric with its interval in every group of every named column.
-
-    Each has column, group, n, subjects, value, ci_low, ci_high (None where not defined), small:
-    True with fewer than SMALL subjects, or too few of a class (see few); and left_out: the outputs
-    that are not in its mean, though they are in that of all images.
-    """
-    out = []
-    overall = undefined(metric, answers.y, answers.z) if names else set()
-    for name in names:
-        values = _grouped(answers.columns[name])
-        for group in sorted(set(values.tolist())):
-            rows = values == group
-            subjects = answers.subjects[rows]
-            found = intervals(
-                [metric],
-                answers.y[rows],
-                scores_for(metric, answers.z[rows]),
-                subjects,
-                n=n,
-                rng=np.random.default_rng(seed),
-                method=method,
-            )[metric.name]
-            count = len(np.unique(subjects))
-            about = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}
-            small = count < SMALL or fewest(answers.y[rows], subjects) < RARE
-            lacks = undefined(metric, answers.y[rows], answers.z[rows])
-            left_out = [classes[k] for k in sorted(lacks - overall)]
-            about |= {"subjects": count, **found, "small": small, "left_out": left_out}
-            out.append(about)
-    return out
-
-
-def undefined(metric: Metric, y: NDArray[Any], z: NDArray[np.float64]) -> set[int]:
-    """Return the outputs that a mean of a metric leaves out; none where it is no such mean.
-
-    y (N,) or (N, L), z (N, K) or (N, L) log-odds.
-    """
-    if y.ndim == 2:
-        each = (
-            evaluate(metric, y[:, k : k + 1], scores_for(metric, z[:, k : k + 1]))
-            for k in range(y.shape[1])
-        )
-        return {k for k, value in enumerate(each) if np.isnan(value[0])}
-    if not metric.ranking or z.shape[1] == 2:
-        return set()
-    positive = np.bincount(y, minlength=z.shape[1])
-    return set(np.flatnonzero((positive == 0) | (positive == len(y))).tolist())
-
-
-def uneven(groups: Sequence[dict[str, Any]], *, shown: int = 3) -> str:
-    """Say which outputs which groups' means are without; "" where all have the same."""
-    lacking = []
-    for group in groups:
-        names = group.get("left_out") or []
-        more = f" and {len(names) - shown} more" if len(names) > shown else ""
-        if names:
-            lacking.append(
-                f"{group['column']} {group['group']} without {', '.join(names[:shown])}{more}"
-            )
-    if not lacking:
-        return ""
-    return f"groups' scores are means over what each has: {'; '.join(lacking)}"
-
-
-def _grouped(values: NDArray[Any]) -> NDArray[Any]:
-    """Return group names: the values, or quartiles of numbers with many of them."""
-    given = values != ""
-    if len(set(values[given].tolist())) <= GROUPS:
-        return values
-    try:
-        numbers = values[given].astype(float)
-    except ValueError:
-        return values
-    edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
-    place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
-    digits = len(f"{edges[-1]:g}".split(".")[0])
-    names = np.array([f"{a:0{digits}g} to {b:0{digits}g}" for a, b in pairwise(edges)])
-    out = np.full(len(values), "", dtype=names.dtype)
-    out[given] = names[place]
-    return out
-
-
 def few(
     y: NDArray[Any], subjects: NDArray[Any], classes: Sequence[str], unit: str = "subject"
 ) -> str:
@@ -310,7 +243,8 @@ def few(
         return ""
     more = f" and too few of {len(said) - SHOWN} more" if len(said) > SHOWN else ""
     return (
-        f"few test {unit}s: {', '.join(said[:SHOWN])}{more}; no interval is sure to hold its 95 %"
+        f"few test {unit}s: {', '.join(said[:SHOWN])}{more}; "
+        "so few that no 95 % interval can be relied on"
     )
 
 
@@ -362,7 +296,8 @@ def at_thresholds(
 
     The threshold is chosen on held_out, (y, z) of images that are not in the test split; the rest
     is measured on the answers, with intervals. It is a probability; `log_odds` is what calls were
-    made by, None where infinite. Of more than two classes there are none.
+    made by, None where infinite; `positives` and `negatives` are the images it was chosen on. Of
+    more than two classes there are none.
     """
     if answers.y.ndim == 1 and answers.z.shape[1] != 2:
         return {}
@@ -378,6 +313,8 @@ def at_thresholds(
         out[name] = {
             "threshold": float(log_odds.probabilities(np.array(threshold))),
             "log_odds": threshold if np.isfinite(threshold) else None,
+            "positives": float((before[0] == 1).sum()),
+            "negatives": float((before[0] == 0).sum()),
         }
         for side, rate in ((1, "sensitivity"), (0, "specificity")):
             there = truth == side
