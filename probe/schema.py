@@ -214,6 +214,13 @@ class Head(TypedDict):
     C: Strength
 
 
+class SeenImages(TypedDict):
+    """What a head was trained on, for telling what is unlike it."""
+
+    usual: Annotated[float, within(0, 1e12)]
+    images: Count
+
+
 class Applied(TypedDict):
     """A heads.json or a run.json, for applying it."""
 
@@ -225,6 +232,8 @@ class Applied(TypedDict):
     scenario: NotRequired[str]
     features: NotRequired[Fingerprint]
     settings: NotRequired[dict[str, Any]]
+    thresholds: NotRequired[Thresholds]
+    seen: NotRequired[SeenImages]
 
 
 class State(TypedDict):

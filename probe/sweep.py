@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from probe.choose import Fit, Selection, TrainingSet
 from probe.data import Data, Features, load
 from probe.heads import Head, fit_heads
 from probe.identity import data_of
+from probe.likeness import Seen, measure
 from probe.score import evaluation, metrics
 from probe.solve.path import Progress
 from probe.tested import audited, metric_of, predictions_of, remarks, scored, tested
@@ -302,13 +303,23 @@ class _Cell:
             **self.about,
             **found,
         )
-        save = partial(self._save, chosen.head) if chosen.head else None
+        about = {"thresholds": found["thresholds"]}
+        save = partial(self._save, chosen.head, about) if chosen.head else None
         return results.record(self.out, result, predictions_of(said, manifest.classes), save)
 
-    def _save(self, head: Head, folder: Path) -> None:
+    @cached_property
+    def _seen(self) -> Seen | None:
+        """Return what all training rows are like, of which `predict` tells what is unlike."""
+        data = self.data
+        features, rows = data.features.take(data.train), data.rows[data.train]
+        return measure(features.chunks, self.manifest.subject[rows])
+
+    def _save(self, head: Head, about: Mapping[str, Any], folder: Path) -> None:
         """Write heads.json and heads.safetensors, with what the head reads."""
         head.save(
             folder / "heads",
+            self._seen,
+            **about,
             feature=self.feature,
             task=self.manifest.task,
             dataset=self.manifest.dataset,

@@ -356,6 +356,7 @@ def _train_and_test(
         settings=scoring,
         data=run.data,
     )
+    made["thresholds"] = found["thresholds"]
     uncertain = settings.uncertain if manifest.task == "multilabel" else ""
     unit = "" if scoring.aggregate is None else "_" + filename(scoring.scored_by)
     tuned = ("unfreeze", "drop_last", "init", "head_size", "head_weights")
