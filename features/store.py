@@ -31,7 +31,7 @@ from features.checks import check_manifest, check_store, leads_out
 from features.checksums import MARKS, OF_MARK, SOURCE, STRUCTURE
 from features.columns import Column
 from features.errors import StoreError
-from features.files import reason
+from features.files import meant, reason
 from features.layout import (
     ANEW,
     BLOCK_BYTES,
@@ -140,7 +140,9 @@ class FeatureStore:
         """Open a store; StoreError for a file that isn't there or isn't a store of this version."""
         path = Path(path)
         if not path.is_file():
-            raise StoreError(f"there is no store {path}: make it with `medprobe extract`")
+            raise StoreError(
+                f"there is no store {path}{meant(path)}: make it with `medprobe extract`"
+            )
         return cls(path, write=write)
 
     # --- what is in it ----------------------------------------------------------------------------

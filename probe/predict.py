@@ -22,6 +22,7 @@ from torch import Tensor
 from features.backbones import load_backbone
 from features.errors import ProbeError, StaleStoreError
 from features.extract import Progress, Report, extract
+from features.files import meant
 from features.fingerprint import decoding
 from features.manifest import Manifest
 from features.plan import Settings as Extraction
@@ -29,7 +30,7 @@ from features.schema import check, fault, read_json
 from features.store import DONE, PENDING, FeatureStore
 from probe.heads import Head
 from probe.likeness import SHARE
-from probe.results import columns, load
+from probe.results import Result, columns, folder_above, load
 from probe.schema import Applied
 from probe.score import log_odds
 from probe.spreadsheet import inert
@@ -40,7 +41,8 @@ from probe.train.training import Training
 NOT_YET = "not computed yet: `medprobe extract` goes on with it"
 DAMAGED = "its features in the store are damaged: see `medprobe verify`"
 RESULTS = "results.jsonl"
-SHOWN = 3  # heads that an error names
+SHOWN = 3  # images that a remark names
+LISTED = 20  # heads that an error names
 ROWS = 256  # whose features are read at once
 
 
@@ -85,12 +87,14 @@ class Predicted:
 def find_head(path: Path, store: Path | None = None) -> Path:
     """Return the heads.json or run.json that is meant: a file, its folder, or a results folder.
 
-    Of a folder with several heads, those count that were fitted on the backbone of the store, if
-    one is given. Raises ProbeError where not exactly one is left; it names some.
+    A folder within a results folder stands for the results in it. Of several heads, those count
+    that were fitted on the backbone of the store, if one is given. Raises ProbeError where not
+    exactly one is left; it names them.
     """
     if not path.exists():
         raise ProbeError(
-            f"there is no {path}: want a saved head, its folder, or a folder of results"
+            f"there is no {path}{meant(path)}: want a saved head, its folder, or a folder of "
+            "results"
         )
     if not path.is_dir() and path.name != RESULTS:
         return path
@@ -103,12 +107,18 @@ def find_head(path: Path, store: Path | None = None) -> Path:
             f"{path} is a result without a saved head: nearest neighbours have none; probe with a "
             "linear head"
         )
-    if not (folder / RESULTS).is_file():
+    inside = folder if (folder / RESULTS).is_file() else folder_above(folder)
+    if inside is None:
         raise ProbeError(
             f"{path} has no heads.json, run.json or {RESULTS}: want a saved head, its folder, or "
             "the folder of results that `medprobe probe -o` names"
         )
-    found = {r.heads: r for r in load(folder) if r.heads and (folder / r.heads).is_file()}
+    within, folder = folder, inside
+    found = {
+        r.heads: r
+        for r in load(folder)
+        if r.heads and (folder / r.heads).is_file() and (folder / r.heads).is_relative_to(within)
+    }
     if store is not None and len(found) > 1:
         with FeatureStore.open(store) as opened:
             made = opened.fingerprint["backbone"]
@@ -117,15 +127,24 @@ def find_head(path: Path, store: Path | None = None) -> Path:
         } or found
     if len(found) == 1:
         return folder / next(iter(found))
-    some = [
-        f"{folder / head} ({r.metric} {r.value:.3f})" for head, r in list(found.items())[:SHOWN]
-    ]
-    more = f" and {len(found) - SHOWN} more, see {folder / RESULTS}" if len(found) > SHOWN else ""
+    some = [f"\n  {folder / head}  ({_about(r)})" for head, r in list(found.items())[:LISTED]]
+    more = (
+        f"\n  and {len(found) - LISTED} more: see {folder / RESULTS}"
+        if found and (len(found) > LISTED)
+        else ""
+    )
     raise ProbeError(
-        f"{path} has {len(found)} heads: give one, such as {', '.join(some)}{more}"
+        f"{path} has {len(found)} heads: give one of{''.join(some)}{more}"
         if found
         else f"{path} has no saved head: nearest neighbours have none; probe with a linear head"
     )
+
+
+def _about(r: Result) -> str:
+    """Say in a few words which result a head is of."""
+    words = [f"{r.dataset} x {r.backbone}", f"labels {r.label_from}" * bool(r.label_from)]
+    words += [f"{r.shots} shots, seed {r.seed}" if r.shots else "", f"{r.metric} {r.value:.3f}"]
+    return ", ".join(word for word in words if word)
 
 
 def predict(head_path: Path, store_path: Path, *, at_threshold: bool = False) -> Predicted:

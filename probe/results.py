@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
-from features.files import append_line, open_regular, read_lines, replacing, sync
+from features.files import append_line, meant, open_regular, read_lines, replacing, sync
 from features.lock import writing
 from features.schema import parse
 from probe.identity import Identity
@@ -210,7 +210,7 @@ def load(source: Path | str) -> list[Result]:
     source = Path(source)
     path = source / "results.jsonl" if source.is_dir() else source
     if not path.is_file():
-        raise ProbeError(f"no results at {path}: run `medprobe probe STORE -o {source}` first")
+        raise ProbeError(_no_results(source, path))
     found: dict[str, Result] = {}
     for number, line in enumerate(read_lines(path), 1):
         try:
@@ -223,6 +223,30 @@ def load(source: Path | str) -> list[Result]:
                 f"{path}, line {number} is not a result: {error}; remove that line"
             ) from None
     return list(found.values())
+
+
+def folder_above(path: Path) -> Path | None:
+    """Return the results folder that a path lies in; None where it lies in none."""
+    above = path.absolute().parents
+    return next((p for p, q in zip(path.parents, above, strict=False) if _holds(q)), None)
+
+
+def _holds(folder: Path) -> bool:
+    return (folder / "results.jsonl").is_file()
+
+
+def _no_results(source: Path, path: Path) -> str:
+    """Say what to do where no results.jsonl is."""
+    if not source.exists():
+        return (
+            f"no results at {source}{meant(source)}: run `medprobe probe STORE -o {source}` first"
+        )
+    if folder := folder_above(source):
+        return f"{source} is a part of the results folder {folder}: give {folder}"
+    if source.is_dir() and (below := sorted(source.glob("*/results.jsonl"))):
+        some = ", ".join(str(one.parent) for one in below[:3])
+        return f"{source} has no results.jsonl, but folders in it have: give {some}"
+    return f"no results at {path}: run `medprobe probe STORE -o {source}` first"
 
 
 def frame(source: Path | str) -> Any:
@@ -313,7 +337,9 @@ def read_predictions(path: Path) -> Predictions:
             header, *rows = list(csv.reader(file))
         if not rows:
             raise ValueError("no rows")
-        first = header.index(next(name for name in header if name.startswith("p:")))
+        first = next((k for k, name in enumerate(header) if name.startswith("p:")), None)
+        if first is None:
+            raise ValueError("no column p:<class>")
         classes = [name.removeprefix("p:") for name in header[first:] if name.startswith("p:")]
         K = len(classes)
         numbers = np.array([[float(v) for v in row[first : first + 2 * K]] for row in rows])
@@ -332,10 +358,13 @@ def read_predictions(path: Path) -> Predictions:
             classes=classes,
             log_odds=numbers[:, K:] if whole else of_probabilities(numbers[:, :K]),
         )
-    except (OSError, ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        )
+    except KeyError as error:
+        raise ProbeError(
+            f"{path} holds no predictions ({error} is no class of its columns p:<class>): run "
+            "`medprobe probe` again"
+        ) from None
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ProbeError(
             f"{path} holds no predictions ({reason}): run `medprobe probe` again"
         ) from None

@@ -247,7 +247,7 @@ def test_the_same_results_give_the_same_bytes_by_any_matplotlibrc_and_any_proces
 
 
 def test_results_csv_keeps_every_digit_and_results_jsonl_is_one_line_of_pandas(tmp_path):
-    add(tmp_path, value=-0.1 / 3, notes=["first", "second"])
+    add(tmp_path, value=-0.1 / 3, notes=["first", "second"], missing=True)
     write_report([tmp_path], tmp_path / "report")
     row = pd.read_csv(tmp_path / "report" / "results.csv").iloc[0]
     assert row["value"] == -0.1 / 3 and row["C"] == 0.01

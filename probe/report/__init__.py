@@ -18,6 +18,7 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -91,6 +92,7 @@ class Report:
     datasets: list[Dataset]
     tables: list[Table]  # of the whole
     versus: Table | None = None
+    left_out: list[str] = field(default_factory=list)  # rows, and why
 
     @property
     def results(self) -> list[Result]:
@@ -180,7 +182,13 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     sides: list[tuple[str, Sequence[Path]]] = [("", sources)] if sources else []
     if options.compare:
         sides += [(side, [path]) for side, path in zip(SIDES, options.compare, strict=True)]
-    cells = gather(sides or [("", [])], private=options.private)
+    found_all = gather(sides or [("", [])], private=options.private)
+    cells = [cell for cell in found_all if not cell.contradicted]
+    left_out = [_refused(cell) for cell in found_all if cell.contradicted]
+    if not cells:
+        raise ProbeError(f"no result is left to report: {left_out[0]}")
+    for line in left_out:
+        warnings.warn(line, stacklevel=3)
     leads = leading(cells)
     found = columns(leads, cells)
     ranked = rank(found)
@@ -196,6 +204,18 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
         datasets=_datasets(leads, options, run),
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
         versus=versus,
+        left_out=left_out,
+    )
+
+
+def _refused(cell: Cell) -> str:
+    """Say that a row is left out whose predictions don't score what it says."""
+    r = cell.result
+    seed = f", seed {r.seed}" if r.seed else ""
+    return (
+        f"left out: {r.backbone} on {r.dataset} ({r.scenario}, {r.feature}{seed}): its predictions "
+        f"are not what its row in results.jsonl says ({cell.contradicted}); run it again: "
+        f"{r.command}"
     )
 
 

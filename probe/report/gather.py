@@ -16,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from features.errors import ProbeError
+from features.errors import ContradictedError, ProbeError
 from probe.compare import predictions_of
 from probe.draw.drawing import printable
 from probe.draw.tables import in_words
@@ -42,6 +42,7 @@ class Cell:
     identity: Identity  # that of the row, before it was cleaned
     predictions: Predictions | None = None
     missing: str = ""  # why there are no predictions
+    contradicted: str = ""  # what its predictions score otherwise than its row says
     parts: Mapping[str, str] = field(default_factory=dict)  # of its model's name, see model_parts
 
     @property
@@ -198,6 +199,8 @@ def _cell(side: str, folder: Path, raw: Result, private: bool) -> Cell:
     cell = Cell("", side, folder, shown, raw.store, raw.identity)
     try:
         said = predictions_of(folder, raw)
+    except ContradictedError as error:
+        return replace(cell, contradicted=error.differ)
     except ProbeError as error:
         why = "no predictions can be read" if private else printable(str(error))
         return replace(cell, missing=why)
