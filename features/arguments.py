@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from features.console import echo
+from features.console import echo, provenance
 from features.parsing import parse_fold, parse_names, parse_window
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from features.datasets import Options
     from features.plan import Settings
 
+LONGEST = 30_000  # characters of a command that a store keeps; an attribute has 64 kB at most
 Command: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -228,6 +229,7 @@ def options_of(given: dict[str, Any]) -> Options:
         "val_share",
         "merge",
     )
+    command = provenance()["command"]
     return Options(
         **{name: given[name] for name in names},
         name=given["dataset_name"],
@@ -235,6 +237,7 @@ def options_of(given: dict[str, Any]) -> Options:
         limit=given.get("limit"),
         test_fold=parse_fold(given["test_fold"]),
         classes=parse_names(given["classes"], "--classes"),
+        command=command if len(command) <= LONGEST else "",
     )
 
 

@@ -76,22 +76,58 @@ class Audit:
 
     def line(self) -> str:
         """Say it in one line."""
+        identical = [g for g in self.bytes + self.pixels if g.leaks]
         parts = [
             f"{len(found)} {what if len(found) == 1 else what + 's'}"
-            for what, found in (
-                ("subject", self.subjects),
-                ("identical image", [g for g in self.bytes + self.pixels if g.leaks]),
-            )
+            for what, found in (("subject", self.subjects), ("identical image", identical))
             if found
         ]
+        verb = "is" if len(self.leaks) == 1 else "are"
         unknown = "" if self.subjects_known else "; no subjects are known, so they are not checked"
         contrary = len(self.conflicts)
         also = "; 1 group of identical images has contrary labels" if contrary else ""
         if contrary > 1:
             also = f"; {contrary} groups of identical images have contrary labels"
         if parts:
-            return f"the splits leak: {' and '.join(parts)} in more than one{also}{unknown}"
-        return f"no leak between splits found in {', '.join(self.checked)}{also}{unknown}"
+            said = f"the splits leak: {' and '.join(parts)} {verb} in more than one of them"
+            return f"{said}{also}{unknown}"
+        shared = [name for kind, name in SHARED.items() if kind in self.checked]
+        if not shared:
+            return f"nothing was looked at that could leak between splits{unknown}"
+        *first, last = (f"no {name}" for name in shared)
+        none = f"{', '.join(first)} and {last}" if first else last
+        return f"no leak found: the splits share {none}{also}{unknown}"
+
+    def advice(self) -> list[str]:
+        """Say what to do about what was found, a sentence each."""
+        said = []
+        drawn = self.split_from.startswith("drawn")
+        if self.subjects:
+            said.append(
+                "Subjects: extract again with --split drawn, which keeps the images of a subject "
+                "together, or correct the table's splits."
+            )
+        if any(g.leaks for g in self.bytes + self.pixels):
+            said.append(
+                "Identical images: keep one of each group: leave the others out, or give them the "
+                f"split none in the table{' (or all of a group one subject)' * drawn}."
+            )
+        if self.conflicts:
+            said.append(
+                "Contrary labels: at least one label of each group is wrong; correct it, or leave "
+                "the group out."
+            )
+        if not self.subjects_known:
+            said.append(
+                "Subjects: if some images are of one patient, name the column by --subject-col (or "
+                "take --subject-from-dicom), so that they stay together and this is checked."
+            )
+        if self.leaks or self.conflicts:
+            said.append(
+                "Then extract and probe again. New labels, subjects and splits need no new "
+                "features; of fewer images, give the store another --name."
+            )
+        return said
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, with `leaks` and `conflicts` counted."""
@@ -100,6 +136,7 @@ class Audit:
         return vars(self) | kinds | counts | {"line": self.line()}
 
 
+SHARED = {"subjects": "subject", "bytes": "identical file", "pixels": "identical pixels"}
 _KINDS = ("subjects", "bytes", "pixels", "near")
 
 

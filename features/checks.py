@@ -90,6 +90,7 @@ class About(TypedDict):
     note: str
     label_from: NotRequired[str]
     order_from: NotRequired[str]
+    labelled_by: NotRequired[str]
     checksum: Count
 
 

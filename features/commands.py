@@ -245,10 +245,35 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
         return refuse_empty(reports)
     for report in reports:
         say_report(report)
+    if order := order_line(manifest):
+        echo(f"  {order}", err=True)
     if shown := applied(manifest.path.tolist(), settings.window, settings.frame):
         window = shown["window"] if isinstance(shown["window"], str) else given["window"]
         echo(f"  DICOM: window {window}; of several frames: {shown['frame']}", err=True)
     return refuse_empty(reports)
+
+
+def order_line(manifest: Manifest) -> str:
+    """Say which of two classes is the positive one, or the order that was given; else nothing."""
+    classes = manifest.classes
+    if manifest.task != "multiclass" or len(classes) < 2:
+        return ""
+    given = " as given by --classes" if manifest.order_from == "given" else ""
+    if len(classes) > 2:
+        return f"order of classes{given}: {' < '.join(classes)}" if given else ""
+    turn = "" if given else f"; --classes {as_names(classes[::-1])} turns them round"
+    return f"positive class: {classes[1]}, the second of {', '.join(classes)}{given}{turn}"
+
+
+def as_names(names: Sequence[str]) -> str:
+    """Return names as --classes takes them, for a shell."""
+    import csv
+    import io
+    import shlex
+
+    file = io.StringIO()
+    csv.writer(file, lineterminator="").writerow(names)
+    return shlex.quote(file.getvalue())
 
 
 def say_report(report: Report) -> None:

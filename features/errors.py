@@ -10,6 +10,7 @@ MedprobeError             the work can't go on; the message says what, found, wa
 │   └── StaleStoreError   it was made from something else; the message names what differs
 ├── ClusterError          other machines that can't be reached, or were lost
 └── ProbeError            labels, splits or options that no head can be fitted to
+    └── ContradictedError   a result whose predictions don't score what its row says
 """
 
 
@@ -51,3 +52,11 @@ class ClusterError(MedprobeError):
 
 class ProbeError(MedprobeError):
     """No head can be fitted to these labels, splits or options."""
+
+
+class ContradictedError(ProbeError):
+    """A result's predictions don't score what its row says; `differ` says what differs."""
+
+    def __init__(self, message: str, differ: str) -> None:
+        super().__init__(message)
+        self.differ = differ

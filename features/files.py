@@ -8,6 +8,7 @@ or as it should be, and nothing between.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import os
@@ -34,6 +35,27 @@ def filename(text: str) -> str:
         whole = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
         kept = data[: LONGEST - 9].decode("utf-8", "ignore").strip(". ") + f"-{whole}"
     return kept or "-"
+
+
+def meant(path: Path | str) -> str:
+    """Return which paths may be meant by one that isn't there, as " (did you mean x?)"; else "".
+
+    Its parts are followed as far as they lead; where one is not there, by names like it.
+    """
+    path = Path(path)
+    found = [Path(path.anchor)]
+    for part in path.parts[1 if path.anchor else 0 :]:
+        step: list[Path] = []
+        for folder in found:
+            if (folder / part).exists():
+                step.append(folder / part)
+                continue
+            with suppress(OSError):
+                there = [one.name for one in folder.iterdir()]
+                step += [folder / name for name in difflib.get_close_matches(part, there, 3)]
+        found = step
+    names = sorted(map(str, found))[:3]
+    return f" (did you mean {' or '.join(names)}?)" if names else ""
 
 
 class NotRegularError(OSError):

@@ -84,6 +84,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "task": manifest.task,
         "classes": list(manifest.classes),
         "label_from": manifest.label_from,
+        "labelled_by": manifest.labelled_by,
         "splits": {
             s: int((manifest.split == s).sum()) for s in dict.fromkeys(manifest.split.tolist())
         },
@@ -233,6 +234,8 @@ def show_audit(found: Audit) -> None:
         echo(f"and {len(shown) - 50} more: --json has all")
     if found.n_near:
         echo("Near-duplicates are a suspicion, and do not count as a leak.")
+    for line in found.advice():
+        echo(line)
 
 
 COMMANDS = (inspect, verify, audit)  # in order of use

@@ -156,6 +156,7 @@ def _write_structure(
                 "note": manifest.note,
                 "label_from": manifest.label_from,
                 "order_from": manifest.order_from,
+                "labelled_by": manifest.labelled_by,
                 "checksum": manifest_checksum(known),
             },
         )

@@ -46,6 +46,7 @@ class Manifest:
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # (N,) str: sex, view, ...
     label_from: str = ""  # the column of a table that labels are from; "" where there is no choice
     order_from: str = ""  # of the classes: "given" (--classes), "source" or "names" (sorted)
+    labelled_by: str = ""  # the command that gave labels and splits; "" where none did
 
     @property
     def task(self) -> str:

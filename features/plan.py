@@ -313,7 +313,7 @@ def _update_labels(store: FeatureStore, manifest: Manifest) -> None:
         store.relabel(manifest)
         if store.path.suffix == ".h5" and (change := other_labels(old, manifest)):
             warnings.warn(
-                f"{store.path} is relabelled: {change}. No feature is computed again, and results "
-                "so far stay as they are; --name keeps a store of each",
+                f"{store.path} has new labels: {change}. No feature is computed again, and earlier "
+                "results stay as they are; --name keeps a store of each",
                 stacklevel=4,
             )

@@ -159,7 +159,8 @@ def _plain(value: Any, hint: Any, name: str) -> None:
     if fits and hint in (int, float):
         fits = math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 63
     if not fits:
-        raise fault(name, value, WORDS[hint])
+        large = hint is int and type(value) is int
+        raise fault(name, value, "a whole number below 2^63" if large else WORDS[hint])
     if hint is str:
         try:
             value.encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""What is said of a store that doesn't suit what is asked for, or is labelled anew."""
+"""What is said of a store that doesn't suit what is asked for, or gets new labels."""
 
 from __future__ import annotations
 
@@ -45,13 +45,14 @@ def two_roots(stored: Manifest, asked: Manifest) -> str:
 def other_labels(old: Manifest, new: Manifest) -> str:
     """Say which task, classes or column take the place of others, in a line; else nothing.
 
-    The same classes in another order are the same, unless their order had been given and is not
-    any more.
+    An order of classes that was given counts: of two the last is the positive one. That of findings
+    doesn't.
     """
     other_column = bool(old.label_from and new.label_from and old.label_from != new.label_from)
     same = (old.task, sorted(old.classes)) == (new.task, sorted(new.classes))
-    dropped = old.order_from == "given" != new.order_from and old.classes != new.classes
-    if same and not other_column and not dropped:
+    given = "given" in (old.order_from, new.order_from)
+    turned = same and given and old.task == "multiclass" and old.classes != new.classes
+    if same and not other_column and not turned:
         return ""
 
     def described(one: Manifest) -> str:
@@ -60,5 +61,9 @@ def other_labels(old: Manifest, new: Manifest) -> str:
         column = f" of column {one.label_from}" if other_column else ""
         return f"{one.task}, {shown}{more}{column}"
 
-    order = ", their order given by --classes before and not now" if same and dropped else ""
+    order = ""
+    if turned and len(new.classes) == 2:
+        order = f"; the positive class is {new.classes[-1]} now, and was {old.classes[-1]}"
+    if turned and old.order_from == "given" != new.order_from:
+        order += "; the order was given by --classes before, and is not now"
     return f"{described(old)} -> {described(new)}{order}"

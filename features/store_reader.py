@@ -15,6 +15,7 @@ from features.checks import check_manifest, check_store
 from features.checksums import BAD, DONE, PENDING, SOURCE
 from features.columns import Column
 from features.errors import StoreError
+from features.files import meant
 from features.layout import (
     COLUMNS,
     RECOMPUTE,
@@ -43,7 +44,9 @@ class StoreReader:
         """Open a store; StoreError for a file that isn't there or isn't a store of this version."""
         path = Path(path)
         if not path.is_file():
-            raise StoreError(f"there is no store {path}: make it with `medprobe extract`")
+            raise StoreError(
+                f"there is no store {path}{meant(path)}: make it with `medprobe extract`"
+            )
         return cls(path, write=write)
 
     def _open(self, write: bool) -> None:
@@ -174,6 +177,7 @@ class StoreReader:
             note=self.about["note"],
             label_from=self.about.get("label_from", ""),  # stores of earlier versions have none
             order_from=self.about.get("order_from", ""),
+            labelled_by=self.about.get("labelled_by", ""),
             columns={
                 name.removeprefix(COLUMNS): decode(column.read())
                 for name, column in self.columns.items()

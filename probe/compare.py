@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import ProbeError
+from features.errors import ContradictedError, ProbeError
 from probe.identity import data_names, model_names
 from probe.results import Predictions, Result, load, read_predictions
 from probe.score import metrics
@@ -137,10 +137,14 @@ def compare_results(
     scores = {key: _score(*key, [result for _, result in runs]) for key, runs in cells.items()}
     notes = _several_ways([identity.data for identity in identities])
     pairs, best = [], []
+    false: set[tuple[str, str]] = set()  # whose rows say what their predictions don't
     for dataset in datasets:
         there = {model: cells[dataset, model] for model in models if (dataset, model) in cells}
-        said, missing = _said(there)
-        notes += [f"{dataset}: {model} is in no test: {why}" for model, why in missing.items()]
+        said, missing, refused = _said(there)
+        for model, why in missing.items():
+            how = "is left out" if model in refused else "is in no test"
+            notes.append(f"{dataset}: {model} {how}: {why}")
+        false |= {(dataset, model) for model in refused}
         first = next(iter(there.values()))[0][1]
         metric = metrics.find(first.metric, first.task)
         for model, seeds in said.items():
@@ -159,7 +163,8 @@ def compare_results(
         if chosen:
             among = [order[k] for k in kept]
             best.append(Best(dataset, metric.name, among, _no_surer(chosen, among, tested)))
-    whole = [d for d in datasets if all((d, m) in cells for m in models)]
+    scores = {key: score for key, score in scores.items() if key not in false}
+    whole = [d for d in datasets if all((d, m) in scores for m in models)]
     table = np.array([[_better_is_more(scores[d, m], cells) for m in models] for d in whole])
     p = wilcoxon_holm(table) if len(whole) else None
     return Comparison(
@@ -233,17 +238,23 @@ def _better_is_more(score: Score, cells: dict[tuple[str, str], list[tuple[Path, 
 
 def _said(
     runs: Mapping[str, Sequence[tuple[Path, Result]]],
-) -> tuple[dict[str, list[Predictions]], dict[str, str]]:
-    """Return each model's predictions by seed, and of those that can't be used why."""
-    said, missing = {}, {}
+) -> tuple[dict[str, list[Predictions]], dict[str, str], set[str]]:
+    """Return each model's predictions by seed, of those that can't be used why, and who is refused.
+
+    Refused are models whose predictions don't score what their rows say.
+    """
+    said, missing, refused = {}, {}, set()
     for model, found in runs.items():
         try:
             folders = [s if s.is_dir() else s.parent for s, _ in found]
             pairs = zip(folders, found, strict=True)
             said[model] = [in_order(predictions_of(folder, r)) for folder, (_, r) in pairs]
+        except ContradictedError as error:
+            missing[model] = str(error)
+            refused.add(model)
         except ProbeError as error:
             missing[model] = str(error)
-    return said, missing
+    return said, missing, refused
 
 
 def _pairs(
@@ -272,9 +283,10 @@ def _pairs(
 
 
 def predictions_of(folder: Path, result: Result) -> Predictions:
-    """Read a result's predictions. ProbeError where they are not there, or not this result's.
+    """Read a result's predictions. ProbeError where they are not there.
 
-    They are scored again: the score and the number of images must be those of the row.
+    They are scored again: the score and the number of images must be those of the row. Raises
+    ContradictedError where they are not.
     """
     path = folder / result.predictions
     said = read_predictions(path)
@@ -289,9 +301,10 @@ def predictions_of(folder: Path, result: Result) -> Predictions:
         if found is not None and not abs(found - wanted) <= close
     ]
     if differ:
-        raise ProbeError(
+        raise ContradictedError(
             f"{path} is not what its row in results.jsonl says ({'; '.join(differ)}): "
-            f"run it again: {result.command}"
+            f"run it again: {result.command}",
+            "; ".join(differ),
         )
     return said
 

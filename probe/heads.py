@@ -27,6 +27,7 @@ from features.errors import ProbeError
 from features.files import write_whole
 from features.schema import read_json
 from probe import schema
+from probe.likeness import Seen
 from probe.score import log_odds
 from probe.solve import fit, inputs
 from probe.solve.fit import Engine, FitSettings
@@ -49,6 +50,7 @@ class Head:
     classes: tuple[str, ...]
     kind: str  # "softmax", "sigmoid" (one per class), or "binary" (one, of the second class)
     C: float
+    seen: Seen | None = None  # what it was trained on, of a head that was loaded and says so
 
     def __repr__(self) -> str:
         """Return its kind and sizes."""
@@ -69,16 +71,19 @@ class Head:
         """
         return self.log_odds(X).sigmoid()
 
-    def save(self, path: Path, **about: Any) -> None:
+    def save(self, path: Path, seen: Seen | None = None, **about: Any) -> None:
         """Write path.safetensors and path.json, each whole; `about` joins the JSON.
 
-        Raises OSError.
+        seen: what it was trained on, in both files. Raises OSError.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             "coef": self.coef.contiguous().cpu(),
             "intercept": self.intercept.contiguous().cpu(),
         }
+        if seen:
+            tensors |= seen.tensors()
+            about["seen"] = seen.about()
         write_whole(path.with_suffix(".safetensors"), to_bytes(tensors))
         words = {
             "format": FORMAT,
@@ -108,7 +113,17 @@ class Head:
                 )
             if not (coef.isfinite().all() and intercept.isfinite().all()):
                 raise ValueError("its coefficients are not finite")
-            head = cls(coef, intercept, classes, about["kind"], float(about["C"]))
+            seen = [t for name, t in tensors.items() if name.startswith("seen_")]
+            if any(t.shape != coef.shape[1:] or not t.isfinite().all() for t in seen):
+                raise ValueError("what it was trained on is not a number per feature")
+            head = cls(
+                coef,
+                intercept,
+                classes,
+                about["kind"],
+                float(about["C"]),
+                Seen.of(tensors, about),
+            )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ProbeError(
                 f"{path} is not a saved head ({error}); "

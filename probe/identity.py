@@ -108,12 +108,18 @@ def is_of(store: FeatureStore, manifest: Manifest, identity: Identity) -> bool:
 
     Features that were added to it since then don't count.
     """
-    made = store.fingerprint
     return (
-        bool(identity.extraction)
-        and all(made.get(k) == v for k, v in identity.extraction.items())
+        made_by(store, identity)
         and manifest.split_digest() == identity.split_digest
         and identity.labels_digest in {_labels_digest(manifest, how) for how in UNCERTAIN}
+    )
+
+
+def made_by(store: FeatureStore, identity: Identity) -> bool:
+    """Say whether a store has the images and features that a result was made from."""
+    made = store.fingerprint
+    return bool(identity.extraction) and all(
+        made.get(k) == v for k, v in identity.extraction.items()
     )
 
 

@@ -22,13 +22,15 @@ from torch import Tensor
 from features.backbones import load_backbone
 from features.errors import ProbeError, StaleStoreError
 from features.extract import Progress, Report, extract
+from features.files import meant
 from features.fingerprint import decoding
 from features.manifest import Manifest
 from features.plan import Settings as Extraction
 from features.schema import check, fault, read_json
 from features.store import DONE, PENDING, FeatureStore
 from probe.heads import Head
-from probe.results import columns, load
+from probe.likeness import SHARE
+from probe.results import Result, columns, folder_above, load
 from probe.schema import Applied
 from probe.score import log_odds
 from probe.spreadsheet import inert
@@ -39,7 +41,8 @@ from probe.train.training import Training
 NOT_YET = "not computed yet: `medprobe extract` goes on with it"
 DAMAGED = "its features in the store are damaged: see `medprobe verify`"
 RESULTS = "results.jsonl"
-SHOWN = 3  # heads that an error names
+SHOWN = 3  # images that a remark names
+LISTED = 20  # heads that an error names
 ROWS = 256  # whose features are read at once
 
 
@@ -50,11 +53,25 @@ class Predicted:
     table: str
     images: int
     without: dict[int, str]
+    rule: str = ""  # by which classes are called, and by which they could be
+    unlike: tuple[str, ...] = ()  # ids of images unlike those of training, the farthest off first
 
     @property
     def damaged(self) -> int:
         """Return how many images have no answer because the store is damaged."""
         return sum(reason == DAMAGED for reason in self.without.values())
+
+    def remark(self) -> str:
+        """Say how many images are unlike those of training; "" where no more than is usual."""
+        if len(self.unlike) <= (1 - SHARE) * self.images:
+            return ""
+        more = ", ..." if len(self.unlike) > SHOWN else ""
+        verb = "is" if len(self.unlike) == 1 else "are"
+        return (
+            f"{len(self.unlike)} of {self.images} images {verb} unlike the head's training images "
+            f"(by their features, farther off than {SHARE:.0%} of these), and what is said of them "
+            f"may mean nothing: {', '.join(self.unlike[:SHOWN])}{more}"
+        )
 
     def line(self) -> str:
         """Say how many have no answer, and why."""
@@ -70,12 +87,14 @@ class Predicted:
 def find_head(path: Path, store: Path | None = None) -> Path:
     """Return the heads.json or run.json that is meant: a file, its folder, or a results folder.
 
-    Of a folder with several heads, those count that were fitted on the backbone of the store, if
-    one is given. Raises ProbeError where not exactly one is left; it names some.
+    A folder within a results folder stands for the results in it. Of several heads, those count
+    that were fitted on the backbone of the store, if one is given. Raises ProbeError where not
+    exactly one is left; it names them.
     """
     if not path.exists():
         raise ProbeError(
-            f"there is no {path}: want a saved head, its folder, or a folder of results"
+            f"there is no {path}{meant(path)}: want a saved head, its folder, or a folder of "
+            "results"
         )
     if not path.is_dir() and path.name != RESULTS:
         return path
@@ -88,12 +107,18 @@ def find_head(path: Path, store: Path | None = None) -> Path:
             f"{path} is a result without a saved head: nearest neighbours have none; probe with a "
             "linear head"
         )
-    if not (folder / RESULTS).is_file():
+    inside = folder if (folder / RESULTS).is_file() else folder_above(folder)
+    if inside is None:
         raise ProbeError(
             f"{path} has no heads.json, run.json or {RESULTS}: want a saved head, its folder, or "
             "the folder of results that `medprobe probe -o` names"
         )
-    found = {r.heads: r for r in load(folder) if r.heads and (folder / r.heads).is_file()}
+    within, folder = folder, inside
+    found = {
+        r.heads: r
+        for r in load(folder)
+        if r.heads and (folder / r.heads).is_file() and (folder / r.heads).is_relative_to(within)
+    }
     if store is not None and len(found) > 1:
         with FeatureStore.open(store) as opened:
             made = opened.fingerprint["backbone"]
@@ -102,25 +127,37 @@ def find_head(path: Path, store: Path | None = None) -> Path:
         } or found
     if len(found) == 1:
         return folder / next(iter(found))
-    some = [
-        f"{folder / head} ({r.metric} {r.value:.3f})" for head, r in list(found.items())[:SHOWN]
-    ]
-    more = f" and {len(found) - SHOWN} more, see {folder / RESULTS}" if len(found) > SHOWN else ""
+    some = [f"\n  {folder / head}  ({_about(r)})" for head, r in list(found.items())[:LISTED]]
+    more = (
+        f"\n  and {len(found) - LISTED} more: see {folder / RESULTS}"
+        if found and (len(found) > LISTED)
+        else ""
+    )
     raise ProbeError(
-        f"{path} has {len(found)} heads: give one, such as {', '.join(some)}{more}"
+        f"{path} has {len(found)} heads: give one of{''.join(some)}{more}"
         if found
         else f"{path} has no saved head: nearest neighbours have none; probe with a linear head"
     )
 
 
-def predict(head_path: Path, store_path: Path) -> Predicted:
+def _about(r: Result) -> str:
+    """Say in a few words which result a head is of."""
+    words = [f"{r.dataset} x {r.backbone}", f"labels {r.label_from}" * bool(r.label_from)]
+    words += [f"{r.shots} shots, seed {r.seed}" if r.shots else "", f"{r.metric} {r.value:.3f}"]
+    return ", ".join(word for word in words if word)
+
+
+def predict(head_path: Path, store_path: Path, *, at_threshold: bool = False) -> Predicted:
     """Return a table: id, predicted (of a multiclass head), p and log-odds per class, `reason`.
 
     Every image of the store has a row, in its order. `reason` says why one has no answer: it can't
-    be read, or its features were not computed yet, or they are damaged in the store. Raises
-    ProbeError where the store was made by another backbone or other weights than the head.
+    be read, or its features were not computed yet, or they are damaged in the store. `predicted` is
+    the class of the largest p. at_threshold: before `reason`, what the report's thresholds call:
+    `call`, one of two classes, or `call:<finding>`, 1 or 0. Raises ProbeError where the store was
+    made by another backbone or other weights than the head, or the head has no thresholds.
     """
     about = read(head_path)
+    thresholds = _thresholds(head_path, about, wanted=at_threshold)
     with FeatureStore.open(store_path) as store:
         made, wanted = store.fingerprint["backbone"], about["backbone"]
         differ = [
@@ -142,8 +179,48 @@ def predict(head_path: Path, store_path: Path) -> Predicted:
         without |= dict.fromkeys(reader.damaged, DAMAGED)
         answers = dict(zip(reader.whole, z, strict=True))
         ids, single = store.manifest().id, about["task"] == "multiclass"
-        table = _table(ids, answers, without, about["classes"], single=single)
-        return Predicted(table, len(ids), without)
+        calls = thresholds if at_threshold else {}
+        table = _table(ids, answers, without, about["classes"], calls, single=single)
+        rule = "" if at_threshold else _rule(about, thresholds)
+        unlike = tuple(
+            str(ids[row]) for row in sorted(reader.unlike, key=reader.unlike.__getitem__)
+        )
+        return Predicted(table, len(ids), without, rule, unlike)
+
+
+def _thresholds(path: Path, about: Mapping[str, Any], *, wanted: bool) -> dict[str, float]:
+    """Return the log-odds from which each finding, or the second class, is called.
+
+    Raises ProbeError where there are none and they are wanted.
+    """
+    found = about.get("thresholds", {}).get("outputs") or {}
+    if wanted and not found:
+        many = about["task"] == "multiclass" and len(about["classes"]) > 2
+        why = "more than two classes" if many else "none: probe again with this version"
+        raise ProbeError(f"{path} has no threshold to call by: it has {why}; leave --threshold out")
+    ends = {0.0: -np.inf, 1.0: np.inf}
+    return {
+        name: ends[round(t["threshold"])] if t.get("log_odds") is None else t["log_odds"]
+        for name, t in found.items()
+        if t["threshold"] is not None
+    }
+
+
+def _rule(about: Mapping[str, Any], thresholds: Mapping[str, float]) -> str:
+    """Say by which rule classes are called, and by which they could be."""
+    if about["task"] == "multilabel":
+        said = "no finding is called"
+        more = "--threshold adds call:<finding>, by the report's thresholds"
+        return f"{said}: {more}" if thresholds else said
+    said = "predicted is the class of the largest p"
+    if not thresholds:
+        return said
+    [(name, z)] = thresholds.items()
+    p = float(log_odds.probabilities(np.array(z)))
+    return (
+        f"{said}; the report's threshold calls {name} where p:{name} is {p:.3g} or more: "
+        "--threshold adds that as the column call"
+    )
 
 
 def predict_images(
@@ -155,6 +232,7 @@ def predict_images(
     device: str = "cpu",
     progress: Progress | None = None,
     tell: Callable[[Report], None] = lambda _: None,
+    at_threshold: bool = False,
 ) -> Predicted:
     """Extract a manifest's images into a store of the folder `features`; return as predict does.
 
@@ -163,6 +241,7 @@ def predict_images(
     ProbeError where they are wanted and not given.
     """
     about = read(head_path)
+    _thresholds(head_path, about, wanted=at_threshold)
     made = about.get("features", {})
     if not ({"image", "normalize", "precision"} <= set(made) and "size" in made["image"]):
         raise ProbeError(
@@ -202,7 +281,7 @@ def predict_images(
             f"{reason}. Give the images another --name, or another folder by --features"
         ) from None
     tell(report)
-    return predict(head_path, report.store)
+    return predict(head_path, report.store, at_threshold=at_threshold)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -218,13 +297,14 @@ def read(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Rows of a feature, read in batches; which of them were whole and which damaged."""
+    """Rows of a feature, read in batches; which of them were whole, damaged, unlike others."""
 
     store: FeatureStore
     feature: str
     rows: NDArray[np.int64]
     whole: list[int] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
+    unlike: dict[int, float] = field(default_factory=dict)  # row -> minus how far it is off
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -250,7 +330,14 @@ def _solved(path: Path, about: Mapping[str, Any], reader: _Reader) -> NDArray[np
             f"{path} takes {head.coef.shape[1]} numbers of {reader.feature}: "
             f"the store's are of shape {reader.shape}"
         )
-    z: NDArray[np.float64] = torch.cat([head.log_odds(x) for x in reader.batches()]).numpy()
+    parts = []
+    for x in reader.batches():
+        parts.append(head.log_odds(x))
+        if head.seen:
+            rows = reader.whole[len(reader.whole) - len(x) :]
+            far = zip(rows, head.seen.beyond(x).tolist(), strict=True)
+            reader.unlike.update({row: -times for row, times in far if times > 1})
+    z: NDArray[np.float64] = torch.cat(parts).numpy()
     return z
 
 
@@ -284,13 +371,18 @@ def _table(
     answers: Mapping[int, NDArray[np.float64]],
     without: Mapping[int, str],
     classes: list[str],
+    thresholds: Mapping[str, float],
     *,
     single: bool,
 ) -> str:
-    """Return the table of N ids; answers are log-odds (K,) by row, without reasons by row."""
+    """Return the table of N ids; answers are log-odds (K,) by row, without reasons by row.
+
+    thresholds: log-odds by which findings, or the second class, are called.
+    """
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    header = [*(["predicted"] if single else []), *columns(classes)]
+    calls = ["call"] if single and thresholds else [f"call:{name}" for name in thresholds]
+    header = [*(["predicted"] if single else []), *columns(classes), *calls]
     writer.writerow(["id", *header, "reason"])
     for row, id_ in enumerate(ids.tolist()):
         if row in without:
@@ -299,5 +391,8 @@ def _table(
         z = answers[row]
         p = log_odds.probabilities(z)
         said = [inert(classes[int(p.argmax())])] if single else []
-        writer.writerow([inert(id_), *said, *map(repr, p.tolist()), *map(repr, z.tolist()), ""])
+        called = [int(z[classes.index(name)] >= t) for name, t in thresholds.items()]
+        words = [inert(classes[k]) for k in called] if single else called
+        numbers = map(repr, [*p.tolist(), *z.tolist()])
+        writer.writerow([inert(id_), *said, *numbers, *words, ""])
     return table.getvalue()

@@ -84,7 +84,9 @@ def read_predictions(path: Path) -> Predictions:
             header, *rows = list(csv.reader(file))
         if not rows:
             raise ValueError("no rows")
-        first = header.index(next(name for name in header if name.startswith("p:")))
+        first = next((k for k, name in enumerate(header) if name.startswith("p:")), None)
+        if first is None:
+            raise ValueError("no column p:<class>")
         classes = [name.removeprefix("p:") for name in header[first:] if name.startswith("p:")]
         K = len(classes)
         numbers = np.array([[float(v) for v in row[first : first + 2 * K]] for row in rows])
@@ -103,10 +105,13 @@ def read_predictions(path: Path) -> Predictions:
             classes=classes,
             log_odds=numbers[:, K:] if whole else of_probabilities(numbers[:, :K]),
         )
-    except (OSError, ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        )
+    except KeyError as error:
+        raise ProbeError(
+            f"{path} holds no predictions ({error} is no class of its columns p:<class>): run "
+            "`medprobe probe` again"
+        ) from None
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ProbeError(
             f"{path} holds no predictions ({reason}): run `medprobe probe` again"
         ) from None

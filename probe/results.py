@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import ProbeError
-from features.files import append_line, read_lines, sync
+from features.files import append_line, meant, read_lines, sync
 from features.lock import writing
 from features.schema import parse
 from probe.identity import Identity
@@ -102,6 +102,7 @@ class Result:
     extraction: dict[str, Any] = field(default_factory=dict)  # how its features were made
     label_from: str = ""  # the column of the table that labels are from
     positive: str = ""  # of two classes the one that counts as positive
+    labelled_by: str = ""  # the command that gave the store its labels and splits
 
     @property
     def identity(self) -> Identity:
@@ -116,6 +117,7 @@ class Evaluation:
     task: str
     classes: list[str]
     label_from: str
+    labelled_by: str
     positive: str
     metric: str
     value: float
@@ -238,7 +240,7 @@ def load(source: Path | str) -> list[Result]:
     source = Path(source)
     path = source / "results.jsonl" if source.is_dir() else source
     if not path.is_file():
-        raise ProbeError(f"no results at {path}: run `medprobe probe STORE -o {source}` first")
+        raise ProbeError(_no_results(source, path))
     found: dict[str, Result] = {}
     for number, line in enumerate(read_lines(path), 1):
         try:
@@ -251,6 +253,30 @@ def load(source: Path | str) -> list[Result]:
                 f"{path}, line {number} is not a result: {error}; remove that line"
             ) from None
     return list(found.values())
+
+
+def folder_above(path: Path) -> Path | None:
+    """Return the results folder that a path lies in; None where it lies in none."""
+    above = path.absolute().parents
+    return next((p for p, q in zip(path.parents, above, strict=False) if _holds(q)), None)
+
+
+def _holds(folder: Path) -> bool:
+    return (folder / "results.jsonl").is_file()
+
+
+def _no_results(source: Path, path: Path) -> str:
+    """Say what to do where no results.jsonl is."""
+    if not source.exists():
+        return (
+            f"no results at {source}{meant(source)}: run `medprobe probe STORE -o {source}` first"
+        )
+    if folder := folder_above(source):
+        return f"{source} is a part of the results folder {folder}: give {folder}"
+    if source.is_dir() and (below := sorted(source.glob("*/results.jsonl"))):
+        some = ", ".join(str(one.parent) for one in below[:3])
+        return f"{source} has no results.jsonl, but folders in it have: give {some}"
+    return f"no results at {path}: run `medprobe probe STORE -o {source}` first"
 
 
 def frame(source: Path | str) -> Any:

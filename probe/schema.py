@@ -54,12 +54,14 @@ class Folds(TypedDict):
 
 
 class Output(TypedDict):
-    """Of one class or finding."""
+    """Of one class or finding; of a finding, with the interval of its AUROC."""
 
     auroc: Share | None
     average_precision: Share | None
     positives: Size | None
     negatives: Size | None
+    ci_low: NotRequired[Value]
+    ci_high: NotRequired[Value]
 
 
 class Bin(TypedDict):
@@ -91,6 +93,8 @@ class Threshold(TypedDict):
 
     threshold: float | None
     log_odds: NotRequired[float | None]
+    positives: NotRequired[Size]
+    negatives: NotRequired[Size]
     sensitivity: NotRequired[Scored]
     specificity: NotRequired[Scored]
 
@@ -210,6 +214,13 @@ class Head(TypedDict):
     C: Strength
 
 
+class SeenImages(TypedDict):
+    """What a head was trained on, for telling what is unlike it."""
+
+    usual: Annotated[float, within(0, 1e12)]
+    images: Count
+
+
 class Applied(TypedDict):
     """A heads.json or a run.json, for applying it."""
 
@@ -221,6 +232,8 @@ class Applied(TypedDict):
     scenario: NotRequired[str]
     features: NotRequired[Fingerprint]
     settings: NotRequired[dict[str, Any]]
+    thresholds: NotRequired[Thresholds]
+    seen: NotRequired[SeenImages]
 
 
 class State(TypedDict):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from probe.choose import Fit, Selection, TrainingSet
 from probe.data import Data, load
 from probe.heads import Head, fit_heads
 from probe.identity import Identity, data_of
+from probe.likeness import Seen, measure
 from probe.probing import ProbeSettings, Settings
 from probe.score import metrics
 from probe.score.predictions import (
@@ -237,7 +238,8 @@ class _Problem:
             audit=self.audit,
             **self.about,
         )
-        save = partial(self._save, chosen.head) if chosen.head else None
+        about = {"thresholds": evaluation.thresholds}
+        save = partial(self._save, chosen.head, about) if chosen.head else None
         return results.record(self.out, result, predictions_of(predictions, manifest.classes), save)
 
     def _predictions(
@@ -251,10 +253,19 @@ class _Problem:
             self.manifest, data.rows[test], data.y[test], z, y_train, settings
         )
 
-    def _save(self, head: Head, folder: Path) -> None:
+    @cached_property
+    def _seen(self) -> Seen | None:
+        """Return what all training rows are like, of which `predict` tells what is unlike."""
+        data = self.data
+        features, rows = data.features.take(data.train), data.rows[data.train]
+        return measure(features.chunks, self.manifest.subject[rows])
+
+    def _save(self, head: Head, about: Mapping[str, Any], folder: Path) -> None:
         """Write heads.json and heads.safetensors, with what the head reads."""
         head.save(
             folder / "heads",
+            self._seen,
+            **about,
             feature=self.feature,
             task=self.manifest.task,
             dataset=self.manifest.dataset,

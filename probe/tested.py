@@ -20,11 +20,15 @@ from probe.score.intervals import intervals
 from probe.score.metrics import Metric
 from probe.score.predictions import LabelledPredictions, Scoring
 
+NONE = {"no finding", "no findings", "none", "normal", "healthy", "no abnormality"}  # as findings
 ALONE = "test images have no {}: each is scored as one of its own"
 ORDER = "quadratic_kappa takes the classes in this order: "
 
 # Notes that a command prints with a result.
-TOLD = re.compile(r"quadratic_kappa takes |k = [\d, ]+ left out|\d+ test images have no ")
+TOLD = re.compile(
+    r"quadratic_kappa takes |k = [\d, ]+ left out|\d+ test images have no "
+    r"|.* is in the mean like a "
+)
 
 
 def metric_of(manifest: Manifest, asked: str | None) -> Metric:
@@ -72,6 +76,7 @@ def evaluate(
         task=manifest.task,
         classes=list(manifest.classes),
         label_from=manifest.label_from,
+        labelled_by=manifest.labelled_by,
         positive=positive_of(manifest),
         metric=metric.name,
         metrics=scores,
@@ -142,6 +147,7 @@ def remarks(
     if untaught := metrics.unranked(y_train, manifest.classes):
         not_scored = "" if y_train.ndim == 1 else ", so not scored"
         notes.append(f"one side only in training{not_scored}: {', '.join(untaught)}")
+    notes += nothing_found(manifest, found)
     if uncertain:
         notes.append(f"uncertain labels: {uncertain}")
     if not predictions.has_subjects:
@@ -149,6 +155,23 @@ def remarks(
     ends = found.ci_low, found.ci_high
     no_width = caveat(*ends, found.n_subjects_test, predictions.independent)
     return [*notes, *(note for note in (found.few, no_width) if note)]
+
+
+def nothing_found(manifest: Manifest, evaluation: Evaluation) -> list[str]:
+    """Say that a finding which means none is averaged like the others, and the mean without it."""
+    metric = evaluation.metric
+    if manifest.task != "multilabel" or metric not in ("auroc", "average_precision"):
+        return []
+    values = {name: output[metric] for name, output in evaluation.outputs.items()}
+    known = {name: value for name, value in values.items() if value is not None}
+    none = [name for name in known if re.sub(r"[\W_]+", " ", name).strip().casefold() in NONE]
+    rest = [value for name, value in known.items() if name not in none]
+    if not none or not rest:
+        return []
+    return [
+        f"{', '.join(none)} is in the mean like a finding: without it {metric} is "
+        f"{np.mean(rest):.3f}, the mean of {len(rest)}"
+    ]
 
 
 def scored(

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_manifest, make_store
 from PIL import Image
+from reporting import Page, said
 from sklearn.metrics.pairwise import cosine_similarity
 
 from cli import cli
@@ -14,6 +15,7 @@ from features import audit as module
 from features.audit import audit, hash_images
 from features.datasets import open_dataset
 from features.errors import ProbeError
+from probe.report import write_report
 from probe.sweep import Settings, probe
 
 rng = np.random.default_rng(0)
@@ -38,8 +40,8 @@ def test_identical_bytes_and_pixels_and_their_contrary_labels_are_found(tmp_path
     assert [sorted(g.images) for g in found.pixels] == [["train/b/3.png", "train/b/other.bmp"]]
     assert found.leaks == found.conflicts == found.bytes
     assert found.line() == (
-        "the splits leak: 1 identical image in more than one; 1 group of identical images has "
-        "contrary labels; no subjects are known, so they are not checked"
+        "the splits leak: 1 identical image is in more than one of them; 1 group of identical "
+        "images has contrary labels; no subjects are known, so they are not checked"
     )
     result = call("audit", f"folder:{tmp_path}")
     assert result.exit_code == 1
@@ -91,16 +93,62 @@ def leaking(tmp_path):
 def test_probe_says_it_in_one_line_and_strict_splits_refuse(leaking, tmp_path):
     settings = Settings(C=(1.0,), bootstrap=100)
     result = probe(leaking, out=tmp_path / "out", settings=settings)
-    assert result.audit["line"] == "the splits leak: 20 subjects in more than one"
+    assert result.audit["line"] == "the splits leak: 20 subjects are in more than one of them"
     assert result.audit["leaks"] == 20
     words = ("probe", leaking, "-o", tmp_path / "out", "--C", "1", "--bootstrap", "100")
     assert "the splits leak: 20 subjects" in call(*words).output
     strict = call(*words, "--strict-splits")
     assert strict.exit_code == 2
-    assert "the splits leak: 20 subjects in more than one. See `medprobe audit" in strict.output
+    assert (
+        "the splits leak: 20 subjects are in more than one of them. See `medprobe audit"
+        in strict.output
+    )
     with pytest.raises(ProbeError):
         probe(leaking, out=tmp_path / "no", settings=Settings(strict_splits=True))
     assert not (tmp_path / "no").exists()
+
+
+def test_a_leak_stands_in_the_headline_with_the_command_that_names_it(leaking, tmp_path):
+    words = ("probe", leaking, "-o", tmp_path / "out", "--C", "1", "--bootstrap", "100")
+    command = f"medprobe audit {leaking}"
+    assert f"which images, and what to do: {command}" in call(*words).stderr
+    page = Page(write_report([tmp_path / "out"], tmp_path / "report"))
+    [headline] = page.find("h1", "headline")
+    line = "the splits leak: 20 subjects are in more than one of them"
+    assert f"leak Its score may be too high: {line}." in said(headline)
+    assert f"{command} names the images" in " ".join(map(said, page.find("p", "warning")))
+    assert [t for t in page.find("span", "tag") if said(t) == "leak" and t.get("title") == line]
+    assert line in (tmp_path / "report" / "results.md").read_text()
+
+
+def test_what_is_advised_ends_the_leak(tmp_path):
+    """Two patients in both parts, one image twice: --split drawn, then the split none."""
+    pixels = [Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)) for _ in range(20)]
+    for i, picture in enumerate(pixels):
+        picture.save(tmp_path / f"{i}.png")
+    pixels[0].save(tmp_path / "19.png")
+    rows = [[f"{i}.png", "ab"[i % 2], f"p{i // 2}", ("train", "test")[i > 12]] for i in range(20)]
+    rows[2][2] = rows[13][2] = "p99"
+
+    def audited(*options):
+        table = ["path,label,subject,split", *map(",".join, rows)]
+        (tmp_path / "t.csv").write_text("\n".join(table))
+        return call("audit", f"csv:{tmp_path / 't.csv'}", *options)
+
+    found = audited()
+    assert found.exit_code == 1
+    for words in ("--split drawn", "the split none", "Contrary labels", "Then extract and probe"):
+        assert words in found.output
+    assert "--subject-col" not in found.output  # they are known
+    rows[19][3] = "none"
+    half = audited()
+    assert half.exit_code == 1 and "Identical" not in half.output and "--split drawn" in half.output
+    assert audited("--split", "drawn").output.count("subjects are in") == 0
+    rows[2][2] = "p1"
+    clean = audited()
+    assert clean.exit_code == 0 and clean.output.endswith(
+        "no leak found: the splits share no subject, no identical file and no identical pixels\n"
+    )
 
 
 def test_a_store_is_audited_by_its_hashes_and_features(leaking):

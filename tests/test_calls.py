@@ -209,13 +209,59 @@ def test_predict_takes_results_a_run_s_folder_and_what_probe_printed(store, tmp_
     assert call("probe", store, "-o", out, *QUICK, "--metric", "auroc").exit_code == 0
     several = call("predict", out, store)
     assert several.exit_code == 2
-    assert f"{out} has 2 heads: give one, such as {out / result.heads} (accuracy" in several.stderr
+    assert f"{out} has 2 heads: give one of\n  {out / result.heads}  (made x made, accuracy" in (
+        several.stderr
+    )
     (tmp_path / "empty").mkdir()
     nothing = call("predict", tmp_path / "empty", store)
     assert "has no heads.json, run.json or results.jsonl: want a saved head" in nothing.stderr
     knn = call("probe", store, "-o", tmp_path / "k", "--head", "knn", "--k", 3, "--bootstrap", 100)
     assert knn.exit_code == 0 and "head: " not in knn.stdout
     assert "nearest neighbours have none" in call("predict", tmp_path / "k", store).stderr
+
+
+def test_a_path_that_is_not_there_is_said_with_those_that_may_be_meant(store, tmp_path):
+    out = tmp_path / "out"
+    assert call("probe", store, "-o", out, *QUICK).exit_code == 0
+    wrong = tmp_path / "mode" / "b.h5"
+    for words in (("probe", wrong), ("predict", out, wrong), ("inspect", wrong), ("audit", wrong)):
+        said = call(*words)
+        assert said.exit_code == 2, words
+        assert f"{wrong} (did you mean {store}?)" in said.stderr, words
+        assert "unknown dataset" not in said.stderr
+    gone = call("predict", out, tmp_path / "nowhere" / "x.png").stderr
+    assert f"there is no file or folder {tmp_path / 'nowhere' / 'x.png'}; of data sets" in gone
+    assert "unknown dataset 'mednits'" in call("predict", out, "mednits").stderr
+    for command in ("compare", "report"):
+        said = call(command, out / "made").stderr
+        assert f"is a part of the results folder {out}: give {out}" in said
+        assert f"no results at {tmp_path / 'oot'} (did you mean {out}?)" in (
+            call(command, tmp_path / "oot").stderr
+        )
+        said = call(command, tmp_path).stderr
+        assert f"has no results.jsonl, but folders in it have: give {out}" in said
+
+
+def test_heads_are_all_named_and_a_folder_within_results_stands_for_its_own(store, tmp_path):
+    other = make_store(
+        tmp_path / "more" / "b.h5",
+        rng.standard_normal((120, 6)),
+        make_manifest(np.arange(120) % 3, dataset="more"),
+    )
+    out = tmp_path / "out"
+    for C in range(22):
+        strengths = ("--C", f"0.1,{C + 1}", "--folds", 3, "--bootstrap", 100)
+        assert call("probe", store, "-o", out, *strengths).exit_code == 0
+    assert call("probe", other, "-o", out, *QUICK).exit_code == 0
+    *many, last = load(out)
+    said = call("predict", out, store).stderr
+    named = [line.split("  (")[0].strip() for line in said.splitlines()[1:]]
+    assert named[:20] == [str(out / r.heads) for r in many[:20]]
+    assert f"and 3 more: see {out / 'results.jsonl'}" in said
+    one = call("predict", out / "more", other)
+    assert one.exit_code == 0
+    assert one.stdout == call("predict", out / last.heads, other).stdout
+    assert "has 22 heads" in call("predict", out / "made", store).stderr
 
 
 def test_of_several_heads_the_one_of_the_store_s_backbone_is_taken(store, tmp_path):

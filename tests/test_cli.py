@@ -224,9 +224,13 @@ def test_a_folder_that_holds_results_is_said_to_be_added_to(store, tmp_path):
     words = ["probe", store, "-o", tmp_path / "out", "--folds", "3"]
     assert "holds 1" not in call(*words, "--C", "1").output
     again = call(*words, "--C", "0.1,1", "--json")
-    assert f"{tmp_path / 'out'} holds 1 result: this adds to them" in again.stderr
+    assert f"{tmp_path / 'out'} holds 1 result. They stay" in again.stderr
     assert json.loads(again.stdout)
     assert "holds 2 results" in call(*words, "--C", "0.1,1").stderr
+    assert "holds 2 results" in call(*words, "--C", "0.1,1").stderr  # three lines, two results
+    with (tmp_path / "out" / "results.jsonl").open("a") as file:
+        file.write("{}\n")
+    assert "line 5 is not a result" in call(*words, "--C", "0.1,1").stderr
 
 
 def test_lists_with_spaces_are_refused_before_any_work(store, tmp_path):

@@ -13,10 +13,10 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_cur
 from cli import cli
 from features.errors import ProbeError
 from probe import results
+from probe.score import groups as groups_
 from probe.score.caveats import few
 from probe.score.metrics import evaluate_log_odds, find, of_task
 from probe.score.predictions import LabelledPredictions, aggregate
-from probe.score.subgroups import subgroups, uneven
 from probe.score.thresholds import choose_threshold
 from probe.sweep import Settings, probe
 
@@ -165,7 +165,7 @@ def test_too_few_subjects_for_any_interval_are_said_of_the_main_result(tmp_path)
     rare = np.where(np.arange(N) // 2 < 6, 1, 0)  # two patients of the test split
     for k, (truth, rows, words) in enumerate((
         (TRUTH, N, ""),
-        (rare, N, "few test subjects: 2 of class well; no interval is sure to hold its 95 %"),
+        (rare, N, "few test subjects: 2 of class well; so few that no 95 % interval can be"),
         (TRUTH[:60], 60, "few test subjects: 10 in all"),
     )):  # fmt: skip
         manifest = make_manifest(
@@ -182,8 +182,7 @@ def test_too_few_subjects_for_any_interval_are_said_of_the_main_result(tmp_path)
 
 
 @pytest.mark.parametrize("metric", [m.name for m in of_task("multilabel")])
-def test_a_groups_mean_names_the_findings_that_it_is_without(metric):
-    """Those are the ones that change nothing when they are taken away."""
+def test_groups_of_a_column_are_scored_on_the_findings_that_all_of_them_have(metric):
     rng = np.random.default_rng(1)
     y = (rng.random((40, 4)) < 0.5).astype(float)
     sex = np.array(["F", "M"] * 20)
@@ -191,21 +190,19 @@ def test_a_groups_mean_names_the_findings_that_it_is_without(metric):
     y[sex == "M", 2] = 0  # none of them has it
     z = rng.normal(size=(40, 4))
     ids = np.arange(40).astype(str)
-    answers = LabelledPredictions(ids, ids, y, z, {"sex": sex}, True)
     how = {"n": 100, "seed": 0, "method": "bayesian"}
-    groups = subgroups(answers, ["sex"], find(metric, "multilabel"), "abcd", **how)
+    groups = groups_.subgroups(y, z, ids, {"sex": sex}, find(metric, "multilabel"), "abcd", **how)
     for group in groups:
         rows = sex == group["group"]
         kept = [k for k in range(4) if "abcd"[k] not in group["left_out"]]
         some = evaluate_log_odds(find(metric, "multilabel"), y[rows][:, kept], z[rows][:, kept])
-        assert some[0] == pytest.approx(group["value"]) and len(kept) >= 3
+        assert some[0] == pytest.approx(group["value"]) and len(kept) >= 2
     ranks = find(metric, "multilabel").ranking or metric == "f1"  # what needs a positive
-    assert groups[0]["left_out"] == ["b"]
-    assert groups[1]["left_out"] == (["c"] if ranks else [])
-    said = uneven(groups)
-    assert said.startswith("groups' scores are means over what each has: sex F without b")
-    assert ("sex M without c" in said) == ranks
-    assert uneven([{"column": "a", "group": "b"}]) == ""
+    assert groups[0]["left_out"] == groups[1]["left_out"] == (["b", "c"] if ranks else ["b"])
+    said = groups_.uneven(groups)
+    assert said.startswith("by sex, the mean is over what every group has, so without b")
+    assert said.endswith("c") == ranks
+    assert groups_.uneven([{"column": "a", "group": "b", "value": 1}]) == ""
 
 
 def test_many_rare_findings_are_said_by_the_rarest_and_a_count():
@@ -216,7 +213,7 @@ def test_many_rare_findings_are_said_by_the_rarest_and_a_count():
     said = few(y, np.arange(60).astype(str), names, "image")
     assert said == (
         "few test images: 1 with f0, 2 with f1, 3 with f2 and too few of 1 more; "
-        "no interval is sure to hold its 95 %"
+        "so few that no 95 % interval can be relied on"
     )
     assert few(np.array([1, 3, 3, 3]), np.arange(4), ["0", "1", "2", "3"]).startswith(
         "few test subjects: 4 in all, 1 of class 1, 3 of class 3;"
@@ -228,7 +225,7 @@ def test_groups_and_the_audit_are_printed(store, tmp_path):
     output = CliRunner().invoke(cli, [str(w) for w in words]).output
     assert "  sex F: accuracy " in output
     assert "subjects (few)" in output
-    assert "no leak between splits found in subjects, bytes" in output
+    assert "no leak found: the splits share no subject and no identical file" in output
     document = CliRunner().invoke(cli, [*map(str, words), "--json"])
     assert json.loads(document.stdout)[0]["subgroups"][0]["column"] == "sex"
 
@@ -242,7 +239,7 @@ def test_the_report_says_groups_thresholds_their_origin_and_the_audit(store, tmp
         "sex F (few)</bdi>",
         "chosen by youden on 3 stratified folds by subject, seed 0, not on",
         "Interval: <bdi>BCa bootstrap by subject, 200 resamples, 95 %</bdi>",
-        "Splits: <bdi>no leak between splits found in subjects, bytes</bdi>",
+        "Splits: <bdi>no leak found: the splits share no subject and no identical file</bdi>",
     ):
         assert words in page
 

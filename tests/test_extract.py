@@ -128,7 +128,7 @@ def test_new_labels_need_no_extraction(tmp_path, image_folder, backbone):
 
     write(["a", "b"] * 20)
     before = read(write(["a", "b"] * 20))[0]
-    with pytest.warns(UserWarning, match=r"relabelled: multiclass, a, b -> multiclass, x, y, z"):
+    with pytest.warns(UserWarning, match=r"new labels: multiclass, a, b -> multiclass, x, y, z"):
         report = write(["x", "y", "z", "x"] * 10)
     after, manifest = read(report)
     assert (report.computed, report.reused) == (0, 40)

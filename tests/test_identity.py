@@ -171,12 +171,35 @@ def test_predictions_of_another_result_are_refused(tmp_path):
     first, second = run(tmp_path), run(tmp_path, USELESS, made=RANDOM)
     folder = tmp_path / "results"
     (folder / first.predictions).write_bytes((folder / second.predictions).read_bytes())
-    [pair] = compare_results([folder], n=100).pairs
+    compared = compare_results([folder], n=100)
+    [pair] = compared.pairs
     assert pair.difference is None
+    assert [score.model for score in compared.scores] == [pair.a]  # its value stands nowhere
+    assert any(note.startswith(f"made: {pair.b} is left out: ") for note in compared.notes)
     assert "is not what its row in results.jsonl says (accuracy" in pair.why_not
-    done = CliRunner().invoke(cli, ["report", str(folder), "-o", str(tmp_path / "report")])
+    with pytest.warns(UserWarning, match="left out: .* are not what its row in results.jsonl says"):
+        done = CliRunner().invoke(cli, ["report", str(folder), "-o", str(tmp_path / "report")])
     assert done.exit_code == 0
-    assert "is not what its row" in (tmp_path / "report" / "index.html").read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "are not what its row in results.jsonl says" in page
+    assert "1 result on 1 data set" in page
+
+
+def test_the_value_of_an_edited_row_is_reported_nowhere(tmp_path):
+    result = run(tmp_path)
+    lines = tmp_path / "results" / "results.jsonl"
+    row = json.loads(lines.read_text())
+    lines.write_text(json.dumps(row | {"value": 0.98765, "ci_high": 0.99}) + "\n")
+    done = CliRunner().invoke(cli, ["report", str(lines), "-o", str(tmp_path / "report")])
+    assert done.exit_code == 2 and "no result is left to report" in done.stderr
+    run(tmp_path, USELESS, made=RANDOM)
+    with pytest.warns(UserWarning, match=rf"{result.value:.6g}, in the row 0.98765"):
+        CliRunner().invoke(cli, ["report", str(lines), "-o", str(tmp_path / "report")])
+    for file in (tmp_path / "report").rglob("*"):
+        if file.suffix == ".csv":
+            assert "0.98765" not in file.read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("0.98765") == 1 and ".988" not in page.split("<script")[0]
 
 
 def test_a_disk_that_fills_leaves_the_former_result_whole(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shlex
+import warnings
 from dataclasses import replace
 from itertools import permutations
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_manifest, make_store
+from PIL import Image
 from sklearn.metrics import (
     average_precision_score,
     cohen_kappa_score,
@@ -193,18 +196,42 @@ def test_results_of_two_orders_are_two_and_cells_are_done_again(tmp_path):
     assert digest_of(renamed) != digest_of(make_manifest(y, classes=("a", "b")))
 
 
-def test_an_order_that_was_given_is_not_lost_without_a_word(tmp_path, image_folder):
+def test_another_positive_class_is_said_when_it_comes_and_when_it_goes(tmp_path, image_folder):
     backbone = load_backbone("timm:resnet10t", "random", 64)
     sorted_ = open_dataset(f"folder:{image_folder}")
     given = open_dataset(f"folder:{image_folder}", Options(classes=("dog", "cat")))
     extract(sorted_, [backbone], out=tmp_path / "out")
-    [report] = extract(given, [backbone], out=tmp_path / "out")  # it was asked for: no warning
+    with pytest.warns(UserWarning, match="cat, dog -> .*dog, cat; the positive class is cat now, "):
+        [report] = extract(given, [backbone], out=tmp_path / "out")
     with FeatureStore.open(report.store) as store:
         kept = store.manifest()
     assert (kept.classes, kept.order_from, report.computed) == (("dog", "cat"), "given", 0)
     assert kept.labels_digest() == given.labels_digest()
-    with pytest.warns(UserWarning, match="their order given by --classes before and not now"):
+    with pytest.warns(
+        UserWarning,
+        match="is dog now, and was cat; the order was given by --classes before, and is not now",
+    ):
         extract(sorted_, [backbone], out=tmp_path / "out")
+
+
+def test_extract_says_the_positive_class_and_how_to_turn_it_round(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(12):
+        Image.new("L", (40, 40), 9 * i).save(tmp_path / f"{i}.png")
+    rows = [f'{i}.png,"{("ill, or so", "well")[i % 2]}",{"abc"[i % 3]}' for i in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,grade", *rows]) + "\n")
+    said = call("extract", "csv:t.csv", *SMALL).stderr
+    line = "positive class: well, the second of ill, or so, well; --classes "
+    assert line in said
+    order = shlex.split(said.split(line)[1])[0]
+    with pytest.warns(UserWarning, match="the positive class is ill, or so now, and was well"):
+        said = call("extract", "csv:t.csv", *SMALL, "--classes", order).stderr
+    assert "positive class: ill, or so, the second of well, ill, or so as given" in said
+    for given, told in (((), False), (("--classes", "c,a,b"), True)):
+        column = ("--label-col", "grade", "--name", f"grades{len(given)}")
+        said = call("extract", "csv:t.csv", *SMALL, *column, *given).stderr
+        assert ("order of classes as given by --classes: c < a < b" in said) is told
+        assert "positive" not in said
 
 
 # --- several columns of labels ------------------------------------------------------------------
@@ -228,7 +255,7 @@ def test_a_second_column_of_labels_computes_nothing_and_each_result_names_its_ow
     assert call("probe", store, *PROBED).exit_code == 0
     with pytest.warns(
         UserWarning,
-        match=r"relabelled: multiclass, 0, 1 of column grade -> multiclass, 0, 1 of column risk",
+        match=r"new labels: multiclass, 0, 1 of column grade -> multiclass, 0, 1 of column risk",
     ):
         again = call("extract", scans, *SMALL, "--label-col", "risk")
     assert "nothing to compute" in again.stdout
@@ -237,10 +264,32 @@ def test_a_second_column_of_labels_computes_nothing_and_each_result_names_its_ow
     assert [r.label_from for r in load(tmp_path / "results")] == ["grade", "risk"]
     rows = (tmp_path / "results" / "results.jsonl").read_text().splitlines()
     assert [json.loads(row)["label_from"] for row in rows] == ["grade", "risk"]
-    with pytest.warns(UserWarning, match="is relabelled"):
+    with pytest.warns(UserWarning, match="has new labels"):
         call("extract", scans, *SMALL, "--label-col", "grade")
     with FeatureStore.open(store) as opened:
         assert opened.read("final/mean").tobytes() == before
+
+
+def test_each_result_names_the_command_that_gave_its_labels(scans, tmp_path, monkeypatch):
+    """The one that is named gives the same labels again, though the store has others since."""
+    wanted = []
+    for column in ("grade", "risk"):
+        words = ["extract", scans, *SMALL, "--label-col", column]
+        monkeypatch.setattr("sys.argv", ["medprobe", *map(str, words)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert call(*words).exit_code == 0
+        [store] = (tmp_path / "features").rglob("*.h5")
+        monkeypatch.setattr("sys.argv", ["medprobe", "probe", str(store)])
+        assert call("probe", store, *PROBED).exit_code == 0
+        wanted.append(f"medprobe {shlex.join(map(str, words))}")
+    found = load(tmp_path / "results")
+    assert [r.labelled_by for r in found] == wanted
+    assert {r.command for r in found} == {f"medprobe probe {store}"}
+    with pytest.warns(UserWarning, match="has new labels"):
+        call(*shlex.split(found[0].labelled_by)[1:])
+    with FeatureStore.open(store) as opened:
+        assert opened.manifest().labels_digest() == found[0].labels_digest
 
 
 def test_another_name_copies_the_rows_to_the_bit(scans, tmp_path):

@@ -218,7 +218,7 @@ def test_two_tables_in_one_folder_are_two_data_sets(ward, tmp_path):
     )
     assert (labels_of(first), labels_of(second)) == (("a", "b"), ("x", "y", "z"))
     with pytest.warns(
-        UserWarning, match=r"ward-labels/.*is relabelled: multiclass, a, b -> .*x, y"
+        UserWarning, match=r"ward-labels/.*has new labels: multiclass, a, b -> .*x, y"
     ):
         call("extract", f"csv:{ward / 'task2.csv'}", "--name", "ward-labels", *BACKBONE)
     assert labels_of(first) == ("x", "y", "z")

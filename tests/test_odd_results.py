@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_manifest, make_store
+from reporting import add
 from safetensors.torch import load_file, save_file
 from test_odd_stores import call
 
@@ -21,7 +22,7 @@ from features.store import FeatureStore
 from probe import grid
 from probe.heads import Head
 from probe.predict import predict
-from probe.results import load
+from probe.results import load, read_predictions
 from probe.sweep import Settings, probe_all
 from probe.train import checkpoints, finetune
 from probe.train.training import Training
@@ -341,3 +342,27 @@ def test_results_of_a_store_that_is_gone_odd_are_reported_without_it(room):
         list(store.verify())
     assert call("report", room / "results", "-o", room / "report").exit_code == 0
     assert Path(room / "report" / "index.html").is_file()
+
+
+def test_predictions_that_are_another_file_are_said_in_words(tmp_path):
+    add(tmp_path)
+    path = tmp_path / "results.jsonl"
+    row = json.loads(path.read_text())
+    other = tmp_path / "0.csv"
+    for name, text, words in (
+        ("results.jsonl", None, "results.jsonl holds no predictions (no column p:<class>)"),
+        ("a.csv", "id,subject,label,predicted,p:x\n", "(no rows)"),
+        ("b.csv", other.read_text().replace(",mild,", ",odd,"), "('odd' is no class of its"),
+    ):
+        if text:
+            (tmp_path / name).write_text(text)
+        else:
+            path.write_text("x,y\n1,2\n")  # nothing of it is a prediction
+        with pytest.raises(ProbeError) as error:
+            read_predictions(tmp_path / name)
+        assert words in str(error.value)
+    path.write_text(json.dumps(row | {"seed": 10**30}) + "\n")
+    with pytest.raises(
+        ProbeError, match=r"seed is 10{30}, want a whole number below 2\^63; remove"
+    ):
+        load(tmp_path)

@@ -363,7 +363,7 @@ def test_other_labels_splits_and_merges_never_compute_anew(ddsm, tmp_path, backb
         {"label_col": "pathology", "merge": ("lesion=benign+cancer",)},
         {"split": "drawn", "seed": 3, "val_share": 0.1},
     ):
-        with pytest.warns(UserWarning, match=r"ddsm/.*\.h5 is relabelled: multiclass, normal, "):
+        with pytest.warns(UserWarning, match=r"ddsm/.*\.h5 has new labels: multiclass, normal, "):
             assert computed(**options) == 0
     assert computed(test_fold=(2, 5), split="drawn") == 0
 

@@ -113,7 +113,7 @@ def test_a_curve_without_a_band_says_why(tmp_path):
     roc = charts["ROC"]
     bands = {s.name.split(" (")[0]: len(s.low) for s in roc.series}
     assert bands["zero"] and not (bands["one"] or bands["two"] or bands["mean of all"])
-    assert "from resampling subjects. With few subjects it is not sure." in roc.caption
+    assert "from resampling subjects. With few subjects it is not reliable." in roc.caption
     assert "No band for one: one test subject with it." in roc.caption
     assert "No band for two: all resamples give the same curve." in roc.caption
     page = Page(write_report([tmp_path], tmp_path / "report"))
@@ -134,8 +134,8 @@ def test_groups_say_what_their_means_are_without_and_images_where_no_subjects_ar
     old = [group | {"group": "F"}]
     findings = {"classes": ["Hernia", "Mass"], "many": True, "metric": "auroc"}
     for k, (groups, caption) in enumerate((
-        (known, "A score is the mean over the findings that the group has: groups differ"),
-        (old, "that the group has, which may not be the same in each: groups differ"),
+        (known, "By group: by sex, each mean is over what the group has, so that groups can't be"),
+        (old, "that the group has, which may not be the same in each, so that groups can't"),
     )):  # fmt: skip
         folder = tmp_path / str(k)
         add(folder, subgroups=groups, subjects_known=k == 0, **findings)
@@ -151,7 +151,7 @@ def test_groups_say_what_their_means_are_without_and_images_where_no_subjects_ar
                 ["sex M", "9", "9", *expected, "Hernia, Mass"],
             ]
         (table,) = (folder / "report" / "tables").glob("*-groups.md")
-        assert "groups differ" in table.read_text()
+        assert "held against each other" in table.read_text()
 
 
 def test_hostile_names_stay_text_everywhere(tmp_path):
@@ -247,7 +247,7 @@ def test_the_same_results_give_the_same_bytes_by_any_matplotlibrc_and_any_proces
 
 
 def test_results_csv_keeps_every_digit_and_results_jsonl_is_one_line_of_pandas(tmp_path):
-    add(tmp_path, value=-0.1 / 3, notes=["first", "second"])
+    add(tmp_path, value=-0.1 / 3, notes=["first", "second"], missing=True)
     write_report([tmp_path], tmp_path / "report")
     row = pd.read_csv(tmp_path / "report" / "results.csv").iloc[0]
     assert row["value"] == -0.1 / 3 and row["C"] == 0.01

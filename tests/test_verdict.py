@@ -120,7 +120,7 @@ def test_an_untrained_model_is_never_the_best_and_one_model_is_no_contest(tmp_pa
 def test_the_headline_is_of_the_data_with_a_choice_and_enough_subjects_and_says_what_is_few(
     tmp_path,
 ):
-    few = "few test {}: 3 in all; no interval is sure to hold its 95 %"
+    few = "few test {}: 3 in all; so few that no 95 % interval can be relied on"
     told(tmp_path, 0.9, dataset="a-tiny", few=few.format("subjects"), n_subjects_test=3)
     told(tmp_path, 0.9, dataset="b-alone", n_subjects_test=9000)
     told(tmp_path, 0.9, dataset="c-small", n_subjects_test=90)
@@ -132,8 +132,8 @@ def test_the_headline_is_of_the_data_with_a_choice_and_enough_subjects_and_says_
     assert headline.startswith("On c-small, dinov2") and "few" not in headline
     answers = [said(p) for p in page.find("p", "answer")]
     assert [a.split(",")[0] for a in answers] == ["On a-tiny", "On b-alone", "On d-images"]
-    assert "few subjects, so that the interval is not sure" in answers[0]
-    assert "few images, so that the interval is not sure" in answers[2]
+    assert "few subjects, so that the interval is not reliable" in answers[0]
+    assert "few images, so that the interval is not reliable" in answers[2]
     assert tags(page) == [["few subjects"], [], ["few images"]]
     markdown = (tmp_path / "report" / "results.md").read_text()
     assert "**few subjects**: the interval" in markdown and "**few images**" in markdown

@@ -16,6 +16,7 @@ from features.datasets.limit import limited
 from features.datasets.naming import check_name
 from features.datasets.options import Options
 from features.errors import DatasetError
+from features.files import meant
 from features.manifest import Manifest
 from features.urls import Location, Url, locate
 
@@ -107,6 +108,11 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
     source = SOURCES.get(name)
     if source is None:
         known = ", ".join(s.usage for s in SOURCES.values())
+        if not Path(dataset).exists() and looks_like_a_path(dataset):
+            raise DatasetError(
+                f"there is no file or folder {dataset}{meant(dataset)}; of data sets, want one of "
+                f"{known}"
+            )
         source_name = (
             "folder" if Path(dataset).is_dir() else "csv" if Path(dataset).is_file() else ""
         )
@@ -129,7 +135,13 @@ def open_dataset(dataset: str, options: Options | None = None) -> Manifest:
     manifest = source.read(location, options)
     if options.limit:
         manifest = limited(manifest, options.limit, seed=options.seed)
+    manifest = replace(manifest, labelled_by=options.command if options.labelled else "")
     return replace(manifest, dataset=check_name(options.name)) if options.name else manifest
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Say whether a word is a path rather than the name of a data set: by a slash or a suffix."""
+    return "/" in text or "\\" in text or bool(Path(text).suffix)
 
 
 def open_image(file: Path) -> Manifest:

@@ -28,3 +28,4 @@ class Options:
     test_share: float = 0.2
     limit: int | None = None  # so many images, drawn by the seed: see limit.py
     test_fold: tuple[int, int] | None = None  # (i, k): test on part i, from 1, of k equal ones
+    command: str = ""  # the command line that says all this; "" where there is none

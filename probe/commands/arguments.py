@@ -254,14 +254,20 @@ def refuse_spaces(words: Sequence[Path], given: dict[str, Any]) -> None:
 
 
 def say_added(out: Path) -> None:
-    """Say on standard error that a folder holds results, which stay."""
+    """Say on standard error that a folder holds results, which stay, or can't be read."""
+    from features.errors import ProbeError
+    from probe.results import load
+
     path = out / "results.jsonl"
     if not path.is_file():
         return
-    with path.open("rb") as file:
-        n = sum(1 for _ in file)
-    echo(
-        f"{out} holds {n} result{'s' * (n != 1)}: this adds to them, and replaces those of the "
-        "same. Take -o for a folder of its own",
-        err=True,
-    )
+    try:
+        n = len(load(out))
+    except ProbeError as error:
+        message = f"Warning: {error}"
+    else:
+        message = (
+            f"{out} holds {n} result{'s' * (n != 1)}. They stay; only one of the same data, head "
+            "and settings is replaced. -o takes another folder"
+        )
+    echo(message, err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,6 @@ from probe.commands.settings import seeds_of, training_of
 
 if TYPE_CHECKING:
     from probe.results import Result
-
-# Metrics of two classes that are of the positive one.
-OF_POSITIVE = {"auroc", "average_precision", "sensitivity_at_90", "f1"}
 
 
 @click.command()
@@ -132,7 +130,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
         return
     for result in found if not json_ else ():
         say_tuned(result, out)
-        echo(f"  {result.audit['line']}", err=True)
+        say_audit(result)
     if json_:
         as_json([asdict(result) for result in found])
 
@@ -155,18 +153,33 @@ def about_labels(result: Result) -> str:
     said = ""
     if result.label_from not in ("", "label", "label_*"):
         said += f"; labels: {result.label_from}"
-    if result.positive and result.metric in OF_POSITIVE:
+    if result.positive:
         said += f"; positive: {result.positive}"
     return said
 
 
 def say_notes(result: Result) -> None:
-    """Print on standard error those notes that say what was done otherwise than one may think."""
+    """Print over what a score is the mean; on standard error, what is otherwise than one may think.
+
+    The latter are notes of the result.
+    """
+    from probe.score.groups import averaged
     from probe.tested import TOLD
 
+    if mean := averaged(result.task, result.metric, result.outputs):
+        echo(f"  {result.metric} is the {mean}")
     for note in result.notes:
         if TOLD.match(note):
             echo(f"  {note}", err=True)
+
+
+def say_audit(result: Result) -> None:
+    """Print on standard error what the audit of the splits found, and where there is more."""
+    found = result.audit
+    echo(f"  {found['line']}", err=True)
+    if found["leaks"] or found["conflicts"]:
+        store = shlex.quote(result.store)
+        echo(f"  which images, and what to do: medprobe audit {store}", err=True)
 
 
 def say_tuned(result: Result, out: Path) -> None:

@@ -47,6 +47,13 @@ HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
     show_default=True,
     help="The column of a table (csv:FILE) that holds the images' paths.",
 )
+@click.option(
+    "--threshold",
+    "at_threshold",
+    is_flag=True,
+    help="Add what the report's thresholds call: the column call of two classes, call:FINDING of"
+    " findings.",
+)
 @device_option
 def predict(
     head: Path, source: str, out: Path | None, weights: str | None, stores: Path, **given: Any
@@ -58,6 +65,10 @@ def predict(
     A STORE must come from the backbone, with the weights, that the head was fitted on. A DATASET,
     such as folder:DIR or csv:FILE, needs no labels; its features are computed first, as for the
     head, and stay in a store. An IMAGE is one file, of which no store is kept.
+
+    The column predicted is the class of the largest p. The report's threshold, chosen on
+    validation images, is another rule: --threshold. Images that are unlike the training images, by
+    the features that the head reads, are counted and named on standard error.
 
     An image that can't be read, or whose features in the store are damaged, has a row too, with
     the reason in place of an answer; of the second kind the exit code is 1.
@@ -73,16 +84,19 @@ def predict(
     from probe.predict import predict as run
 
     place = Path(source)
+    how = {"at_threshold": given["at_threshold"]}
     if place.is_file() and is_store(place):
-        return write(run(find_head(head, place), place), out)
+        return write(run(find_head(head, place), place, **how), out)
     head = find_head(head)
     if place.is_file() and is_image(place):
         with TemporaryDirectory() as folder:
-            found = predicted(head, open_image(place), Path(folder), weights, given["device"])
+            about = (head, open_image(place), Path(folder), weights, given["device"])
+            found = predicted(*about, **how)
         return write(found, out)
     options = Options(name=given["dataset_name"], path_col=given["path_col"], labelled=False)
     manifest = open_dataset(source, options)
-    return write(predicted(head, manifest, stores, weights, given["device"], tell=say_store), out)
+    how["tell"] = say_store
+    return write(predicted(head, manifest, stores, weights, given["device"], **how), out)
 
 
 def is_store(path: Path) -> bool:
@@ -126,6 +140,9 @@ def write(found: Predicted, out: Path | None) -> None:
 
     Raises FaultFound where the store is damaged, or where no image has one.
     """
+    for line in (found.rule, found.remark()):
+        if line:
+            echo(line, err=True)
     if out is None:
         click.echo(found.table.encode("utf-8", "surrogateescape"), nl=False)
     else:

@@ -31,7 +31,7 @@ from probe.commands.arguments import (
     say_added,
     scoring_options,
 )
-from probe.commands.finetune import about_labels, say, say_notes, say_tuned
+from probe.commands.finetune import about_labels, say, say_audit, say_notes, say_tuned
 from probe.commands.settings import DEIT, LOOP, probing_of, refuse_seeds, seeds_of, training_of
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def say_results(results: Sequence[Result], out: Path, *, trained: bool) -> None:
     if len(results) > 1 and not trained and results[0].heads:
         echo(f"  heads: in {(out / results[0].heads).parent.parent}")
     say_draws(results)
-    echo(f"  {results[0].audit['line']}", err=True)
+    say_audit(results[0])
 
 
 def refuse(trained: bool) -> None:
@@ -265,7 +265,7 @@ def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
 
 def say_result(result: Result, out: Path, *, several: bool) -> None:
     """Print a result in one line and where its head is, on standard error what must be known."""
-    from probe.score.subgroups import uneven
+    from probe.score.groups import uneven
 
     cell = [result.feature] if several else []
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []

@@ -18,6 +18,7 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -91,6 +92,7 @@ class Report:
     datasets: list[Dataset]
     tables: list[Table]  # of the whole
     versus: Table | None = None
+    left_out: list[str] = field(default_factory=list)  # rows, and why
 
     @property
     def results(self) -> list[Result]:
@@ -180,7 +182,13 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     sides: list[tuple[str, Sequence[Path]]] = [("", sources)] if sources else []
     if options.compare:
         sides += [(side, [path]) for side, path in zip(SIDES, options.compare, strict=True)]
-    cells = gather(sides or [("", [])], private=options.private)
+    found_all = gather(sides or [("", [])], private=options.private)
+    cells = [cell for cell in found_all if not cell.contradicted]
+    left_out = [_refused(cell) for cell in found_all if cell.contradicted]
+    if not cells:
+        raise ProbeError(f"no result is left to report: {left_out[0]}")
+    for line in left_out:
+        warnings.warn(line, stacklevel=3)
     leads = leading(cells)
     found = columns(leads, cells)
     ranked = rank(found)
@@ -196,6 +204,18 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
         datasets=_datasets(leads, options, run),
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
         versus=versus,
+        left_out=left_out,
+    )
+
+
+def _refused(cell: Cell) -> str:
+    """Say that a row is left out whose predictions don't score what it says."""
+    r = cell.result
+    seed = f", seed {r.seed}" if r.seed else ""
+    return (
+        f"left out: {r.backbone} on {r.dataset} ({r.scenario}, {r.feature}{seed}): its predictions "
+        f"are not what its row in results.jsonl says ({cell.contradicted}); run it again: "
+        f"{r.command}"
     )
 
 
@@ -230,7 +250,7 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
     """Return the panels of each data set, with what its stores and images still give."""
     from probe.report.thumbnails import LIMIT, thumbnails
 
-    closer = run(partial(_closely, private=options.private), leads, few=FEW)
+    closer = run(partial(closely, private=options.private), leads, few=FEW)
     groups: dict[str, list[tuple[Panel, Stored | None]]] = {}
     for one, stored in closer:
         groups.setdefault(one.cell.result.dataset, []).append((one, stored))
@@ -248,15 +268,19 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
             ids += first.map.ids if first.map else []
             limit = LIMIT // len(groups)
             pictures = thumbnails(first, ids, dicom=options.dicom, fetch=options.fetch, limit=limit)
-        line, audit = audited(first, stem_of(one.cell), private=options.private)
+        line, audit = "", None
+        if whole := next(((one, stored) for one, stored in there if not stored.anew), None):
+            one, first = whole
+            line, audit = audited(first, stem_of(one.cell), private=options.private)
         out.append(Dataset(name, panels, audit, line, first.bad, pictures))
     return out
 
 
-def _closely(cell: Cell, *, private: bool) -> tuple[Panel, Stored | None]:
+def closely(cell: Cell, *, private: bool) -> tuple[Panel, Stored | None]:
     """Return one result's panel, and its store where it still is."""
     stem = stem_of(cell)
-    one, stored = panel(cell, stem), look(cell, stem, private=private)
+    stored, remark = look(cell, stem, private=private)
+    one = replace(panel(cell, stem), store=remark)
     if stored and stored.map:
         one.charts.append(stored.map)
     return one, stored
@@ -276,14 +300,16 @@ def provenance(cells: Sequence[Cell]) -> Table:
             *(r.dataset, r.backbone, r.weights, r.scenario, r.feature, r.protocol),
             *(in_words(r.metric), Scored(r.value, r.ci_low, r.ci_high)),
             *("all" if r.shots is None else r.shots, r.seed, r.store, r.store_fingerprint),
-            *(r.split_digest, r.command, round(r.seconds, 1), r.created),
+            *(r.split_digest, r.label_from, r.labelled_by, r.command),
+            *(round(r.seconds, 1), r.created),
             ", ".join(f"{name} {version}" for name, version in sorted(r.versions.items())),
         ]
         for r in (cell.result for cell in cells)
     ]
     names = ["dataset", "backbone", "weights", "scenario", "feature", "protocol", "metric", "value"]
-    names += ["shots", "seed", "store", "store fingerprint", "split digest", "command", "seconds"]
-    return Table("provenance", "Provenance", [*names, "created", "versions"], rows)
+    names += ["shots", "seed", "store", "store fingerprint", "split digest", "label column"]
+    names += ["labelled by", "command", "seconds", "created", "versions"]
+    return Table("provenance", "Provenance", names, rows)
 
 
 def slug(text: str) -> str:
@@ -322,5 +348,6 @@ def html(report: Report, options: Options, stills: Mapping[str, str] | None = No
             for name in ("protocol", "seed", "shots")
         },
         versions={str(sorted(r.versions.items())) for r in results},
+        labelled=any(r.label_from or r.labelled_by for r in results),
         **scripts(),
     )

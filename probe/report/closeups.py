@@ -145,7 +145,7 @@ def _of_bands(shown: Sequence[Band], r: Result) -> str:
     said = ""
     if any(not b.why_not for b in shown):
         said = f"The band is 95 %, pointwise, from resampling {unit}s."
-        said += f" With few {unit}s it is not sure." if r.few else ""
+        said += f" With few {unit}s it is not reliable." if r.few else ""
     for why, names in missing.items():
         rest = len(names) - NAMED
         more = f" and {rest} more" if rest > 0 else ""

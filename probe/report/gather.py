@@ -16,12 +16,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from features.errors import ProbeError
+from features.errors import ContradictedError, ProbeError
 from probe.compare import predictions_of
 from probe.draw.drawing import printable
 from probe.draw.tables import in_words
 from probe.identity import Identity, data_names, in_one, in_scenario, model_parts
 from probe.results import Predictions, Result, load
+from probe.score.groups import averaged
 from probe.score.metrics import METRICS
 
 # What orders results of one score, so that a report is the same each time.
@@ -41,12 +42,30 @@ class Cell:
     identity: Identity  # that of the row, before it was cleaned
     predictions: Predictions | None = None
     missing: str = ""  # why there are no predictions
+    contradicted: str = ""  # what its predictions score otherwise than its row says
     parts: Mapping[str, str] = field(default_factory=dict)  # of its model's name, see model_parts
 
     @property
     def random(self) -> bool:
         """Say whether the backbone was never trained."""
         return self.result.weights == "random"
+
+    @property
+    def leak(self) -> str:
+        """Say what of its splits leaks, as in "the splits leak: 1 subject is in ..."; else ""."""
+        found = self.result.audit
+        return str(found.get("line", "")).partition(";")[0] if found.get("leaks") else ""
+
+    @property
+    def mean(self) -> str:
+        """Say over how many findings its score is the mean, without which, and why; else ""."""
+        return averaged(self.result.task, self.result.metric, self.result.outputs)
+
+    @property
+    def positive(self) -> str:
+        """Return which of two classes is the positive one, the last; "" where there are not two."""
+        two = self.result.task == "multiclass" and len(self.result.classes) == 2
+        return self.result.classes[1] if two else ""
 
     @property
     def name(self) -> str:
@@ -180,6 +199,8 @@ def _cell(side: str, folder: Path, raw: Result, private: bool) -> Cell:
     cell = Cell("", side, folder, shown, raw.store, raw.identity)
     try:
         said = predictions_of(folder, raw)
+    except ContradictedError as error:
+        return replace(cell, contradicted=error.differ)
     except ProbeError as error:
         why = "no predictions can be read" if private else printable(str(error))
         return replace(cell, missing=why)
@@ -195,6 +216,7 @@ def _nameless(result: Result) -> Result:
         result,
         store=_last(result.store),
         command=_without_folders(result.command),
+        labelled_by=_without_folders(result.labelled_by),
         predictions="",
         heads="",
         tuned=result.tuned | ({"head_weights": _last(weights)} if weights else {}),

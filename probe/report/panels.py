@@ -35,6 +35,8 @@ class Panel:
 
     cell: Cell
     inspect: str  # the command that names the bad images
+    audit: str  # the command that names the images that leak
+    store: str = ""  # what is said of its store where that isn't as it was
     charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     mistakes: list[Example] = field(default_factory=list)
@@ -52,6 +54,7 @@ def panel(cell: Cell, stem: str) -> Panel:
     return Panel(
         cell=cell,
         inspect=f"medprobe inspect {shlex.quote(r.store)}",
+        audit=f"medprobe audit {shlex.quote(r.store)}",
         charts=charts_of(r, said, stem),
         tables=tables_of(r, said, stem),
         mistakes=mistakes,

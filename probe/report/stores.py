@@ -1,14 +1,15 @@
 """What a report takes from stores, where they are still there: a map, the audit, bad images.
 
-A store is used where it still has what the result was made from, labels and splits too. Shapes:
-N images, n of them on the map, D features.
+A store is used where it still has the features that the result was made from. Where it was labelled
+or split anew since, the labels are those that the result's predictions have, of the test images
+alone. Shapes: N images, n of them on the map, D features.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import StoreError
-from features.manifest import NO_SPLIT, PRESENT, Manifest
+from features.manifest import NO_LABEL, NO_SPLIT, NOT_STATED, PRESENT, Manifest
 from probe.draw.charts import Axis, Points
 from probe.draw.drawing import printable
 from probe.draw.tables import Table
-from probe.identity import is_of
+from probe.identity import is_of, made_by
 from probe.report.gather import Cell
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 POINTS = 1500  # images of a map; the test split comes first, of the others some are drawn
 VALUES = 8  # of a fact that have a colour of their own
 OTHER = "other"
+WITHOUT = ": there is no map of its features, and no small copy of an image"
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,32 @@ class Stored:
     source: dict[str, NDArray[Any]]
     usable: NDArray[np.bool_]
     dicom: dict[str, Any]  # how DICOM was decoded
+    anew: bool = False  # it has other labels or splits now than the result
 
 
-def look(cell: Cell, stem: str, *, private: bool) -> Stored | None:
-    """Return what a cell's store says; None where it is gone, damaged or another one."""
+def look(cell: Cell, stem: str, *, private: bool) -> tuple[Stored | None, str]:
+    """Return what a cell's store says, and a remark where it isn't as it was.
+
+    There is no Stored where it is gone, damaged or another one.
+    """
     from features.store import DONE, FeatureStore
 
-    path = _find(cell)
+    path, name = _find(cell), cell.result.store
     if path is None:
-        return None
+        return None, f"{name} is not there any more{WITHOUT}"
+    if not cell.identity.extraction:
+        return None, f"the result doesn't say what {name} was when it was made{WITHOUT}"
     try:
         with FeatureStore.open(path) as store:
             manifest, done, source = store.manifest(), store.done, store.source()
-            if cell.result.feature not in store.features or not is_of(
-                store, manifest, cell.identity
-            ):
-                return None
+            if cell.result.feature not in store.features or not made_by(store, cell.identity):
+                return None, f"{name} was made from something else since{WITHOUT}"
+            remark = ""
+            if anew := not is_of(store, manifest, cell.identity):
+                remark = _relabelled(cell, manifest)
+                manifest = _as_tested(cell, manifest)
             return Stored(
+                anew=anew,
                 path=path,
                 map=_map(store, manifest, done == DONE, cell, stem, private),
                 bad=_bad(store, manifest, stem, private),
@@ -66,9 +77,38 @@ def look(cell: Cell, stem: str, *, private: bool) -> Stored | None:
                 source=source,
                 usable=done == DONE,
                 dicom=store.fingerprint.get("image", {}).get("dicom", {}),
-            )
+            ), remark
     except (StoreError, OSError):
-        return None
+        return None, f"{name} can't be read{WITHOUT}"
+
+
+def _relabelled(cell: Cell, manifest: Manifest) -> str:
+    """Say that a store has other labels or splits now, and which command gives these back."""
+    r = cell.result
+    what = "labels" if manifest.split_digest() == r.split_digest else "splits or labels"
+    columns = [one and f"column {printable(one)}" for one in (manifest.label_from, r.label_from)]
+    now, then = columns if len({*columns}) > 1 else ("", "")
+    said = f" ({now or 'others'}; this result is of {then or 'others'})" if now or then else ""
+    back = f". To give it these labels again: {r.labelled_by}" if r.labelled_by else ""
+    shown = "its map shows the test images alone, with the labels of this result"
+    shown = shown if cell.predictions else "there is no map of its features"
+    return f"the store {r.store} has other {what} now than this result{said}: {shown}{back}"
+
+
+def _as_tested(cell: Cell, manifest: Manifest) -> Manifest:
+    """Return a manifest with the labels of a result's predictions; other images are in no split."""
+    said, N = cell.predictions, len(manifest)
+    split = np.full(N, NO_SPLIT, dtype=np.array(["train", NO_SPLIT]).dtype)
+    if said is None:
+        return replace(manifest, split=split)
+    known = {name: k for k, name in enumerate(said.ids)}
+    places = [(row, known.get(name)) for row, name in enumerate(manifest.id.tolist())]
+    rows, at = np.array([p for p in places if p[1] is not None], dtype=np.int64).reshape(-1, 2).T
+    split[rows] = "test"
+    empty = NO_LABEL if said.labels.ndim == 1 else NOT_STATED
+    label = np.full((N, *said.labels.shape[1:]), empty, dtype=np.int32)
+    label[rows] = np.nan_to_num(said.labels[at], nan=empty)
+    return replace(manifest, split=split, label=label, classes=tuple(said.classes))
 
 
 def _find(cell: Cell) -> Path | None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from probe.score.intervals import sides_of
 
-# Of fewer subjects, or fewer of a class (or side of a finding), no interval is sure to hold its
-# 95 %: benchmarks/bench_statistics.py
+# Of fewer subjects, or fewer of a class (or side of a finding), no interval can be relied on:
+# benchmarks/bench_statistics.py
 FEW, RARE = 20, 5
 SHOWN = 3  # of what there is too few of
 
@@ -37,7 +37,7 @@ def few(
         return ""
     more = f" and too few of {len(shortages) - SHOWN} more" if len(shortages) > SHOWN else ""
     shown = ", ".join(shortages[:SHOWN])
-    return f"few test {unit}s: {shown}{more}; no interval is sure to hold its 95 %"
+    return f"few test {unit}s: {shown}{more}; so few that no 95 % interval can be relied on"
 
 
 def caveat(low: float, high: float, subjects: int, unit: str = "subject") -> str:

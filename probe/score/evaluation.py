@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from probe.score.calibration import reliability
 from probe.score.caveats import few
-from probe.score.intervals import SAID
-from probe.score.metrics import Metric, per_output
+from probe.score.groups import subgroups
+from probe.score.intervals import SAID, intervals
+from probe.score.metrics import METRICS, Metric, per_output
 from probe.score.predictions import LabelledPredictions, Scoring
-from probe.score.subgroups import subgroups
 from probe.score.thresholds import at_thresholds
 
 
@@ -41,12 +41,39 @@ def extras(
         f"{settings.bootstrap} resamples, 95 %",
         "subjects_known": predictions.has_subjects,
         "few": few(predictions.y, predictions.subjects, classes, predictions.independent),
-        "outputs": per_output(predictions.y, predictions.z, classes),
+        "outputs": _outputs(predictions, classes, **again),
         "reliability": reliability(predictions.y, predictions.p),
-        "subgroups": subgroups(predictions, settings.by, metric, classes, **again),
+        "subgroups": subgroups(
+            predictions.y,
+            predictions.z,
+            predictions.subjects,
+            {name: predictions.columns[name] for name in settings.by},
+            metric,
+            classes,
+            **again,
+        ),
         "thresholds": {
             "rule": rule,
             "chosen_on": chosen_on,
             "outputs": at_thresholds(held_out, predictions, classes, rule=rule, **again),
         },
     }
+
+
+def _outputs(
+    predictions: LabelledPredictions, classes: Sequence[str], *, n: int, seed: int, method: str
+) -> dict[str, dict[str, float | None]]:
+    """Return what per_output says, of findings with the interval of their AUROC."""
+    found = per_output(predictions.y, predictions.z, classes)
+    if predictions.y.ndim == 1:
+        return found
+    metric = METRICS["multilabel", "auroc"]
+    for k, output in enumerate(found.values()):
+        if output["auroc"] is None:
+            continue
+        known = ~np.isnan(predictions.y[:, k])
+        y, z = (values[known, k : k + 1] for values in (predictions.y, predictions.z))
+        rng, subjects = np.random.default_rng(seed), predictions.subjects[known]
+        score = intervals([metric], y, z, subjects, n=n, rng=rng, method=method)[metric.name]
+        output |= {end: score[end] for end in ("ci_low", "ci_high")}
+    return found

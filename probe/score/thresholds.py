@@ -53,7 +53,8 @@ def at_thresholds(
 
     The threshold is chosen on held_out, (y, z) of images that are not in the test split; the rest
     is measured on the predictions, with intervals. It is a probability; `log_odds` is what calls
-    were made by, None where infinite. Of more than two classes there are none.
+    were made by, None where infinite; `positives` and `negatives` count the images it was chosen
+    on. Of more than two classes there are none.
     """
     if predictions.y.ndim == 1 and predictions.z.shape[1] != 2:
         return {}
@@ -69,6 +70,8 @@ def at_thresholds(
         out[name] = {
             "threshold": float(log_odds.probabilities(np.array(threshold))),
             "log_odds": threshold if np.isfinite(threshold) else None,
+            "positives": float((before[0] == 1).sum()),
+            "negatives": float((before[0] == 0).sum()),
         }
         for side, rate in ((1, "sensitivity"), (0, "specificity")):
             on_side = truth == side

@@ -169,7 +169,7 @@ def _train_and_test(
     seconds = round(time.perf_counter() - started, 3)
     result = replace(_result(run, history, evaluation, about), notes=notes, seconds=seconds)
     if processes(run.settings.training.device).is_main_process:
-        _write(run.out, result, _saved(model, run, history), predictions)
+        _write(run.out, result, _saved(model, run, result), predictions)
     return result
 
 
@@ -215,7 +215,7 @@ def _tested(
     return predictions_of(predictions, manifest.classes), evaluation, notes
 
 
-def _saved(model: nn.Module, run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _saved(model: nn.Module, run: Run, result: results.Result) -> dict[str, Any]:
     """Return what run.json says: all that is needed to use the model again."""
     backbone = run.rows.store.fingerprint["backbone"]
     if isinstance(model, Tuned) and not run.scenario.startswith("frozen"):
@@ -232,8 +232,9 @@ def _saved(model: nn.Module, run: Run, history: list[dict[str, Any]]) -> dict[st
         "feature": run.feature,
         "classes": list(run.rows.manifest.classes),
         "settings": asdict(run.settings),
-        "best_epoch": best_of(history, run.rows.task.metric),
-        "history": history,
+        "best_epoch": result.folds["epoch"],
+        "history": result.history,
+        "thresholds": result.thresholds,
     }
 
 
