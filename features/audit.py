@@ -77,12 +77,12 @@ class Audit:
     def line(self) -> str:
         """Say it in one line."""
         parts = [
-            f"{len(found)} {what if len(found) == 1 else what + 's'}"
-            for what, found in (
+            f"{len(groups)} {what if len(groups) == 1 else what + 's'}"
+            for what, groups in (
                 ("subject", self.subjects),
                 ("identical image", [g for g in self.bytes + self.pixels if g.leaks]),
             )
-            if found
+            if groups
         ]
         unknown = "" if self.subjects_known else "; no subjects are known, so they are not checked"
         contrary = len(self.conflicts)
@@ -165,7 +165,7 @@ def hash_images(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[str], list[str], dict[int, str]]:
     """Return hashes of each image's bytes and of its decoded pixels, and row -> why it is bad."""
-    found: list[Loaded] = []
+    loaded: list[Loaded] = []
     waiting: deque[Future[Loaded]] = deque()
     recipe = Recipe((), window=window, frame=frame, hash_pixels=True)
     with Workers(recipe, min(cpu_count() or 1, max(1, len(manifest)))) as workers:
@@ -173,13 +173,13 @@ def hash_images(
             if i < len(manifest):
                 waiting.append(workers.load(manifest.file(i), ()))
             if waiting and i >= AHEAD:
-                found.append(waiting.popleft().result())
+                loaded.append(waiting.popleft().result())
                 if progress:
-                    progress(len(found), len(manifest))
+                    progress(len(loaded), len(manifest))
     return (
-        ["" if image.reason else image.hash for image in found],
-        ["" if image.reason else image.pixels for image in found],
-        {i: image.reason for i, image in enumerate(found) if image.reason},
+        ["" if image.reason else image.hash for image in loaded],
+        ["" if image.reason else image.pixels for image in loaded],
+        {i: image.reason for i, image in enumerate(loaded) if image.reason},
     )
 
 
@@ -244,8 +244,12 @@ def _near(
             keep = np.flatnonzero((first < second) & (content[first] != content[second]))
             count += len(keep)
             keep = keep[np.argsort(-cosine[i[keep], j[keep]], kind="stable")[:SHOWN]]
-            found = (cosine[i[keep], j[keep]].tolist(), first[keep].tolist(), second[keep].tolist())
-            pairs += zip(*found, strict=True)
+            nearest = (
+                cosine[i[keep], j[keep]].tolist(),
+                first[keep].tolist(),
+                second[keep].tolist(),
+            )
+            pairs += zip(*nearest, strict=True)
         pairs = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:SHOWN]
     return [
         _group(manifest, "near", "", (i, j), cosine=round(value, 5)) for value, i, j in pairs

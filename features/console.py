@@ -57,7 +57,7 @@ def visible(text: str) -> str:
     Terminals take some as commands (ESC), others turn the reading direction or break the line, and
     bytes that are not UTF-8 have none at all.
     """
-    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def echo(text: str | Path = "", *, err: bool = False) -> None:

@@ -138,8 +138,8 @@ class FeatureStore(StoreWriter):
             )
         yield "done", checksums.wrong_marks(self.columns)
         for feature in self.features:
-            found = checksums.wrong_rows(self.columns, column_of(feature), BLOCK_BYTES)
-            yield feature, np.concatenate([np.empty(0, dtype=np.int64), *found])
+            damaged = checksums.wrong_rows(self.columns, column_of(feature), BLOCK_BYTES)
+            yield feature, np.concatenate([np.empty(0, dtype=np.int64), *damaged])
         yield "source", checksums.wrong_sources(self.columns)
 
     def unverifiable(self) -> str:

@@ -120,7 +120,7 @@ class StoreWriter(StoreReader):
 
         Those are lacking after a power cut, or in rows that an earlier version wrote.
         """
-        found, wrong = checksums.marks(self.columns)
+        marks, wrong = checksums.marks(self.columns)
         if wrong.any():
             warnings.warn(
                 f"{self.path}: the marks of {int(wrong.sum())} images were damaged; these are "
@@ -129,8 +129,8 @@ class StoreWriter(StoreReader):
             )
             self.forget(np.flatnonzero(wrong))
         elif MARKS in self.columns:
-            bare = np.flatnonzero((found != PENDING) & (self.columns[MARKS].read() == 0))
-            self._write_marks_checksums(bare, found[bare])
+            bare = np.flatnonzero((marks != PENDING) & (self.columns[MARKS].read() == 0))
+            self._write_marks_checksums(bare, marks[bare])
 
     def _write_marks_checksums(self, rows: NDArray[np.integer], marks: NDArray[np.integer]) -> None:
         if MARKS in self.columns:

@@ -141,14 +141,14 @@ def _parquet(pandas: Any, data: io.BytesIO, where: str) -> Any:
         if leaf.physical_type == "BYTE_ARRAY" and not leaf.max_repetition_level
     ]
     file = parquet.ParquetFile(data, read_dictionary=texts)
-    batches, found = [], 0
+    batches, size = [], 0
     for batch in file.iter_batches(batch_size=BATCH, use_threads=False):
         kept = 0
         for column in batch.columns:
             coded = isinstance(column, arrow.DictionaryArray)
-            found += (column.indices if coded else column).nbytes
+            size += (column.indices if coded else column).nbytes
             kept += column.dictionary.nbytes if coded else 0
-        check_text(found + kept, where)
+        check_text(size + kept, where)
         batches.append(batch)
     schema = batches[0].schema if batches else file.schema_arrow
     table = arrow.Table.from_batches(batches, schema)

@@ -56,8 +56,8 @@ def kappa(y: Array, p: Array) -> Scorer:
     def score(correct: Array, actual: Array, predicted: Array) -> Array:
         n = actual.sum(1)
         by_chance = np.einsum("bk,bk->b", actual, predicted) / n
-        found = 1 - (n - correct.sum(1)) / (n - by_chance)
-        return np.where(_alike(actual, predicted), np.nan, found)
+        value = 1 - (n - correct.sum(1)) / (n - by_chance)
+        return np.where(_alike(actual, predicted), np.nan, value)
 
     return _per_class(y, p, score)
 
@@ -94,8 +94,8 @@ def quadratic_kappa(y: Array, p: Array) -> Scorer:
         with np.errstate(invalid="ignore", divide="ignore"):
             (mean, spread), (other, around) = _moments(actual), _moments(predicted)
             by_chance = spread + around + (mean - other) ** 2
-            found = 1 - missed(weights)[:, 0] / actual.sum(1) / by_chance
-        return np.where(_alike(actual, predicted), np.nan, found)
+            value = 1 - missed(weights)[:, 0] / actual.sum(1) / by_chance
+        return np.where(_alike(actual, predicted), np.nan, value)
 
     return scorer
 

@@ -69,12 +69,12 @@ def intervals(
     """
     values = {metric.name: float(evaluate(metric, y, p)[0]) for metric in metrics}
     if method == "bayesian":
-        found = _bayesian(metrics, y, p, subject, values, n=n, rng=rng)
+        ends = _bayesian(metrics, y, p, subject, values, n=n, rng=rng)
     else:
-        found = _efron(metrics, y, p, subject, values, n=n, rng=rng, bca=method == "bca")
+        ends = _efron(metrics, y, p, subject, values, n=n, rng=rng, bca=method == "bca")
     out = {}
     for name, value in values.items():
-        low, high = found[name] if np.isfinite(value) else (np.nan, np.nan)
+        low, high = ends[name] if np.isfinite(value) else (np.nan, np.nan)
         three = {"value": value, "ci_low": low, "ci_high": high}
         out[name] = {k: float(v) if np.isfinite(v) else None for k, v in three.items()}
     return out
@@ -179,7 +179,7 @@ def mean_influences(
     seeds: Sequence[Anchored], y: NDArray[Any], subject: NDArray[Any]
 ) -> Array | None:
     """Return the influences (S,) on the mean of the scores of several seeds; None as there."""
-    moves = [found for one in seeds if (found := influences(one, y, subject)) is not None]
+    moves = [influence for one in seeds if (influence := influences(one, y, subject)) is not None]
     return np.mean(moves, axis=0) if moves else None
 
 

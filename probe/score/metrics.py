@@ -106,9 +106,9 @@ def _mean(scorers: Callable[[], Iterator[Scorer]], p: Array) -> Scorer:
     def scorer(weights: Array) -> Array:
         total, defined = np.zeros(len(weights)), np.zeros(len(weights))
         for one in kept or scorers():
-            found = one(weights).reshape(len(weights), -1)
-            total += np.nansum(found, axis=1)
-            defined += (~np.isnan(found)).sum(1)
+            values = one(weights).reshape(len(weights), -1)
+            total += np.nansum(values, axis=1)
+            defined += (~np.isnan(values)).sum(1)
         with np.errstate(invalid="ignore"):
             return total / defined
 
@@ -240,10 +240,10 @@ def of_task(task: str) -> list[Metric]:
 def find(name: str, task: str) -> Metric:
     """Return a metric by its name or an alias. Raises ProbeError where the task hasn't got it."""
     names = [metric.name for metric in of_task(task)]
-    found = resolve(name, names)
-    if found is None:
+    metric_name = resolve(name, names)
+    if metric_name is None:
         raise ProbeError(f"no metric {name!r} for a {task} task: {list_from(name, names)}")
-    return METRICS[task, found]
+    return METRICS[task, metric_name]
 
 
 def best_of(metric: Metric, scores: Array) -> int:

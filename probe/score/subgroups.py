@@ -41,7 +41,7 @@ def subgroups(
         for group in sorted(set(values.tolist())):
             rows = values == group
             subjects = predictions.subjects[rows]
-            found = intervals(
+            interval = intervals(
                 [metric],
                 predictions.y[rows],
                 scores_for(metric, predictions.z[rows]),
@@ -55,7 +55,7 @@ def subgroups(
             small = count < SMALL or fewest(predictions.y[rows], subjects) < RARE
             lacks = undefined(metric, predictions.y[rows], predictions.z[rows])
             left_out = [classes[k] for k in sorted(lacks - overall)]
-            about |= {"subjects": count, **found, "small": small, "left_out": left_out}
+            about |= {"subjects": count, **interval, "small": small, "left_out": left_out}
             out.append(about)
     return out
 

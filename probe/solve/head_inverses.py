@@ -39,11 +39,11 @@ class Inverse:
     def from_hessian(cls, hessian: Tensor, dtype: torch.dtype) -> Inverse | None:
         """Invert a Hessian, (n, n) in float64; None if rounding has left none to invert."""
         scale = hessian.diagonal().clamp_min(TINY).rsqrt()
-        found = factors.inverse(hessian * torch.outer(scale, scale))
+        inverted = factors.inverse(hessian * torch.outer(scale, scale))
         scale = scale.to(dtype)
-        if found is None or not bool(scale.isfinite().all()):
+        if inverted is None or not bool(scale.isfinite().all()):
             return None
-        return cls(found.to(dtype), scale)
+        return cls(inverted.to(dtype), scale)
 
     @property
     def nbytes(self) -> int:
@@ -160,8 +160,8 @@ class Dense:
         penalty = H.new_full((q, D), float(l2))
         penalty[:, -1] = 0
         H.diagonal().add_(penalty.flatten())
-        found = Inverse.from_hessian(H, dtype)
-        return None if found is None else cls(U.to(dtype), found)
+        inverse = Inverse.from_hessian(H, dtype)
+        return None if inverse is None else cls(U.to(dtype), inverse)
 
     @property
     def nbytes(self) -> int:
