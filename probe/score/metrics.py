@@ -146,7 +146,7 @@ def _mean_loss(loss: Array) -> Scorer:
 
 
 def _log_loss(y: Array, p: Array) -> Scorer:
-    tiny = np.finfo(p.dtype).eps
+    tiny = np.finfo(p.dtype).eps  # as in scikit-learn's log_loss: no probability counts as 0
     return _mean_loss(-np.log(np.clip(p[np.arange(len(y)), y], tiny, None)))
 
 
@@ -164,7 +164,7 @@ def _brier(y: Array, p: Array) -> Scorer:
     loss = np.empty(len(y))
     step = max(1, ROWS // p.shape[1])
     for rows in (slice(i, i + step) for i in range(0, len(y), step)):
-        off = p[rows].astype(float)
+        off = p[rows].astype(float)  # p - e_y, whose squared length is the loss
         off[np.arange(len(off)), y[rows]] -= 1
         loss[rows] = np.einsum("nk,nk->n", off, off)
     return _mean_loss(loss)

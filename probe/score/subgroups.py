@@ -101,6 +101,7 @@ def _grouped(values: NDArray[Any]) -> NDArray[Any]:
         numbers = values[given].astype(float)
     except ValueError:
         return values
+    # One edge may be several quantiles, where a value is frequent: there are fewer groups then.
     edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
     quartile = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
     digits = len(f"{edges[-1]:g}".split(".")[0])

@@ -2,7 +2,7 @@
 
 All is done in float64. A matrix that is not finite has no factor. Cholesky's is that of a matrix
 with a little more on its diagonal where rounding has left the given one indefinite (modified
-Cholesky, Nocedal & Wright 2006, section 3.4). Eigenvectors come from LAPACK's divide and conquer
+Cholesky, Nocedal & Wright 2006, chapter 3). Eigenvectors come from LAPACK's divide and conquer
 (syevd), which fails on some finite matrices, and there from its other two drivers.
 """
 

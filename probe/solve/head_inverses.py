@@ -73,7 +73,7 @@ class Woodbury:
     """The inverse of A + V V', A = M ⊗ Gram + l2, V's columns f_a ⊗ z_a of rows a = 1 ... R.
 
     By Woodbury's identity (A + V V')^-1 = A^-1 - A^-1 V S^-1 V' A^-1, S = 1 + V' A^-1 V (R, R)
-    (Golub & Van Loan 2013, section 2.1.4). In class directions q: scale (q, D) is A^-1, which is
+    (Golub & Van Loan 2013, equation 2.1.4). In class directions q: scale (q, D) is A^-1, which is
     diagonal, f (R, q), Y (R, D) = z B, factor is Cholesky's of S.
     """
 
