@@ -75,7 +75,7 @@ class Audit:
         return [g for g in [*self.bytes, *self.pixels] if g.conflicts]
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return what was found, in one line."""
         parts = [
             f"{len(groups)} {what if len(groups) == 1 else what + 's'}"
             for what, groups in (
@@ -94,7 +94,7 @@ class Audit:
         return f"no leak between splits found in {', '.join(self.checked)}{also}{unknown}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, with `leaks` and `conflicts` counted."""
+        """Return the audit as JSON values, with `leaks` and `conflicts` counted."""
         kinds = {k: [vars(g) for g in getattr(self, k)] for k in _KINDS}
         counts = {"leaks": len(self.leaks), "conflicts": len(self.conflicts)}
         return vars(self) | kinds | counts | {"line": self.line()}

@@ -92,7 +92,7 @@ class Cluster:
             raise ClusterError(f"--device cuda, and workers without a GPU: found {resources}")
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the cluster."""
         return self
 
     def __exit__(self, *_: object) -> None:

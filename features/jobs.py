@@ -221,13 +221,13 @@ class Commits:
         self._ahead = ahead
 
     def add(self, commit: Callable[[], None]) -> None:
-        """Have one made."""
+        """Queue a commit; wait while as many as `ahead` are queued."""
         while len(self._waiting) >= self._ahead:
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(commit))
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the queue."""
         return self
 
     def __exit__(self, error_type: object, *_: object) -> None:

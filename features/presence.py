@@ -39,7 +39,7 @@ class Presence:
         return self.images - self.missing - self.not_checked
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return one line: how many files are there, or how many are not and where."""
         if self.not_checked == self.images:
             return f"{self.images} files at URLs: not checked"
         asked = self.images - self.not_checked
@@ -49,7 +49,7 @@ class Presence:
         return f"{missing_line(self.missing, asked, self.folder, self.example)}{rest}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the counts as JSON values."""
         return asdict(self) | {"there": self.there}
 
 

@@ -9,7 +9,7 @@ structure, so there is no moment at which the file can't be opened. A batch is c
 steps, each forced to disk: its rows and checksums, then its marks in /done. A crash between the two
 loses that batch only. What changes structure (new labels, more layers) builds a new draft.
 
-Rows are held against their checksums where they are read, once per open store (checksums.py).
+Rows are checked against their checksums where they are read, once per open store (checksums.py).
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class StoreReader:
         Only committed rows mean anything. Threads and forked processes may read at once.
 
         Raises StoreError for a feature that the store hasn't got, and for committed rows that are
-        not what was written: each is held against its checksum the first time that it is read.
+        not what was written: each is checked against its checksum the first time that it is read.
         """
         values, wrong = self.examine(feature, rows)
         if len(wrong):

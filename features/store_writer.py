@@ -91,7 +91,7 @@ class StoreWriter(StoreReader):
         """
         done = self.columns["done"]
         try:
-            if (done.take(rows) != PENDING).any():  # rows that are made anew
+            if (done.take(rows) != PENDING).any():  # rows that are computed again
                 self.forget(rows)
             yield
             os.fsync(self.descriptor)
@@ -116,7 +116,7 @@ class StoreWriter(StoreReader):
                 os.fsync(self.descriptor)
 
     def _mend_marks(self) -> None:
-        """Have rows computed anew whose marks are damaged; give marks the checksums they lack.
+        """Reset rows with damaged marks, to be computed again; give marks the checksums they lack.
 
         Those are lacking after a power cut, or in rows that an earlier version wrote.
         """

@@ -55,7 +55,7 @@ def batch_size(backbone: Backbone, device: str, dtype: torch.dtype, images: int)
 def _read(file: Path) -> dict[str, Any]:
     try:
         sizes = json.loads(file.read_text())
-    except (OSError, ValueError):  # none yet, or not ours: measured anew
+    except (OSError, ValueError):  # none yet, or not ours: measured again
         return {}
     return sizes if isinstance(sizes, dict) else {}
 

@@ -79,7 +79,7 @@ class Url:
         return bool(self._system().isdir(self.url))
 
     def open(self, mode: str = "r", **options: Any) -> Any:
-        """Return it opened; of a local one only a file, see files.open_regular."""
+        """Open the URL; a local one must be a regular file, see files.open_regular."""
         if self._protocol() in LOCAL:
             return open_regular(self._path(), mode, **options)
         return self._system().open(self.url, mode, **options)

@@ -1,6 +1,6 @@
 """Excel and Parquet to columns of text, as the same table would be in CSV.
 
-What a file declares is held against bounds.py before it is read, and what is found as it comes: a
+What a file declares is checked against bounds.py before it is read, and its content as it comes: a
 workbook's sheet row by row, a Parquet file batch by batch, its texts as a dictionary and places in
 it, for a few bytes can repeat one text a billion times.
 """

@@ -73,7 +73,7 @@ class Counted(io.RawIOBase):
         self._found = 0
 
     def readable(self) -> bool:
-        """Say so."""
+        """Return True, as io asks of a stream that can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:

@@ -31,7 +31,7 @@ Scorer: TypeAlias = Callable[[Array], Array]  # weights (B, N) -> scores (B,)
 BLOCK = 1 << 22  # numbers of a block of weightings x images: 32 MB
 KEPT = (
     1 << 25
-)  # images x outputs whose order is kept between blocks: 128 MB; of more it is made anew
+)  # images x outputs whose order is kept between blocks: 128 MB; of more it is made again
 COLUMNS = 16  # outputs whose scores are laid side by side at once
 ROWS = 1 << 20  # numbers of a block of images x classes: 8 MB
 SPECIFICITY = 0.9  # at which sensitivity is read off
@@ -100,7 +100,7 @@ def _mean_of(make: Callable[[Array, Array], Scorer], y: Array, p: Array) -> Scor
 
 
 def _mean(scorers: Callable[[], Iterator[Scorer]], p: Array) -> Scorer:
-    """Return the mean of scores (B,) or (B, C) of every output, kept or made anew by `scorers`."""
+    """Return the mean of scores (B,) or (B, C) of every output, kept or made again by `scorers`."""
     kept = list(scorers()) if p.size <= KEPT else None
 
     def scorer(weights: Array) -> Array:

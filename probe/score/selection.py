@@ -1,7 +1,7 @@
 """The best of several models on one test set: is it better than others, and how good is it.
 
 The best was found on the same images that it is judged by, so both answers must allow for the
-search. Within each resample the best of that resample is held against all others: a difference
+search. Within each resample the best of that resample is compared with all others: a difference
 counts as found where it is larger than what the search alone gives in all but 5 % of resamples
 (max-type resampling with step-down, Romano & Wolf 2005; with equal models it is Tukey's range,
 which Hsu's comparisons with the best 1984 rest on). The score of the best is corrected by how

@@ -1,6 +1,6 @@
 """Features as they are given, in memory or left in a file, and what is measured of them.
 
-Shapes: N rows, D features. A source hands its rows out in chunks, which may be read anew for every
+Shapes: N rows, D features. A source hands its rows out in chunks, which may be read again for every
 pass over them. All sums are in float64.
 """
 
