@@ -130,7 +130,7 @@ class Audit:
         return said
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, with `leaks` and `conflicts` counted."""
+        """Return the audit as JSON values, with `leaks` and `conflicts` counted."""
         kinds = {k: [vars(g) for g in getattr(self, k)] for k in _KINDS}
         counts = {"leaks": len(self.leaks), "conflicts": len(self.conflicts)}
         return vars(self) | kinds | counts | {"line": self.line()}
@@ -202,7 +202,7 @@ def hash_images(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[str], list[str], dict[int, str]]:
     """Return hashes of each image's bytes and of its decoded pixels, and row -> why it is bad."""
-    found: list[Loaded] = []
+    loaded: list[Loaded] = []
     waiting: deque[Future[Loaded]] = deque()
     recipe = Recipe((), window=window, frame=frame, hash_pixels=True)
     with Workers(recipe, min(cpu_count() or 1, max(1, len(manifest)))) as workers:
@@ -210,13 +210,13 @@ def hash_images(
             if i < len(manifest):
                 waiting.append(workers.load(manifest.file(i), ()))
             if waiting and i >= AHEAD:
-                found.append(waiting.popleft().result())
+                loaded.append(waiting.popleft().result())
                 if progress:
-                    progress(len(found), len(manifest))
+                    progress(len(loaded), len(manifest))
     return (
-        ["" if image.reason else image.hash for image in found],
-        ["" if image.reason else image.pixels for image in found],
-        {i: image.reason for i, image in enumerate(found) if image.reason},
+        ["" if image.reason else image.hash for image in loaded],
+        ["" if image.reason else image.pixels for image in loaded],
+        {i: image.reason for i, image in enumerate(loaded) if image.reason},
     )
 
 
@@ -281,8 +281,12 @@ def _near(
             keep = np.flatnonzero((first < second) & (content[first] != content[second]))
             count += len(keep)
             keep = keep[np.argsort(-cosine[i[keep], j[keep]], kind="stable")[:SHOWN]]
-            found = (cosine[i[keep], j[keep]].tolist(), first[keep].tolist(), second[keep].tolist())
-            pairs += zip(*found, strict=True)
+            nearest = (
+                cosine[i[keep], j[keep]].tolist(),
+                first[keep].tolist(),
+                second[keep].tolist(),
+            )
+            pairs += zip(*nearest, strict=True)
         pairs = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:SHOWN]
     return [
         _group(manifest, "near", "", (i, j), cosine=round(value, 5)) for value, i, j in pairs

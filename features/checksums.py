@@ -54,18 +54,18 @@ def marks(columns: Columns) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """
     for _ in range(3):  # another process may be writing both
         sums = columns[MARKS].read() if MARKS in columns else None
-        found = columns["done"].read()
-        wrong = found > BAD
+        done = columns["done"].read()
+        wrong = done > BAD
         if sums is not None:
-            wrong |= (sums != 0) & (sums != OF_MARK[np.minimum(found, BAD)])
+            wrong |= (sums != 0) & (sums != OF_MARK[np.minimum(done, BAD)])
         if not wrong.any():
             break
-    return found, wrong
+    return done, wrong
 
 
 def structure(descriptor: int, extents: Mapping[str, Extent]) -> int:
     """Return the CRC-32 of all bytes of a file that are in none of its datasets."""
-    found, at = 0, 0
+    crc, at = 0, 0
     taken = [(offset, offset + size_of(shape, dtype)) for offset, shape, dtype in extents.values()]
     end = os.fstat(descriptor).st_size
     for start, stop in [*sorted(taken), (end, end)]:
@@ -73,9 +73,9 @@ def structure(descriptor: int, extents: Mapping[str, Extent]) -> int:
             data = os.pread(descriptor, min(start - at, AT_ONCE), at)
             if not data:
                 break
-            found, at = zlib.crc32(data, found), at + len(data)
+            crc, at = zlib.crc32(data, crc), at + len(data)
         at = max(at, stop)
-    return found
+    return crc
 
 
 def size_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

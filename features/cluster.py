@@ -78,19 +78,21 @@ class Cluster:
             cpus = float(max(1, min(of_gpus, default=1)))
         self.share = Share(cpus, gpus)
         self.device = "cuda" if gpus else "cpu"
-        found = ", ".join(f"{m.get('CPU', 0):g} CPUs {m.get('GPU', 0):g} GPUs" for m in machines)
+        each = (f"{m.get('CPU', 0):g} CPUs {m.get('GPU', 0):g} GPUs" for m in machines)
+        resources = ", ".join(each)
         if not self.room():
             self.close()
             raise ClusterError(
                 f"no machine of the cluster has room for a worker of {cpus:g} CPUs and {gpus:g} "
-                f"GPUs: found {found or 'none'}; see --num-cpus-per-worker, --num-gpus-per-worker"
+                f"GPUs: found {resources or 'none'}; see --num-cpus-per-worker and "
+                "--num-gpus-per-worker"
             )
         if device == "cuda" and not gpus:
             self.close()
-            raise ClusterError(f"--device cuda, and workers without a GPU: found {found}")
+            raise ClusterError(f"--device cuda, and workers without a GPU: found {resources}")
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the cluster."""
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -99,12 +99,12 @@ def doctor(json_: bool) -> None:
     """
     from features.doctor import examine
 
-    found = examine() | {"versions": versions()}
+    report = examine() | {"versions": versions()}
     if json_:
-        return as_json(found)
-    rows = [(k, v) for k, v in found.items() if k != "versions"]
+        return as_json(report)
+    rows = [(k, v) for k, v in report.items() if k != "versions"]
     return as_table(
-        [*rows, ("versions", ", ".join(f"{k} {v}" for k, v in found["versions"].items()))]
+        [*rows, ("versions", ", ".join(f"{k} {v}" for k, v in report["versions"].items()))]
     )
 
 
@@ -315,18 +315,18 @@ def say_estimate(
     files = look(manifest)
     if files.missing == files.images and not json_:
         raise FaultFound(nothing_there(manifest.dataset, files))
-    found, decoding = estimate(manifest, backbones, out=out, settings=settings)
+    estimates, decoding = estimate(manifest, backbones, out=out, settings=settings)
     if json_:
-        stores = [asdict(e) for e in found]
+        stores = [asdict(e) for e in estimates]
         as_json({"files": files.to_json(), "stores": stores, "decode_seconds": decoding})
     else:
         echo(f"{manifest.dataset}: {files.line()}")
-        say_stores(found, decoding, settings)
+        say_stores(estimates, decoding, settings)
     if files.missing == files.images:
         raise FaultFound(nothing_there(manifest.dataset, files))
 
 
-def say_stores(found: list[Estimate], decoding: float, settings: Settings) -> None:
+def say_stores(estimates: list[Estimate], decoding: float, settings: Settings) -> None:
     """Print what filling the stores will take."""
     as_table(
         [
@@ -339,14 +339,17 @@ def say_stores(found: list[Estimate], decoding: float, settings: Settings) -> No
                     f"{e.bytes_needed / 1e6:,.1f} MB",
                     duration(e.seconds),
                 )
-                for e in found
+                for e in estimates
             ),
         ]
     )
-    for e in found:
+    for e in estimates:
         if e.twin:
             echo(f"{e.store}: {e.twin} has these features, and they are copied from there")
-    alone, together = sum(e.seconds for e in found), "beside" if settings.device != "cpu" else "and"
+    alone, together = (
+        sum(e.seconds for e in estimates),
+        "beside" if settings.device != "cpu" else "and",
+    )
     echo(
         f"expected: {duration(alone)} of forward passes {together} {duration(decoding)} of decoding"
     )

@@ -298,17 +298,17 @@ def _check(ds: Dataset, number: int, size: int) -> bool:
         if 64 * len(data) > most:  # the most that RLE can do; only then it is worth looking
             check(2 * stored + rle_size(data, most) / pixels)
         return False
-    found = size_of(data)
-    if found is None:
+    stream = size_of(data)
+    if stream is None:
         return False
-    if found.width * found.height > pixels:
+    if stream.width * stream.height > pixels:
         raise bad(
             Reason.CODESTREAM,
-            width=found.width, height=found.height, columns=ds.Columns, rows=ds.Rows,
+            width=stream.width, height=stream.height, columns=ds.Columns, rows=ds.Rows,
         )  # fmt: skip
-    if not found.marker:  # JPEG 2000 is decoded to 32 bits
-        check(stored + 5 * max(samples, found.components))
-    return found.bits == 12 and found.marker in (0xC1, 0xC2)
+    if not stream.marker:  # JPEG 2000 is decoded to 32 bits
+        check(stored + 5 * max(samples, stream.components))
+    return stream.bits == 12 and stream.marker in (0xC1, 0xC2)
 
 
 def _colour(pixels: Array, ds: Dataset, photometric: str) -> Array:

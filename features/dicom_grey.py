@@ -96,8 +96,8 @@ def _holder(ds: Dataset, frame: int, macro: str, keyword: str) -> Dataset:
     groups = ds.get("PerFrameFunctionalGroupsSequence") or []
     for group in [*groups[frame : frame + 1], *(ds.get("SharedFunctionalGroupsSequence") or [])]:
         if (items := group.get(macro)) and keyword in items[0]:
-            found: Dataset = items[0]
-            return found
+            holder: Dataset = items[0]
+            return holder
     return ds
 
 
@@ -149,17 +149,17 @@ def _windows(ds: Dataset, frame: int) -> list[tuple[float, float, str] | None]:
     except (TypeError, ValueError, OverflowError):  # pydicom finds that a text is no number
         return [None]
     function = str(holder.get("VOILUTFunction") or "LINEAR").strip().upper()
-    found: list[tuple[float, float, str] | None] = []
+    windows: list[tuple[float, float, str] | None] = []
     for center, width in zip(*pairs, strict=False):
         try:
             one = float(center), float(width), function
         except (TypeError, ValueError):
-            found.append(None)
+            windows.append(None)
             continue
         enough = one[1] >= 1 if function == "LINEAR" else one[1] >= np.finfo(float).tiny
         usable = enough and function in FUNCTIONS and all(map(math.isfinite, one[:2]))
-        found.append(one if usable else None)
-    return found
+        windows.append(one if usable else None)
+    return windows
 
 
 def _several(value: Any) -> list[Any]:

@@ -209,8 +209,8 @@ def _files(pool: Pool, manifest: Manifest, jobs: Sequence[Job], stop: Stop) -> F
     todo = np.any([job.todo for job in jobs], axis=0)
     for some, (size, mtime_ns) in ask("measure", todo & (files.size < 0), MEASURED):
         files.size[some.rows], files.mtime_ns[some.rows] = size, mtime_ns
-    for some, found in ask("hashes", files.alike(), HASHED):
-        files.hash[some.rows] = found
+    for some, answer in ask("hashes", files.alike(), HASHED):
+        files.hash[some.rows] = answer
     return files
 
 

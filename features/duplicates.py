@@ -63,21 +63,21 @@ class Files:
 
 def measure(images: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return size and mtime_ns of images' files, each (n,); -1 for one that can't be read."""
-    found = np.full((2, len(images)), -1, dtype=np.int64)
+    measured = np.full((2, len(images)), -1, dtype=np.int64)
     for i in range(len(images)):
         with suppress(OSError):
             stat = images.file(i).stat()
-            found[:, i] = stat.st_size, stat.st_mtime_ns
-    return found[0], found[1]
+            measured[:, i] = stat.st_size, stat.st_mtime_ns
+    return measured[0], measured[1]
 
 
 def hashes(images: Manifest) -> NDArray[np.bytes_]:
     """Return the SHA-256 of images' files in hex, (n,); b"" for one that can't be read."""
-    found = np.zeros(len(images), dtype="S64")
+    digests = np.zeros(len(images), dtype="S64")
     for i in range(len(images)):
         with suppress(ImageError):
-            found[i] = hashlib.sha256(read_bytes(images.file(i))).hexdigest().encode()
-    return found
+            digests[i] = hashlib.sha256(read_bytes(images.file(i))).hexdigest().encode()
+    return digests
 
 
 def fill_copies(job: Job, files: Files, first: NDArray[np.int64]) -> None:

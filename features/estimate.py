@@ -51,7 +51,7 @@ def estimate(
     Raises what `extract` would raise of stores that were made from something else.
     """
     planned = [plan(manifest, backbone, out, settings) for backbone in backbones]
-    found = []
+    estimates = []
     for p in planned:
         to_do = len(manifest)
         if p.twin or (not p.new and not p.missing):
@@ -65,7 +65,7 @@ def estimate(
             size = min(size, len(manifest))
             each = tuning.seconds_per_image(p.backbone, device, dtype, size)
             seconds = each * to_do * (1 + settings.views)
-        found.append(
+        estimates.append(
             Estimate(
                 store=p.path,
                 backbone=p.backbone.spec.name,
@@ -81,8 +81,8 @@ def estimate(
                 twin=p.twin,
             )
         )
-    most = max((e.to_do for e in found), default=0)
-    return found, _seconds_to_decode(manifest, backbones, settings) * most if most else 0.0
+    most = max((e.to_do for e in estimates), default=0)
+    return estimates, _seconds_to_decode(manifest, backbones, settings) * most if most else 0.0
 
 
 def _seconds_to_decode(

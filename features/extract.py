@@ -127,8 +127,8 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
 
 def _say_missing(manifest: Manifest, reports: Sequence[Report]) -> None:
     """Warn of files that are not there: how many, where they were looked for, and one of them."""
-    found = reports[0].bad if reports else {}  # all stores have the same images
-    gone = [path for path, reason in found.items() if reason == NOT_FOUND]
+    bad = reports[0].bad if reports else {}  # all stores have the same images
+    gone = [path for path, reason in bad.items() if reason == NOT_FOUND]
     if gone:
         first = manifest.file(manifest.path.tolist().index(gone[0]))
         line = missing_line(len(gone), len(manifest), str(manifest.root), str(first))

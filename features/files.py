@@ -65,9 +65,9 @@ class NotRegularError(OSError):
 class TooLargeError(OSError):
     """A file of more bytes than are to be read; `found` says how many it has."""
 
-    def __init__(self, path: object, found: int) -> None:
+    def __init__(self, path: object, size: int) -> None:
         super().__init__(errno.EFBIG, "the file is too large", str(path))
-        self.found = found
+        self.size = size
 
 
 def open_regular(path: Path, mode: str = "rb", **how: Any) -> IO[Any]:
@@ -87,32 +87,32 @@ def read_regular(path: Path, most: int) -> tuple[bytes, os.stat_result]:
     """
     descriptor = _open(path)
     try:
-        found = os.fstat(descriptor)
-        if found.st_size > most:
-            raise TooLargeError(path, found.st_size)
-        parts, left = [], found.st_size
+        status = os.fstat(descriptor)
+        if status.st_size > most:
+            raise TooLargeError(path, status.st_size)
+        parts, left = [], status.st_size
         while left and (part := os.read(descriptor, min(left, 1 << 30))):
             parts.append(part)
             left -= len(part)
     finally:
         os.close(descriptor)
-    return parts[0] if len(parts) == 1 else b"".join(parts), found
+    return parts[0] if len(parts) == 1 else b"".join(parts), status
 
 
 def _open(path: Path) -> int:
     """Return the descriptor of a file opened for reading."""
-    found = path.stat()
-    if stat.S_ISREG(found.st_mode):  # opening a device may already do something
+    status = path.stat()
+    if stat.S_ISREG(status.st_mode):  # opening a device may already do something
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
             return descriptor
         os.close(descriptor)
-    raise _not_regular(path, found)
+    raise _not_regular(path, status)
 
 
-def _not_regular(path: Path, found: os.stat_result) -> OSError:
-    if stat.S_ISDIR(found.st_mode):
+def _not_regular(path: Path, status: os.stat_result) -> OSError:
+    if stat.S_ISDIR(status.st_mode):
         return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return NotRegularError(errno.EINVAL, "a device, pipe or socket, not a file", str(path))
 

@@ -131,10 +131,10 @@ def read_file(path: Location) -> tuple[bytes, Stat]:
     Raises ImageError with the reason for what can't be read, isn't a file, is empty or too large.
     """
     try:
-        data, found = read(path, limits.file_size())
+        data, status = read(path, limits.file_size())
     except TooLargeError as error:
         most = limits.file_size()
-        raise bad(Reason.FILE_SIZE, found=megabytes(error.found), most=megabytes(most)) from None
+        raise bad(Reason.FILE_SIZE, found=megabytes(error.size), most=megabytes(most)) from None
     except OSError as error:
         raise unreadable(error, remote=isinstance(path, Url)) from None
     except ValueError:  # such as a zero byte in the name
@@ -148,7 +148,7 @@ def read_file(path: Location) -> tuple[bytes, Stat]:
         raise bad(Reason.URL) from None
     if not data:
         raise bad(Reason.EMPTY)
-    return data, found
+    return data, status
 
 
 def read_bytes(path: Location) -> bytes:

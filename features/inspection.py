@@ -30,11 +30,15 @@ def inspect(store: Path, json_: bool) -> None:
     from features.store import FeatureStore
 
     with FeatureStore.open(store) as opened:
-        found = describe(opened)
+        description = describe(opened)
     if json_:
-        return as_json(found)
-    bad, remarks, made = found.pop("bad"), found.pop("remarks"), found.pop("fingerprint")
-    as_table([(name, in_a_line(value)) for name, value in found.items()])
+        return as_json(description)
+    bad, remarks, made = (
+        description.pop("bad"),
+        description.pop("remarks"),
+        description.pop("fingerprint"),
+    )
+    as_table([(name, in_a_line(value)) for name, value in description.items()])
     echo("made from")
     as_table(rows_of(made))
     for path, reason in bad.items():
@@ -120,8 +124,8 @@ def verify(store: Path, json_: bool) -> None:
             raise
         raise FaultFound(str(error)) from None
     if json_:
-        found = {"store": str(store), "rows": done, "pending": pending, "damaged": wrong}
-        as_json(found | {"unverifiable": unverifiable})
+        report = {"store": str(store), "rows": done, "pending": pending, "damaged": wrong}
+        as_json(report | {"unverifiable": unverifiable})
     for name, rows in wrong.items():
         if rows and not json_:
             echo(f"{store}: {name}: {len(rows)} of {done} rows are damaged: {rows[:20]}")
@@ -177,7 +181,7 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
 
     if dataset.endswith(".h5") or Path(dataset).is_file():
         with FeatureStore.open(Path(dataset)) as store:
-            found = run(
+            report = run(
                 store.manifest(),
                 hashes=store.hashes(),
                 features=store.read(feature or store.default_feature),
@@ -197,32 +201,32 @@ def audit(dataset: str, near: float, feature: str | None, json_: bool, **given: 
                 frame=given["frame"],
                 progress=lambda done, of: show(done, of, ""),
             )
-        found = run(manifest, hashes=hashes, pixel_hashes=pixels, bad=bad)
+        report = run(manifest, hashes=hashes, pixel_hashes=pixels, bad=bad)
     if json_:
-        as_json(found.to_json() | ({"files": files.to_json()} if files else {}))
+        as_json(report.to_json() | ({"files": files.to_json()} if files else {}))
     else:
         if files:
-            echo(f"{found.dataset}: {files.line()}")
-        show_audit(found)
-    if found.leaks:
+            echo(f"{report.dataset}: {files.line()}")
+        show_audit(report)
+    if report.leaks:
         click.get_current_context().exit(1)
 
 
-def show_audit(found: Audit) -> None:
+def show_audit(report: Audit) -> None:
     """Print an audit as lines and a table."""
-    splits = ", ".join(f"{k} {v}" for k, v in found.images.items())
-    echo(f"{found.dataset}: {splits}; split {found.split_from}")
-    echo(f"{found.line()}")
-    for path, reason in list(found.bad.items())[:5]:
+    splits = ", ".join(f"{k} {v}" for k, v in report.images.items())
+    echo(f"{report.dataset}: {splits}; split {report.split_from}")
+    echo(f"{report.line()}")
+    for path, reason in list(report.bad.items())[:5]:
         echo(f"bad, in no group: {path}: {reason}")
-    if len(found.bad) > 5:
-        echo(f"and {len(found.bad) - 5} more bad images: --json has all")
+    if len(report.bad) > 5:
+        echo(f"and {len(report.bad) - 5} more bad images: --json has all")
     rows = [("what", "splits", "labels", "images")]
     shown = [
-        *(("subject in several splits", g) for g in found.subjects),
-        *(("same bytes", g) for g in found.bytes),
-        *(("same pixels", g) for g in found.pixels),
-        *((f"near ({g.cosine:.4f})", g) for g in found.near),
+        *(("subject in several splits", g) for g in report.subjects),
+        *(("same bytes", g) for g in report.bytes),
+        *(("same pixels", g) for g in report.pixels),
+        *((f"near ({g.cosine:.4f})", g) for g in report.near),
     ]
     for what, group in shown[:50]:
         labels = "contrary" if group.conflicts and group.kind != "subject" else ""
@@ -232,7 +236,7 @@ def show_audit(found: Audit) -> None:
         as_table(rows)
     if len(shown) > 50:
         echo(f"and {len(shown) - 50} more: --json has all")
-    if found.n_near:
+    if report.n_near:
         echo("Near-duplicates are a suspicion, and do not count as a leak.")
     for line in found.advice():
         echo(line)

@@ -24,8 +24,8 @@ def environment() -> dict[str, str]:
     an editable install (a finder after all others) doesn't see to.
     """
     current = Path.cwd()
-    found = [part for part in sys.path if part and Path(part).absolute() != current]
-    path = os.pathsep.join([*found, str(ROOT)])
+    parts = [part for part in sys.path if part and Path(part).absolute() != current]
+    path = os.pathsep.join([*parts, str(ROOT)])
     return os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 

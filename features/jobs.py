@@ -101,18 +101,22 @@ class Job:
             pixels = pixels[torch.from_numpy(fresh)]
             pixels = pixels.pin_memory() if self.device.startswith("cuda") else pixels
         pixels = pixels.to(self.device, non_blocking=True)
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         if self.plain:
-            found |= self._features(pixels[:, 0], self.plain)
+            features |= self._features(pixels[:, 0], self.plain)
         if self.views:
             names = [name.removesuffix(VIEWS) for name in self.views]
             of_views = [self._features(pixels[:, 1 + v], names) for v in range(self.n_views)]
-            found |= {name + VIEWS: torch.stack([f[name] for f in of_views], 1) for name in names}
-        return Pass({name: _to_host(value) for name, value in found.items()}, _mark(self.device))
+            features |= {
+                name + VIEWS: torch.stack([f[name] for f in of_views], 1) for name in names
+            }
+        return Pass({name: _to_host(value) for name, value in features.items()}, _mark(self.device))
 
     def _features(self, pixels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        found = self.backbone.network(self.backbone.normalise(pixels, self.dtype), names)
-        return {n: value.float() if value.ndim == 2 else value.half() for n, value in found.items()}
+        features = self.backbone.network(self.backbone.normalise(pixels, self.dtype), names)
+        return {
+            n: value.float() if value.ndim == 2 else value.half() for n, value in features.items()
+        }
 
     def _commit(
         self,
@@ -123,9 +127,9 @@ class Job:
         computed: Pass,
         copies: dict[int, int],
     ) -> None:
-        found = computed.wait()
+        features = computed.wait()
         values = {
-            name: self._whole(name, rows, fresh, found.get(name), copies)
+            name: self._whole(name, rows, fresh, features.get(name), copies)
             for name in self.store.features
         }
         kept = [image for image, w in zip(images, written, strict=True) if w]
@@ -217,13 +221,13 @@ class Commits:
         self._ahead = ahead
 
     def add(self, commit: Callable[[], None]) -> None:
-        """Have one made."""
+        """Queue a commit; wait while as many as `ahead` are queued."""
         while len(self._waiting) >= self._ahead:
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(commit))
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the queue."""
         return self
 
     def __exit__(self, error_type: object, *_: object) -> None:

@@ -55,12 +55,12 @@ def read(path: Path) -> Structure:
         # HDF5's locks fail on some network disks and block readers of a store in the making.
         with h5py.File(path, "r", locking=False) as file:
             attributes = {name: _plain(value) for name, value in file.attrs.items()}
-            found = (attributes.get("format"), attributes.get("version"))
-            if found != (FORMAT, VERSION):
-                older = f"; {RECOMPUTE}" if found[0] == FORMAT else ""
+            version = (attributes.get("format"), attributes.get("version"))
+            if version != (FORMAT, VERSION):
+                older = f"; {RECOMPUTE}" if version[0] == FORMAT else ""
                 raise StoreError(
                     f"{path} is not a feature store of this version: "
-                    f"found {found}, want {(FORMAT, VERSION)}{older}"
+                    f"found {version}, want {(FORMAT, VERSION)}{older}"
                 )
             if not isinstance(file.get("manifest", getlink=True), h5py.HardLink):
                 raise ValueError("it has no /manifest of its own")  # a link may lead elsewhere
@@ -245,20 +245,20 @@ def _encode(texts: NDArray[Any]) -> NDArray[np.bytes_]:
 
 def decode(texts: NDArray[np.bytes_]) -> NDArray[np.str_]:
     """Return texts (n,) as str (n,); bytes that aren't UTF-8 as Python's file names have them."""
-    found = [text.decode("utf-8", "surrogateescape") for text in texts.tolist()]
-    return np.array(found, dtype=np.str_)
+    decoded = [text.decode("utf-8", "surrogateescape") for text in texts.tolist()]
+    return np.array(decoded, dtype=np.str_)
 
 
 def manifest_checksum(columns: Mapping[str, Any]) -> int:
     """Return the CRC-32 of the manifest's text and labels, column after column."""
-    found = 0
+    crc = 0
     first = [f"manifest/{name}" for name in (*TEXT, "label")]
     last = [TAKEN] if TAKEN in columns else []
     for name in (*first, *sorted(n for n in columns if n.startswith(COLUMNS)), *last):
         column = columns[name]
         values = column.read() if isinstance(column, Column) else column
-        found = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data, found)
-    return found
+        crc = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data, crc)
+    return crc
 
 
 def column_of(feature: str) -> str:

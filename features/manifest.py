@@ -59,7 +59,7 @@ class Manifest:
         return not np.array_equal(self.subject, self.id)
 
     def __repr__(self) -> str:
-        """Return its name, and how many images there are of what."""
+        """Return the data set's name, and how many images each split and class has."""
         what = "findings" if self.task == "multilabel" else "classes"
         parts = [f"{int((self.split == s).sum())} {s}" for s in (*SPLITS, NO_SPLIT)]
         splits = ", ".join(part for part in parts if not part.startswith("0 "))

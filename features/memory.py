@@ -18,18 +18,18 @@ def available(device: torch.device | str = "cpu") -> int:
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     status = _table(Path("/proc/self/status"))
-    found = [_table(Path("/proc/meminfo")).get("MemAvailable", 8 << 30)]
+    limits = [_table(Path("/proc/meminfo")).get("MemAvailable", 8 << 30)]
     for limit, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
-            found.append(most - status.get(used, 0))
+            limits.append(most - status.get(used, 0))
     group = Path("/sys/fs/cgroup")
     try:
         limited, taken = ((group / f"memory.{n}").read_text().strip() for n in ("max", "current"))
         if limited != "max":
-            found.append(int(limited) - int(taken))
+            limits.append(int(limited) - int(taken))
     except OSError:  # no control groups here
         pass
-    return max(0, min(found))
+    return max(0, min(limits))
 
 
 def _table(path: Path) -> dict[str, int]:

@@ -19,14 +19,14 @@ def weights_of(
 
     `given` is --weights: [NAME=]FILE, or random, of all that have none of their own.
     """
-    found: dict[str, str | None] = {}
+    weights_by_name: dict[str, str | None] = {}
     for name, _, weights in (text.partition("=") for text in names):
-        _take(found, name, weights or None)
-    some = list(found)
+        _take(weights_by_name, name, weights or None)
+    some = list(weights_by_name)
     for text in given:
         named = max((name for name in some if text.startswith(f"{name}=")), key=len, default="")
         if named:
-            _take(found, named, text.removeprefix(f"{named}="))
+            _take(weights_by_name, named, text.removeprefix(f"{named}="))
     for text in given:
         if any(text.startswith(f"{name}=") for name in some):
             continue
@@ -37,18 +37,18 @@ def weights_of(
                 param_hint="--weights",
             )
         for name in some:
-            if len(some) == 1 or found[name] is None:
-                _take(found, name, text)
-    return some, found
+            if len(some) == 1 or weights_by_name[name] is None:
+                _take(weights_by_name, name, text)
+    return some, weights_by_name
 
 
-def _take(found: dict[str, str | None], name: str, weights: str | None) -> None:
-    if (before := found.get(name)) and weights and before != weights:
+def _take(weights_by_name: dict[str, str | None], name: str, weights: str | None) -> None:
+    if (before := weights_by_name.get(name)) and weights and before != weights:
         raise click.BadParameter(
             f"{name} is given {before} and {weights}: want one, or another -o for each",
             param_hint="--weights",
         )
-    found[name] = weights or before
+    weights_by_name[name] = weights or before
 
 
 def parse_names(text: str | None, option: str) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ class Presence:
         return self.images - self.missing - self.not_checked
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return one line: how many files are there, or how many are not and where."""
         if self.not_checked == self.images:
             return f"{self.images} files at URLs: not checked"
         asked = self.images - self.not_checked
@@ -49,7 +49,7 @@ class Presence:
         return f"{missing_line(self.missing, asked, self.folder, self.example)}{rest}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the counts as JSON values."""
         return asdict(self) | {"there": self.there}
 
 
@@ -63,8 +63,8 @@ def exist(files: Sequence[str]) -> NDArray[np.bool_]:
     """Say of each file (n,) whether it is one; a folder or a pipe is none."""
     blocks = [files[a : a + BLOCK] for a in range(0, len(files), BLOCK)]
     with ThreadPoolExecutor(THREADS) as threads:
-        found = threads.map(lambda block: [os.path.isfile(f) for f in block], blocks)  # noqa: PTH113
-        return np.array([one for block in found for one in block], dtype=bool)
+        blocks_found = threads.map(lambda block: [os.path.isfile(f) for f in block], blocks)  # noqa: PTH113
+        return np.array([one for block in blocks_found for one in block], dtype=bool)
 
 
 def look(manifest: Manifest) -> Presence:
@@ -89,14 +89,14 @@ def need_some(manifest: Manifest) -> None:
         file = manifest.file(row)
         if not isinstance(file, Path) or file.is_file():
             return
-    found = look(manifest)
-    if found.missing == found.images:
-        raise MissingImagesError(nothing_there(manifest.dataset, found))
+    presence = look(manifest)
+    if presence.missing == presence.images:
+        raise MissingImagesError(nothing_there(manifest.dataset, presence))
 
 
-def nothing_there(dataset: str, found: Presence) -> str:
+def nothing_there(dataset: str, presence: Presence) -> str:
     """Say that no file is there, and what to do."""
     return (
-        f"{dataset}: {found.line()}. Paths are relative to the table: correct its column of paths, "
-        "or put the table where they begin"
+        f"{dataset}: {presence.line()}. Paths are relative to the table: correct its column of "
+        "paths, or put the table where they begin"
     )

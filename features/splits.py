@@ -84,5 +84,5 @@ def _label_counts(
 def luck_of(seed: int, names: NDArray[np.str_]) -> NDArray[np.int64]:
     """Return a number for each name (n,), drawn by the seed, that depends on nothing else."""
     data = (f"{seed}\0{name}".encode("utf-8", "surrogateescape") for name in names.tolist())
-    found = [int.from_bytes(hashlib.sha256(one).digest()[:7], "big") for one in data]
-    return np.array(found, dtype=np.int64)
+    numbers = [int.from_bytes(hashlib.sha256(one).digest()[:7], "big") for one in data]
+    return np.array(numbers, dtype=np.int64)

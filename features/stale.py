@@ -1,4 +1,4 @@
-"""What is said of a store that doesn't suit what is asked for, or gets new labels."""
+"""Messages about a store that doesn't suit what is asked for, or that gets new labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def of_other_images(stored: Manifest, asked: Manifest, *, has_all: bool) -> str:
 
 
 def two_roots(stored: Manifest, asked: Manifest) -> str:
-    """Say so where images of one name lie in two folders: they may be of two data sets."""
+    """Return a warning where images of one name lie in two folders: maybe of two data sets."""
     if str(stored.root) == str(asked.root):
         return ""
     return (

@@ -9,7 +9,7 @@ structure, so there is no moment at which the file can't be opened. A batch is c
 steps, each forced to disk: its rows and checksums, then its marks in /done. A crash between the two
 loses that batch only. What changes structure (new labels, more layers) builds a new draft.
 
-Rows are held against their checksums where they are read, once per open store (checksums.py).
+Rows are checked against their checksums where they are read, once per open store (checksums.py).
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class FeatureStore(StoreWriter):
             )
         yield "done", checksums.wrong_marks(self.columns)
         for feature in self.features:
-            found = checksums.wrong_rows(self.columns, column_of(feature), BLOCK_BYTES)
-            yield feature, np.concatenate([np.empty(0, dtype=np.int64), *found])
+            damaged = checksums.wrong_rows(self.columns, column_of(feature), BLOCK_BYTES)
+            yield feature, np.concatenate([np.empty(0, dtype=np.int64), *damaged])
         yield "source", checksums.wrong_sources(self.columns)
 
     def unverifiable(self) -> str:

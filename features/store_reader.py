@@ -97,8 +97,8 @@ class StoreReader:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What the features were made from."""
-        found: dict[str, Any] = json.loads(self.attributes["fingerprint"])
-        return found
+        fingerprint: dict[str, Any] = json.loads(self.attributes["fingerprint"])
+        return fingerprint
 
     @property
     def fingerprint_digest(self) -> str:
@@ -127,14 +127,14 @@ class StoreReader:
     @property
     def done(self) -> NDArray[np.uint8]:
         """(N,) PENDING, DONE or BAD. Raises StoreError where marks are damaged."""
-        found, wrong = checksums.marks(self.columns)
+        marks, wrong = checksums.marks(self.columns)
         if wrong.any():
             rows = np.flatnonzero(wrong)
             raise StoreError(
                 f"{self.path}: the marks of {len(rows)} images in /done are damaged, from row "
                 f"{rows[0]} on; {VERIFY}, and `medprobe extract` computes these anew"
             )
-        return found
+        return marks
 
     @property
     def taken(self) -> NDArray[np.bool_]:
@@ -163,7 +163,7 @@ class StoreReader:
         id_, path, subject, split = (
             decode(self.columns[f"manifest/{name}"].read()) for name in TEXT
         )
-        found = Manifest(
+        manifest = Manifest(
             id=id_,
             path=path,
             subject=subject,
@@ -184,13 +184,13 @@ class StoreReader:
                 if name.startswith(COLUMNS)
             },
         )
-        check_manifest(self.path, found, self.about["task"])
-        return found
+        check_manifest(self.path, manifest, self.about["task"])
+        return manifest
 
     def source(self) -> dict[str, NDArray[Any]]:
         """Return hash (hex SHA-256), size and mtime_ns of every image as it was read, each (N,)."""
-        found = {name: self.columns[f"manifest/{name}"].read() for name in SOURCE}
-        return found | {"hash": np.char.decode(found["hash"], "latin-1")}
+        columns = {name: self.columns[f"manifest/{name}"].read() for name in SOURCE}
+        return columns | {"hash": np.char.decode(columns["hash"], "latin-1")}
 
     def hashes(self) -> list[str]:
         """Return the SHA-256 of each image's bytes in hex, "" where none was read."""
@@ -204,15 +204,15 @@ class StoreReader:
         Only committed rows mean anything. Threads and forked processes may read at once.
 
         Raises StoreError for a feature that the store hasn't got, and for committed rows that are
-        not what was written: each is held against its checksum the first time that it is read.
+        not what was written: each is checked against its checksum the first time that it is read.
         """
-        found, wrong = self.examine(feature, rows)
+        values, wrong = self.examine(feature, rows)
         if len(wrong):
             raise StoreError(
                 f"{self.path}: {feature} of {len(wrong)} images is damaged, from row {wrong[0]} "
                 f"on; {VERIFY}; {RECOMPUTE}"
             )
-        return found
+        return values
 
     def examine(
         self, feature: str, rows: NDArray[np.integer] | slice = slice(None)

@@ -91,7 +91,7 @@ class StoreWriter(StoreReader):
         """
         done = self.columns["done"]
         try:
-            if (done.take(rows) != PENDING).any():  # rows that are made anew
+            if (done.take(rows) != PENDING).any():  # rows that are computed again
                 self.forget(rows)
             yield
             os.fsync(self.descriptor)
@@ -116,11 +116,11 @@ class StoreWriter(StoreReader):
                 os.fsync(self.descriptor)
 
     def _mend_marks(self) -> None:
-        """Have rows computed anew whose marks are damaged; give marks the checksums they lack.
+        """Reset rows with damaged marks, to be computed again; give marks the checksums they lack.
 
         Those are lacking after a power cut, or in rows that an earlier version wrote.
         """
-        found, wrong = checksums.marks(self.columns)
+        marks, wrong = checksums.marks(self.columns)
         if wrong.any():
             warnings.warn(
                 f"{self.path}: the marks of {int(wrong.sum())} images were damaged; these are "
@@ -129,8 +129,8 @@ class StoreWriter(StoreReader):
             )
             self.forget(np.flatnonzero(wrong))
         elif MARKS in self.columns:
-            bare = np.flatnonzero((found != PENDING) & (self.columns[MARKS].read() == 0))
-            self._write_marks_checksums(bare, found[bare])
+            bare = np.flatnonzero((marks != PENDING) & (self.columns[MARKS].read() == 0))
+            self._write_marks_checksums(bare, marks[bare])
 
     def _write_marks_checksums(self, rows: NDArray[np.integer], marks: NDArray[np.integer]) -> None:
         if MARKS in self.columns:

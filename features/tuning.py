@@ -54,10 +54,10 @@ def batch_size(backbone: Backbone, device: str, dtype: torch.dtype, images: int)
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):  # none yet, or not ours: measured anew
+        sizes = json.loads(file.read_text())
+    except (OSError, ValueError):  # none yet, or not ours: measured again
         return {}
-    return found if isinstance(found, dict) else {}
+    return sizes if isinstance(sizes, dict) else {}
 
 
 def _measured(backbone: Backbone, device: str, dtype: torch.dtype, sizes: tuple[int, ...]) -> int:

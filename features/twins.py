@@ -37,11 +37,11 @@ def changed_files(store: FeatureStore, manifest: Manifest) -> dict[int, str]:
             stat = path.stat()
             if (stat.st_size, stat.st_mtime_ns) == (source["size"][i], source["mtime_ns"][i]):
                 continue
-            found = hashlib.sha256(read_bytes(path)).hexdigest()
+            digest = hashlib.sha256(read_bytes(path)).hexdigest()
         except (OSError, ImageError):
             continue
-        if found != source["hash"][i]:
-            changed[i] = found
+        if digest != source["hash"][i]:
+            changed[i] = digest
     return changed
 
 

@@ -79,7 +79,7 @@ class Url:
         return bool(self._system().isdir(self.url))
 
     def open(self, mode: str = "r", **options: Any) -> Any:
-        """Return it opened; of a local one only a file, see files.open_regular."""
+        """Open the URL; a local one must be a regular file, see files.open_regular."""
         if self._protocol() in LOCAL:
             return open_regular(self._path(), mode, **options)
         return self._system().open(self.url, mode, **options)
@@ -92,11 +92,11 @@ class Url:
         if self._protocol() in LOCAL:
             data, local = read_regular(self._path(), most)
             return data, Stat(local.st_size, local.st_mtime_ns)
-        found = self.stat()
-        if found.st_size > most:
-            raise TooLargeError(self, found.st_size)
-        if found.st_size and self._protocol() not in ("http", "https"):
-            data = bytes(self._system().cat_file(self.url, start=0, end=found.st_size))
+        status = self.stat()
+        if status.st_size > most:
+            raise TooLargeError(self, status.st_size)
+        if status.st_size and self._protocol() not in ("http", "https"):
+            data = bytes(self._system().cat_file(self.url, start=0, end=status.st_size))
         else:  # a size that isn't known, or a server that may send more than it was asked for
             with self._system().open(self.url, "rb") as file:
                 parts, left = [], most + 1
@@ -106,16 +106,16 @@ class Url:
             data = b"".join(parts)
         if len(data) > most:
             raise TooLargeError(self, len(data))
-        return data, found
+        return data, status
 
     def stat(self) -> Stat:
         """Return size and time. Raises OSError."""
-        found = self._system().info(self.url)
-        when = next((found[name] for name in CHANGED if found.get(name)), 0)
+        info = self._system().info(self.url)
+        when = next((info[name] for name in CHANGED if info.get(name)), 0)
         if isinstance(when, str):
             when = datetime.fromisoformat(when)
         seconds = when.timestamp() if isinstance(when, datetime) else float(when)
-        return Stat(int(found.get("size") or 0), round(seconds * 1e9))
+        return Stat(int(info.get("size") or 0), round(seconds * 1e9))
 
     def walk(self) -> list[str]:
         """Return the files below, relative to here."""
@@ -162,8 +162,8 @@ def read(path: Location, most: int) -> tuple[bytes, Stat]:
     """
     if isinstance(path, Url):
         return path.read(most)
-    data, found = read_regular(path, most)
-    return data, Stat(found.st_size, found.st_mtime_ns)
+    data, status = read_regular(path, most)
+    return data, Stat(status.st_size, status.st_mtime_ns)
 
 
 def opened(path: Location, mode: str = "rb", **how: Any) -> Any:

@@ -122,10 +122,10 @@ def _decoded(data: bytes, recipe: Recipe) -> Decoded:
 
 def hash_pixels(image: Image.Image) -> str:
     """Return the hex SHA-256 of an image's size and its pixels in RGB."""
-    found = hashlib.sha256(repr(image.size).encode())
+    digest = hashlib.sha256(repr(image.size).encode())
     for _, band in bands(image):
-        found.update(band.convert("RGB").tobytes())
-    return found.hexdigest()
+        digest.update(band.convert("RGB").tobytes())
+    return digest.hexdigest()
 
 
 def _crops(decoded: Decoded, recipe: Recipe) -> list[Image.Image]:

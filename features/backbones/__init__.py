@@ -253,8 +253,8 @@ def load_backbone(name: str, weights: str | None = None, image_size: int | None 
     library, _, rest = name.partition(":")
     if library in LIBRARIES and rest:
         load_any = import_module(LIBRARIES[library]).load_any
-        found: Backbone = load_any(rest, weights, image_size)
-        return found
+        backbone: Backbone = load_any(rest, weights, image_size)
+        return backbone
     if name not in BACKBONES:
         close = difflib.get_close_matches(name, BACKBONES, 3)
         hint = f"did you mean {' or '.join(close)}" if close else f"want {', '.join(BACKBONES)}"

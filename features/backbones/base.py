@@ -100,10 +100,10 @@ class Network:
         like = next(module.parameters())
         # Shapes come from a pass that computes nothing.
         with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-            found = self._parts(torch.zeros(1, 3, size, size, dtype=like.dtype), self.layers)
+            layers = self._parts(torch.zeros(1, 3, size, size, dtype=like.dtype), self.layers)
             self.features = {
                 f"{layer}/{pool}": tuple(_pool(parts, pool).shape[1:])
-                for layer, parts in found.items()
+                for layer, parts in layers.items()
                 for pool in POOLS
                 if pool in parts or (pool == "mean" and "tokens" in parts)
             }
@@ -120,10 +120,10 @@ class Network:
         return {name: _pool(parts[layer], pool) for name, (layer, pool) in pairs.items()}
 
     def _parts(self, pixels: Tensor, layers: Sequence[str] | set[str]) -> dict[str, Parts]:
-        found: dict[str, Parts] = {}
+        parts: dict[str, Parts] = {}
 
         def listen(layer: str) -> Callable[[Any, Any, Tensor], None]:
-            return lambda _module, _inputs, output: found.update({layer: self.split(output)})
+            return lambda _module, _inputs, output: parts.update({layer: self.split(output)})
 
         hooks = [
             block.register_forward_hook(listen(layer))
@@ -135,7 +135,7 @@ class Network:
         finally:
             for hook in hooks:
                 hook.remove()
-        return found | {"final": final}
+        return parts | {"final": final}
 
 
 def _pool(parts: Parts, pool: str) -> Tensor:
@@ -236,11 +236,11 @@ class Backbone:
 
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of a module's tensors and names: the same weights from any file."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def origin_of(weights: str | None) -> str:
@@ -264,6 +264,6 @@ def own(state: Mapping[str, Tensor], prefixes: Sequence[str], drop: Sequence[str
     The first prefix that any name has is taken; names without it belong to something else (a text
     encoder, a decoder). Names that begin with one of `drop` are known and not wanted (classifiers).
     """
-    found = next((p for p in prefixes if any(name.startswith(p) for name in state)), "")
-    mine = {k.removeprefix(found): v for k, v in state.items() if k.startswith(found)}
+    prefix = next((p for p in prefixes if any(name.startswith(p) for name in state)), "")
+    mine = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return {k: v for k, v in mine.items() if not k.startswith(tuple(drop))} if drop else mine

@@ -86,13 +86,14 @@ def _from_hub(endpoint: str, repository: str, revision: str, path: str) -> Path:
 
 def _check(file: Path, source: str, wanted: str) -> None:
     """Raise BackboneError, and remove the file, unless a hash of it begins as it should."""
-    found = []
+    digests = []
     for algorithm in ("sha256", "md5"):
         with file.open("rb") as stream:
-            found.append(hashlib.file_digest(stream, algorithm).hexdigest())
-    if not any(digest.startswith(wanted) for digest in found):
+            digests.append(hashlib.file_digest(stream, algorithm).hexdigest())
+    if not any(digest.startswith(wanted) for digest in digests):
         file.unlink()
         raise BackboneError(
-            f"{source} sent another file than was published (SHA-256 {found[0]}, MD5 {found[1]}; "
-            f"wanted {wanted}): nothing was kept. Try again, or give a file with --weights FILE"
+            f"{source} sent another file than was published (SHA-256 {digests[0]}, "
+            f"MD5 {digests[1]}; wanted {wanted}): nothing was kept. Try again, or give a file with "
+            "--weights FILE"
         )

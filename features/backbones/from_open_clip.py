@@ -99,8 +99,8 @@ def _load(
         module = _visual(architecture, transform.size)
     if weights != "random":
         file = fetch(url, spec.name) if weights is None else Path(weights)
-        found = read_state_dict(file)
-        state = own(found, ("visual.",), ())
+        tensors = read_state_dict(file)
+        state = own(tensors, ("visual.",), ())
         state["positional_embedding"] = resample_positions(
             state.get("positional_embedding", torch.empty(0, 1))[None],
             transform.size // spec.patch,

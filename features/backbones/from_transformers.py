@@ -108,7 +108,7 @@ def _blocks(module: Any) -> list[Any]:
     encoder = getattr(module, "encoder", module)
     for owner in (encoder, module):
         for name in ("layer", "layers", "stages"):
-            found = getattr(owner, name, None)
-            if isinstance(found, torch.nn.ModuleList | torch.nn.Sequential):
-                return list(found)
+            blocks = getattr(owner, name, None)
+            if isinstance(blocks, torch.nn.ModuleList | torch.nn.Sequential):
+                return list(blocks)
     return []

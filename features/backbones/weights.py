@@ -37,7 +37,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         check_size(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise BackboneError(
@@ -52,13 +52,13 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             f"weights {file} can't be read ({type(error).__name__}: {reason})"
         ) from None
     for wrapper in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping):
         raise BackboneError(f"weights {file}: want a state dict (names to tensors)")
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise BackboneError(f"weights {file}: no tensors in it; found {', '.join(map(str, found))}")
+        raise BackboneError(f"weights {file}: no tensors in it; found {', '.join(map(str, state))}")
     if all(name.startswith(DATA_PARALLEL) for name in tensors):
         return {name.removeprefix(DATA_PARALLEL): v for name, v in tensors.items()}
     return tensors
@@ -74,21 +74,21 @@ def check_size(file: Path, what: str = "") -> None:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
-            found = sum(record.file_size for record in records)
-            if found <= size and not any(record.compress_type for record in records):
-                found = 0
+            declared = sum(record.file_size for record in records)
+            if declared <= size and not any(record.compress_type for record in records):
+                declared = 0
                 for record in records:
                     if record.filename.rpartition("/")[2] == "data.pkl":
                         with archive.open(record) as stream:
-                            found += _declared(stream, 1)
+                            declared += _declared(stream, 1)
             else:
-                found = max(found, size + 1)
+                declared = max(declared, size + 1)
     else:
         with file.open("rb") as stream:
-            found = _declared(stream, LEGACY)
-    if found > size:
+            declared = _declared(stream, LEGACY)
+    if declared > size:
         raise BackboneError(
-            f"{what or f'weights {file}'} take {found / 1e6:,.1f} MB of memory by what they "
+            f"{what or f'weights {file}'} take {declared / 1e6:,.1f} MB of memory by what they "
             f"declare, and the file has {size / 1e6:,.1f} MB: refused, because torch.save packs "
             "nothing; load it where that is safe and save it again"
         )

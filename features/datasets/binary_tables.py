@@ -1,6 +1,6 @@
 """Excel and Parquet to columns of text, as the same table would be in CSV.
 
-What a file declares is held against bounds.py before it is read, and what is found as it comes: a
+What a file declares is checked against bounds.py before it is read, and its content as it comes: a
 workbook's sheet row by row, a Parquet file batch by batch, its texts as a dictionary and places in
 it, for a few bytes can repeat one text a billion times.
 """
@@ -141,14 +141,14 @@ def _parquet(pandas: Any, data: io.BytesIO, where: str) -> Any:
         if leaf.physical_type == "BYTE_ARRAY" and not leaf.max_repetition_level
     ]
     file = parquet.ParquetFile(data, read_dictionary=texts)
-    batches, found = [], 0
+    batches, size = [], 0
     for batch in file.iter_batches(batch_size=BATCH, use_threads=False):
         kept = 0
         for column in batch.columns:
             coded = isinstance(column, arrow.DictionaryArray)
-            found += (column.indices if coded else column).nbytes
+            size += (column.indices if coded else column).nbytes
             kept += column.dictionary.nbytes if coded else 0
-        check_text(found + kept, where)
+        check_text(size + kept, where)
         batches.append(batch)
     schema = batches[0].schema if batches else file.schema_arrow
     table = arrow.Table.from_batches(batches, schema)

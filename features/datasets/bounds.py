@@ -23,9 +23,9 @@ ARRAY = 4_000_000_000  # bytes of the paths, subjects or groups of all images
 HINT = "split the table, or keep the columns that are needed"
 
 
-def check_text(found: int, where: str, what: str = " of text") -> None:
+def check_text(size: int, where: str, what: str = " of text") -> None:
     """Raise DatasetError for more bytes than a table may have."""
-    if found > TEXT:
+    if size > TEXT:
         raise DatasetError(f"{where} holds more than {TEXT / 1e6:,.0f} MB{what}: {HINT}")
 
 
@@ -73,14 +73,14 @@ class Counted(io.RawIOBase):
         self._found = 0
 
     def readable(self) -> bool:
-        """Say so."""
+        """Return True, as io asks of a stream that can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with what comes next."""
         data = self._start or self._read(len(buffer))
-        found, self._start = data[: len(buffer)], data[len(buffer) :] if self._start else b""
-        buffer[: len(found)] = found
-        self._found += len(found)
+        taken, self._start = data[: len(buffer)], data[len(buffer) :] if self._start else b""
+        buffer[: len(taken)] = taken
+        self._found += len(taken)
         check_text(self._found, self._where)
-        return len(found)
+        return len(taken)

@@ -135,7 +135,7 @@ def _check_paths(listing: Listing) -> None:
     for path in listing.paths:
         whole = path if "://" in path else posixpath.normpath(posixpath.join(base, path))
         spelled[whole].append(path)
-    twice = [found for found in spelled.values() if len(found) > 1]
+    twice = [same for same in spelled.values() if len(same) > 1]
     if twice:
         first, *others = dict.fromkeys(twice[0])
         also = f", again as {others[0]}" if others else ""
@@ -146,7 +146,7 @@ def _check_paths(listing: Listing) -> None:
 
 
 def _patient_ids(listing: Listing) -> list[str]:
-    found, where = [], listing.where
+    ids, where = [], listing.where
     for path in listing.paths:
         try:
             name = patient_id(locate(path) if "://" in path else listing.root / path)
@@ -154,5 +154,5 @@ def _patient_ids(listing: Listing) -> list[str]:
             raise DatasetError(f"{where}: {path}: no patient id: {error}") from None
         if not name:
             raise DatasetError(f"{where}: {path} has no patient id: leave --subject-from-dicom out")
-        found.append(name)
-    return found
+        ids.append(name)
+    return ids

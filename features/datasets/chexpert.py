@@ -102,7 +102,7 @@ def read(folder: Path, options: Options) -> Manifest:
 
 
 def _states(row: dict[str, str], findings: tuple[str, ...], where: str) -> list[int]:
-    found = []
+    states = []
     for name in findings:
         finding = state(row[name])
         if finding is None:
@@ -110,15 +110,15 @@ def _states(row: dict[str, str], findings: tuple[str, ...], where: str) -> list[
                 f"{where}: {row['Path']} has a finding {row[name]!r}: "
                 "want 1, 0, -1 (uncertain) or nothing"
             )
-        found.append(finding)
-    return found
+        states.append(finding)
+    return states
 
 
 def _patient(path: str, where: str) -> str:
-    found = re.search(r"patient\d+", path)
-    if not found:
+    match = re.search(r"patient\d+", path)
+    if not match:
         raise DatasetError(f"{where}: no patientNNNNN in the path {path}")
-    return found.group()
+    return match.group()
 
 
 def _study_split(paths: list[str], where: str) -> list[str]:

@@ -111,8 +111,8 @@ def _cbis(folder: Path, options: Options) -> Manifest:
                 },
             )
             image["label"] = str(max(int(image["label"]), PATHOLOGY[row["pathology"]]))
-    found = list(images.values())
-    paths = [_cbis_path(folder, image["file"]) for image in found]
+    rows = list(images.values())
+    paths = [_cbis_path(folder, image["file"]) for image in rows]
     if paths:
         some_there(folder, paths, where, CBIS_SOURCE)
     return build(
@@ -120,16 +120,16 @@ def _cbis(folder: Path, options: Options) -> Manifest:
             dataset="ddsm",
             root=folder.resolve(),
             paths=paths,
-            label=np.array([int(image["label"]) for image in found], dtype=np.int32),
+            label=np.array([int(image["label"]) for image in rows], dtype=np.int32),
             classes=("benign", "malignant"),
-            subjects=[image["subject"] for image in found],
-            splits=[image["split"] for image in found] if options.split == "official" else None,
+            subjects=[image["subject"] for image in rows],
+            splits=[image["split"] for image in rows] if options.split == "official" else None,
             split_from="official: the collection's, whose mass and calc halves share patients",
             where=where,
             metric="auroc",
             normalize=(MEAN, STD),
             note="CBIS-DDSM: benign against malignant, no normal mammograms",
-            columns={key: [i[key] for i in found] for key in ("kind", "view", "side", "density")},
+            columns={key: [i[key] for i in rows] for key in ("kind", "view", "side", "density")},
         ),
         options,
     )

@@ -93,14 +93,15 @@ def _find(table: Table, name: str, option: str) -> str:
     alike = _alike(table, name)
     if len(alike) == 1:
         return _read_as(table, name, alike[0])
-    found = [other for other in table.header if other]
-    shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if found[SHOWN:] else "")
-    if len(found) == 1 and (mark := _separator(found[0], given=name)):
+    header = [other for other in table.header if other]
+    more = f" and {len(header) - SHOWN} more" if header[SHOWN:] else ""
+    shown = ", ".join(header[:SHOWN]) + more
+    if len(header) == 1 and (mark := _separator(header[0], given=name)):
         raise DatasetError(
-            f"{table.where} has one column, {found[0]!r}: its cells seem to have {mark!r} between "
+            f"{table.where} has one column, {header[0]!r}: its cells seem to have {mark!r} between "
             "them; want a comma, semicolon or tab"
         )
-    close = alike or _close(name.casefold(), found)
+    close = alike or _close(name.casefold(), header)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise DatasetError(
         f"{table.where} has no column {name!r}: found {shown}{hint}; "
@@ -119,11 +120,11 @@ def _alike(table: Table, name: str) -> list[str]:
     return [other for other in table.header if other.casefold() == name.casefold()]
 
 
-def _close(name: str, found: Sequence[str]) -> list[str]:
+def _close(name: str, names: Sequence[str]) -> list[str]:
     """Return names that may be meant: by their words, else by their letters."""
     words = OFTEN.get(name, ())
-    meant = [other for other in found if any(word in other.casefold() for word in words)]
-    return meant[:3] or difflib.get_close_matches(name, found, 2)
+    meant = [other for other in names if any(word in other.casefold() for word in words)]
+    return meant[:3] or difflib.get_close_matches(name, names, 2)
 
 
 def _separator(header: str, *, given: str) -> str | None:
@@ -138,9 +139,9 @@ def _separator(header: str, *, given: str) -> str | None:
     return None
 
 
-def _read_as(table: Table, name: str, found: str) -> str:
-    warnings.warn(f"{table.where}: column {found} is taken for {name}", stacklevel=4)
-    return found
+def _read_as(table: Table, name: str, column: str) -> str:
+    warnings.warn(f"{table.where}: column {column} is taken for {name}", stacklevel=4)
+    return column
 
 
 def _labels(
@@ -165,13 +166,13 @@ def _labels(
             return label, tuple(n[len(FINDING) :] for n in findings), {*findings}, f"{FINDING}*"
     if not options.labelled and not (name in table.header or len(_alike(table, name)) == 1):
         return *index_classes([""] * len(table)), set(), ""
-    found = _find(table, name, "--label-col")
-    cells, what = table.cells(found), f"{table.where}: column {found}"
+    column = _find(table, name, "--label-col")
+    cells, what = table.cells(column), f"{table.where}: column {column}"
     if options.label_sep is not None:
         labels = split_cells(cells, options.label_sep, what, keep_na=options.keep_na)
     else:
         labels = one_class(cells, what, keep_na=options.keep_na, wanted=options.labelled)
-    return *labels, {found}, found
+    return *labels, {column}, column
 
 
 # --- what stands in it --------------------------------------------------------------------------

@@ -62,14 +62,14 @@ def read(folder: Location, options: Options, *, dataset: str = "", note: str = "
 def _files(folder: Location) -> list[PurePosixPath]:
     """Return the files below, in one order on every machine: in each folder files come first."""
     if isinstance(folder, Url):
-        found = [PurePosixPath(name) for name in folder.walk()]
+        files = [PurePosixPath(name) for name in folder.walk()]
     else:
-        found = [
+        files = [
             PurePosixPath(Path(where, name).relative_to(folder))
             for where, _, names in os.walk(folder)
             for name in names
         ]
-    seen = [file for file in found if not file.name.startswith(".")]
+    seen = [file for file in files if not file.name.startswith(".")]
     return sorted(seen, key=lambda f: [*((1, part) for part in f.parts[:-1]), (0, f.name)])
 
 

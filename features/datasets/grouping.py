@@ -38,7 +38,7 @@ def groups(table: Table, names: Sequence[str]) -> dict[str, list[str]]:
     dates, by their name or by what stands in them) stay in the table, as do several columns of one
     name. Of names that differ in case only the first is kept, and a warning says so.
     """
-    found: dict[str, list[str]] = {}
+    columns: dict[str, list[str]] = {}
     first: dict[str, str] = {}
     for name in names:
         if names.count(name) > 1 or personal(name):
@@ -54,8 +54,8 @@ def groups(table: Table, names: Sequence[str]) -> dict[str, list[str]]:
                 stacklevel=3,
             )
             continue
-        first[key], found[key] = name, values
-    return found
+        first[key], columns[key] = name, values
+    return columns
 
 
 def warn_of_subjects(table: Table, names: Iterable[str]) -> None:
@@ -113,11 +113,11 @@ def _group(cells: Sequence[str]) -> list[str] | None:
 
 
 def _is_day(value: str) -> bool:
-    found = DAY.fullmatch(value)
-    if not found:
+    match = DAY.fullmatch(value)
+    if not match:
         return False
     try:
-        date.fromisoformat(found[1])
+        date.fromisoformat(match[1])
     except ValueError:
         return False
     return True

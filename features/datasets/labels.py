@@ -56,9 +56,9 @@ def split_cells(cells: Sequence[str], sep: str, what: str, *, keep_na: bool = Fa
     check_separator(cells, sep, what)
     parts = [[clean(part) for part in cell.split(sep)] for cell in cells]
     names = iter(_names([part for row in parts for part in row], what, keep_na=keep_na))
-    found = [{next(names) for _ in row} - {""} for row in parts]
-    classes = natural_order([name for some in found for name in some])
-    rows = [[PRESENT if name in some else ABSENT for name in classes] for some in found]
+    labels = [{next(names) for _ in row} - {""} for row in parts]
+    classes = natural_order([name for some in labels for name in some])
+    rows = [[PRESENT if name in some else ABSENT for name in classes] for some in labels]
     return np.array(rows, dtype=np.int32).reshape(len(cells), len(classes)), tuple(classes)
 
 
@@ -104,7 +104,7 @@ def states(columns: Mapping[str, Sequence[str]], at: Callable[[int], str]) -> ND
 
     Raises DatasetError for another word; at(row) says where it stands.
     """
-    found = []
+    columns_of_states = []
     for name, cells in columns.items():
         state_of = {cell: state(cell) for cell in set(cells)}
         wrong = next((i for i, cell in enumerate(cells) if state_of[cell] is None), None)
@@ -113,8 +113,8 @@ def states(columns: Mapping[str, Sequence[str]], at: Callable[[int], str]) -> ND
                 f"{at(wrong)}: {name} is {clean(cells[wrong])!r}: "
                 "want 1, 0, -1 (uncertain) or nothing"
             )
-        found.append([state_of[cell] for cell in cells])
-    return np.array(found, dtype=np.int32).T
+        columns_of_states.append([state_of[cell] for cell in cells])
+    return np.array(columns_of_states, dtype=np.int32).T
 
 
 def state(cell: str) -> int | None:

@@ -63,13 +63,13 @@ def drawn_order(manifest: Manifest, *, seed: int) -> NDArray[np.int64]:
 
 def _first_of_each(states: NDArray[np.bool_], split: NDArray[Any], luck: NDArray[Any]) -> list[int]:
     """Return rows that have every column (N, S) in every split, one for each not there yet."""
-    found: list[int] = []
+    chosen: list[int] = []
     states_seen = np.zeros((len(TURN), states.shape[1]), dtype=bool)
     for s in np.argsort(states.sum(0), kind="stable"):
         for k in range(len(TURN)):
             rows = np.flatnonzero(states[:, s] & (split == k))
             if len(rows) and not states_seen[k, s]:
                 row = int(rows[luck[rows].argmin()])
-                found.append(row)
+                chosen.append(row)
                 states_seen[k] |= states[row]
-    return found
+    return chosen

@@ -54,9 +54,9 @@ class Table:
         """Return the cells of a column (N,). Raises DatasetError where two have this name."""
         columns = [k for k, other in enumerate(self.header) if other == name]
         if len(columns) > 1:
-            found = " and ".join(str(k + 1) for k in columns)
+            numbers = " and ".join(str(k + 1) for k in columns)
             raise DatasetError(
-                f"{self.where} has {len(columns)} columns {name!r} (columns {found}): "
+                f"{self.where} has {len(columns)} columns {name!r} (columns {numbers}): "
                 "want one; rename or remove the others"
             )
         return self.columns[columns[0]]
@@ -100,8 +100,8 @@ def _delimited(file: Location, where: str, suffix: str, expected: Sequence[str])
     first = head.partition("\n")[0].strip()
     declared = first[4:] if first[:4].lower() == "sep=" and first[4:] in SEPARATORS else ""
     if first.startswith("#"):
-        found = find_separator(first, expected)
-        names = {name.strip(" #").casefold() for name in first.split(found)}
+        separator = find_separator(first, expected)
+        names = {name.strip(" #").casefold() for name in first.split(separator)}
         if not names & {name.casefold() for name in expected}:
             raise DatasetError(
                 f"{where} begins with a comment, {first[:40]!r}: want the header in its first "

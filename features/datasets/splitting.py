@@ -73,16 +73,16 @@ def check_parts(images: Labelled, split: NDArray[np.str_], split_from: str) -> N
     for name in ("train", "test"):
         if name in split:
             continue
-        found = ", ".join(f"{s} ({int((split == s).sum())})" for s in SPLITS if s in split)
+        counts = ", ".join(f"{s} ({int((split == s).sum())})" for s in SPLITS if s in split)
         if split_from.startswith("drawn"):
             n = len(np.unique(images.subject[split != NO_SPLIT]))
             raise DatasetError(
                 f"{images.where}: {n} subject{'s are' if n != 1 else ' is'} too few for a {name} "
-                f"part ({split_from}): found {found or 'none'}; a label is tested if two subjects "
+                f"part ({split_from}): found {counts or 'none'}; a label is tested if two subjects "
                 "have it. Give more subjects, or a column of splits"
             )
         raise DatasetError(
-            f"{images.where} has no {name} split: found {found}; "
+            f"{images.where} has no {name} split: found {counts}; "
             "name the split column with --split-col, or draw one with --split drawn"
         )
 

@@ -54,10 +54,12 @@ def kappa(y: Array, p: Array) -> Scorer:
     """
 
     def score(correct: Array, actual: Array, predicted: Array) -> Array:
+        # p_o = sum_k correct_k / n, p_e = sum_k actual_k predicted_k / n^2,
+        # kappa = (p_o - p_e) / (1 - p_e) = 1 - (n - n p_o) / (n - n p_e).
         n = actual.sum(1)
         by_chance = np.einsum("bk,bk->b", actual, predicted) / n
-        found = 1 - (n - correct.sum(1)) / (n - by_chance)
-        return np.where(_alike(actual, predicted), np.nan, found)
+        value = 1 - (n - correct.sum(1)) / (n - by_chance)
+        return np.where(_alike(actual, predicted), np.nan, value)
 
     return _per_class(y, p, score)
 
@@ -71,6 +73,7 @@ def matthews(y: Array, p: Array) -> Scorer:
 
     def score(correct: Array, actual: Array, predicted: Array) -> Array:
         n = actual.sum(1)
+        # n^2 cov(label, prediction), from one-hot labels and predictions summed over classes.
         both = n * correct.sum(1) - np.einsum("bk,bk->b", actual, predicted)
         spread = [n**2 - np.einsum("bk,bk->b", one, one) for one in (actual, predicted)]
         constant = _alike(actual, actual) | _alike(predicted, predicted)
@@ -93,9 +96,10 @@ def quadratic_kappa(y: Array, p: Array) -> Scorer:
         actual, predicted = (add(weights) for add in sums)
         with np.errstate(invalid="ignore", divide="ignore"):
             (mean, spread), (other, around) = _moments(actual), _moments(predicted)
+            # E (y - p)^2 of independent y and p = var y + var p + (mean y - mean p)^2
             by_chance = spread + around + (mean - other) ** 2
-            found = 1 - missed(weights)[:, 0] / actual.sum(1) / by_chance
-        return np.where(_alike(actual, predicted), np.nan, found)
+            value = 1 - missed(weights)[:, 0] / actual.sum(1) / by_chance
+        return np.where(_alike(actual, predicted), np.nan, value)
 
     return scorer
 

@@ -21,8 +21,8 @@ BINS = 15
 
 def confidence_of(y: Array, p: Array) -> tuple[Array, Array]:
     """Return of classes how sure (N,), and whether it was right (N,), 1 or 0."""
-    called = p.argmax(1)
-    return p[np.arange(len(y)), called], (called == y).astype(float)
+    predicted = p.argmax(1)
+    return p[np.arange(len(y)), predicted], (predicted == y).astype(float)
 
 
 def _bin(confidence: Array) -> Array:
@@ -35,6 +35,8 @@ def expected_error(right: Array, confidence: Array) -> Callable[[Array], Array]:
     right (N,) is 1, 0, or NaN for not known; NaN where nothing is known.
     """
     known = ~np.isnan(right)
+    # ECE = sum_b |B_b| / n |acc(B_b) - conf(B_b)| = sum_b |sum_{i in b} (conf_i - right_i)| / n
+    # (Guo et al. 2017): one sum per bin, linear in the weights.
     off = np.where(known, confidence - right, 0)
     gap, counted = sums_by(_bin(confidence), BINS, off), totals(known.astype(float)[:, None])
 

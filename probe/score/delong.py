@@ -28,11 +28,13 @@ def delong(
 
     positive, negative = scores[:, truth == 1], scores[:, truth == 0]
     m, n = positive.shape[1], negative.shape[1]
+    # Rank in all less rank in one's own class counts the other class's scores below, ties by half.
     whole = rankdata(np.concatenate([positive, negative], axis=1), axis=1)
-    above = (whole[:, :m] - rankdata(positive, axis=1)) / n  # (M, m) negatives below, ties half
+    above = (whole[:, :m] - rankdata(positive, axis=1)) / n  # V10 (M, m), whose mean is the AUROC
     below = 1 - (whole[:, m:] - rankdata(negative, axis=1)) / m
     if min(m, n) < 2:
         return above.mean(1), np.full((len(scores), len(scores)), np.nan)
+    # S = S10 / m + S01 / n, the covariances of V10 over positives and V01 over negatives.
     covariance = np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
     return above.mean(1), covariance
 
@@ -46,6 +48,7 @@ def delong_difference(
     """
     if min((truth == 1).sum(), (truth == 0).sum()) < ENOUGH:
         return None
+    # L = (1, -1): var(A - B) = L S L', and (A - B) / sd is about normal.
     areas, covariance = delong(truth, np.stack([a, b]))
     value = float(areas[0] - areas[1])
     variance = float(np.array([1, -1]) @ covariance @ np.array([1, -1]))

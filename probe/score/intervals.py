@@ -69,12 +69,12 @@ def intervals(
     """
     values = {metric.name: float(evaluate(metric, y, p)[0]) for metric in metrics}
     if method == "bayesian":
-        found = _bayesian(metrics, y, p, subject, values, n=n, rng=rng)
+        ends = _bayesian(metrics, y, p, subject, values, n=n, rng=rng)
     else:
-        found = _efron(metrics, y, p, subject, values, n=n, rng=rng, bca=method == "bca")
+        ends = _efron(metrics, y, p, subject, values, n=n, rng=rng, bca=method == "bca")
     out = {}
     for name, value in values.items():
-        low, high = found[name] if np.isfinite(value) else (np.nan, np.nan)
+        low, high = ends[name] if np.isfinite(value) else (np.nan, np.nan)
         three = {"value": value, "ci_low": low, "ci_high": high}
         out[name] = {k: float(v) if np.isfinite(v) else None for k, v in three.items()}
     return out
@@ -179,7 +179,7 @@ def mean_influences(
     seeds: Sequence[Anchored], y: NDArray[Any], subject: NDArray[Any]
 ) -> Array | None:
     """Return the influences (S,) on the mean of the scores of several seeds; None as there."""
-    moves = [found for one in seeds if (found := influences(one, y, subject)) is not None]
+    moves = [influence for one in seeds if (influence := influences(one, y, subject)) is not None]
     return np.mean(moves, axis=0) if moves else None
 
 
@@ -213,6 +213,7 @@ def stretch(moves: Array | None, y: NDArray[Any]) -> float:
     """
     if moves is None:
         return 1.0
+    # Of a variance V = sum_s u_s^2 of influences u: df = 2 V^2 / Var(V), Var(V) by the u_s^2.
     S, squares = len(moves), np.square(moves)
     V = squares.sum()
     spread = np.square(squares).sum() - V * V / S
@@ -290,11 +291,14 @@ def _bca(
     without: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return the quantiles that BCa takes for `levels`: corrected for bias and acceleration."""
+    # z0 = Phi^-1(share of resamples below, ties by half).
     below = ((scores < value).mean() + (scores <= value).mean()) / 2
     spread = without.mean() - without
+    # a = sum_s d_s^3 / (6 (sum_s d_s^2)^1.5), d_s = the jackknife's mean less the score without s.
     scale = 6 * ((spread**2).sum()) ** 1.5
     if not 0 < below < 1 or scale == 0:
         return levels  # every resample on one side, or nothing varies: nothing to correct by
     bias, acceleration = norm.ppf(below), (spread**3).sum() / scale
+    # Phi(z0 + (z0 + z) / (1 - a (z0 + z))) in the place of Phi(z).
     z = bias + norm.ppf(levels)
     return np.asarray(norm.cdf(bias + z / (1 - acceleration * z)))

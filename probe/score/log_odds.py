@@ -49,14 +49,14 @@ def of_logits(logits: Tensor, link: str) -> Tensor:
 
 def of_probabilities(p: NDArray[Any]) -> Floats:
     """Return the log-odds of probabilities (N, K), 0 to 1; those of 0 and 1 are infinite."""
-    found: Floats = logit(np.asarray(p, dtype=np.float64))
-    return found
+    z: Floats = logit(np.asarray(p, dtype=np.float64))
+    return z
 
 
 def probabilities(z: Floats) -> Floats:
     """Return the probabilities (N, K) of z (N, K); rows of classes sum to 1 as nearly as z says."""
-    found: Floats = expit(z)
-    return found
+    p: Floats = expit(z)
+    return p
 
 
 def mean(z: Floats, unit: NDArray[np.integer[Any]], units: int) -> Floats:
@@ -75,8 +75,8 @@ def largest(z: Floats, unit: NDArray[np.integer[Any]], units: int, *, classes: b
     np.maximum.at(most, unit, z)
     if not classes:
         return most
-    found: Floats = of_logits(torch.from_numpy(log_expit(most)), "softmax").numpy()
-    return found
+    normalised: Floats = of_logits(torch.from_numpy(log_expit(most)), "softmax").numpy()
+    return normalised
 
 
 def _log_sums(logs: Floats, unit: NDArray[np.integer[Any]], units: int) -> Floats:
@@ -86,5 +86,5 @@ def _log_sums(logs: Floats, unit: NDArray[np.integer[Any]], units: int) -> Float
     total = np.zeros_like(most)
     np.add.at(total, unit, np.exp(logs - most[unit]))
     with np.errstate(divide="ignore"):
-        found: Floats = most + np.log(total)
-    return found
+        log_sums: Floats = most + np.log(total)
+    return log_sums

@@ -31,7 +31,7 @@ Scorer: TypeAlias = Callable[[Array], Array]  # weights (B, N) -> scores (B,)
 BLOCK = 1 << 22  # numbers of a block of weightings x images: 32 MB
 KEPT = (
     1 << 25
-)  # images x outputs whose order is kept between blocks: 128 MB; of more it is made anew
+)  # images x outputs whose order is kept between blocks: 128 MB; of more it is made again
 COLUMNS = 16  # outputs whose scores are laid side by side at once
 ROWS = 1 << 20  # numbers of a block of images x classes: 8 MB
 SPECIFICITY = 0.9  # at which sensitivity is read off
@@ -100,15 +100,15 @@ def _mean_of(make: Callable[[Array, Array], Scorer], y: Array, p: Array) -> Scor
 
 
 def _mean(scorers: Callable[[], Iterator[Scorer]], p: Array) -> Scorer:
-    """Return the mean of scores (B,) or (B, C) of every output, kept or made anew by `scorers`."""
+    """Return the mean of scores (B,) or (B, C) of every output, kept or made again by `scorers`."""
     kept = list(scorers()) if p.size <= KEPT else None
 
     def scorer(weights: Array) -> Array:
         total, defined = np.zeros(len(weights)), np.zeros(len(weights))
         for one in kept or scorers():
-            found = one(weights).reshape(len(weights), -1)
-            total += np.nansum(found, axis=1)
-            defined += (~np.isnan(found)).sum(1)
+            values = one(weights).reshape(len(weights), -1)
+            total += np.nansum(values, axis=1)
+            defined += (~np.isnan(values)).sum(1)
         with np.errstate(invalid="ignore"):
             return total / defined
 
@@ -146,7 +146,7 @@ def _mean_loss(loss: Array) -> Scorer:
 
 
 def _log_loss(y: Array, p: Array) -> Scorer:
-    tiny = np.finfo(p.dtype).eps
+    tiny = np.finfo(p.dtype).eps  # as in scikit-learn's log_loss: no probability counts as 0
     return _mean_loss(-np.log(np.clip(p[np.arange(len(y)), y], tiny, None)))
 
 
@@ -164,7 +164,7 @@ def _brier(y: Array, p: Array) -> Scorer:
     loss = np.empty(len(y))
     step = max(1, ROWS // p.shape[1])
     for rows in (slice(i, i + step) for i in range(0, len(y), step)):
-        off = p[rows].astype(float)
+        off = p[rows].astype(float)  # p - e_y, whose squared length is the loss
         off[np.arange(len(off)), y[rows]] -= 1
         loss[rows] = np.einsum("nk,nk->n", off, off)
     return _mean_loss(loss)
@@ -240,10 +240,10 @@ def of_task(task: str) -> list[Metric]:
 def find(name: str, task: str) -> Metric:
     """Return a metric by its name or an alias. Raises ProbeError where the task hasn't got it."""
     names = [metric.name for metric in of_task(task)]
-    found = resolve(name, names)
-    if found is None:
+    metric_name = resolve(name, names)
+    if metric_name is None:
         raise ProbeError(f"no metric {name!r} for a {task} task: {list_from(name, names)}")
-    return METRICS[task, found]
+    return METRICS[task, metric_name]
 
 
 def best_of(metric: Metric, scores: Array) -> int:

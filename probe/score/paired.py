@@ -177,5 +177,5 @@ def delong_test(truth: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> Differ
 
     None where no such test can be made: see delong_difference.
     """
-    found = delong_difference(truth, a, b)
-    return Difference(*found, "DeLong") if found else None
+    test = delong_difference(truth, a, b)
+    return Difference(*test, "DeLong") if test else None

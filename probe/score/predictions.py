@@ -98,9 +98,9 @@ def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[
     if name in ("subject", "path", "id"):
         return np.asarray(getattr(manifest, name)[rows])
     if name not in manifest.columns:
-        found = ", ".join(manifest.columns) or "none"
+        known = ", ".join(manifest.columns) or "none"
         raise ProbeError(
-            f"{manifest.dataset} has no column {name!r}: found {found}; "
+            f"{manifest.dataset} has no column {name!r}: found {known}; "
             "columns come with the data set, see docs/datasets.md"
         )
     return np.asarray(manifest.columns[name][rows])

@@ -132,8 +132,8 @@ class Steps:
 
     def __call__(self, weights: Array) -> tuple[Array, Array]:
         """Return positive and negative weight per step."""
-        found = self.matrix @ weights.T
-        return found[: self.count], found[self.count :]
+        sums = self.matrix @ weights.T
+        return sums[: self.count], sums[self.count :]
 
     @property
     def step(self) -> Array:

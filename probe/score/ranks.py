@@ -44,6 +44,7 @@ def ranks(table: NDArray[np.float64]) -> Ranks:
     if n < ENOUGH_SETS or k < ENOUGH_MODELS:
         why = f"{k} models on {n} data sets: want {ENOUGH_MODELS} on {ENOUGH_SETS} for a test"
         return Ranks(mean.tolist(), None, None, why)
+    # Nemenyi's q is the studentised range of k normals over sqrt 2.
     q = studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
     return Ranks(mean.tolist(), friedman(table), float(q * np.sqrt(k * (k + 1) / (6 * n))))
 
@@ -59,7 +60,7 @@ def friedman(table: NDArray[np.float64]) -> float:
     if (table == table[:, :1]).all():
         return 1.0
     chi2 = float(friedmanchisquare(*table.T).statistic)
-    rest = n * (k - 1) - chi2
+    rest = n * (k - 1) - chi2  # 0 where all data sets rank alike: F divides by it
     if rest < 1e-9 * n * k:
         orders = factorial(k) // prod(factorial(c) for c in Counter(table[0].tolist()).values())
         return float(orders ** (1.0 - n))
@@ -88,6 +89,7 @@ def wilcoxon_holm(table: NDArray[np.float64]) -> NDArray[np.float64] | None:
 def holm(p: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
     """Return p values (m,) adjusted for how many there are (Holm 1979): (m,), in the same order."""
     raw = np.asarray(p, dtype=np.float64)
+    # adjusted p_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)) of the ascending p_(1) ... p_(m).
     order = np.argsort(raw)
     steps = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
     out = np.empty(len(raw))

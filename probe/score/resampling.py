@@ -94,8 +94,8 @@ def bootstrap(
         weights = draw(subject, size, own)
         return np.stack([scorer(weights) for scorer in scorers.values()], axis=1)
 
-    found = in_blocks(score, len(y), n=n, rng=rng)
-    return dict(zip(scorers, found.T, strict=True))
+    scores = in_blocks(score, len(y), n=n, rng=rng)
+    return dict(zip(scorers, scores.T, strict=True))
 
 
 # --- the Bayesian bootstrap with anchors ---------------------------------------------------------

@@ -1,7 +1,7 @@
 """The best of several models on one test set: is it better than others, and how good is it.
 
 The best was found on the same images that it is judged by, so both answers must allow for the
-search. Within each resample the best of that resample is held against all others: a difference
+search. Within each resample the best of that resample is compared with all others: a difference
 counts as found where it is larger than what the search alone gives in all but 5 % of resamples
 (max-type resampling with step-down, Romano & Wolf 2005; with equal models it is Tukey's range,
 which Hsu's comparisons with the best 1984 rest on). The score of the best is corrected by how
@@ -124,8 +124,10 @@ def _better(y: NDArray[Any], values: Array, draws: Array, best: int, moved: Arra
     for j in sorted(set(range(M)) - {best}, key=lambda j: -apart[j]):
         widest = np.zeros(len(draws))
         for i in left:
+            # The studentised range of what is left (Tukey): its largest distance in each resample.
             pairs = (noise[:, [i]] - noise[:, left]) / drawn[i, left]
             np.maximum(widest, pairs.max(1), out=widest)
+        # Step-down: p never falls (Romano & Wolf 2005). (h + 1) / (B + 1): Phipson & Smyth 2010.
         p[j] = above = max(above, (int((widest >= apart[j] - 1e-12).sum()) + 1) / (len(draws) + 1))
         left.remove(j)
     return p
@@ -152,8 +154,9 @@ def winners_bias(centre: Array, noise: Array) -> float:
     """
     middle = centre.mean()
     by_noise = np.square(noise - noise.mean(1, keepdims=True)).sum(1).mean()
-    there = np.square(centre - middle).sum()
-    kept = max(0.0, 1 - by_noise / there) if there > 0 else 0.0
+    # The shrinkage factor 1 - E|noise|^2 / |scores|^2, each about its mean, at least 0.
+    observed = np.square(centre - middle).sum()
+    kept = max(0.0, 1 - by_noise / observed) if observed > 0 else 0.0
     again = (middle + kept * (centre - middle) + noise).argmax(1)
     return float(noise[np.arange(len(noise)), again].mean())
 
@@ -171,6 +174,8 @@ def winners_interval(centre: Array, noise: Array, best: int) -> tuple[float, flo
     if not variance > 0:
         return float(centre[best]), float(centre[best])
     error, y = np.sqrt(variance), float(centre[best])
+    # X_j = share_j X_best + Z_j with Z_j independent of X_best. It wins, X_best >= X_j, where
+    # X_best (1 - share_j) >= Z_j: a floor where share_j < 1, a roof where it is above.
     share = covariance[best] / variance
     others = np.arange(len(centre)) != best
     others &= np.abs(1 - share) > 1e-9  # one that varies with the best by the same amounts
@@ -187,6 +192,7 @@ def winners_interval(centre: Array, noise: Array, best: int) -> tuple[float, flo
         at_value = norm.cdf((y - mean) / error)
         return float((at_value - start) / (end - start)) if end > start else 0.5
 
+    # BETA of the 5 % is spent on the bound, and the rest within it: together 5 %.
     alpha = ((1 - LEVEL) - BETA) / (1 - BETA)
     least, most = y - reach * (1 - 1e-9), y + reach * (1 - 1e-9)
 

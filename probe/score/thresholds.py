@@ -22,8 +22,8 @@ from probe.score.ranking import totals
 def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> float | None:
     """Return the threshold at or above which is called positive, by truth (N,) and score (N,).
 
-    youden: largest sensitivity + specificity; f1: largest F1. Of equals the highest. None where
-    one side is missing.
+    youden: largest sensitivity + specificity; f1: largest F1. The highest of several such.
+    None where one side is missing.
     """
     known = ~np.isnan(truth)
     t, s = truth[known] == 1, score[known]
@@ -33,8 +33,9 @@ def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> flo
     last = np.flatnonzero(np.r_[s[order][1:] != s[order][:-1], True])  # infinite ones tie too
     hits, called = np.cumsum(t[order])[last], last + 1.0
     if rule == "f1":
-        gain = 2 * hits / (called + t.sum())
+        gain = 2 * hits / (called + t.sum())  # F1 = 2 TP / (predicted + actual positives)
     else:
+        # J = sensitivity + specificity - 1 = TPR - FPR (Youden 1950).
         gain = hits / t.sum() - (called - hits) / (~t).sum()
     return float(s[order][last][np.argmax(gain)])
 

@@ -3,8 +3,9 @@
 f(W, b) = g(W, b) + l2/2 |W|^2 with g convex in both. The smallest value over the free intercept b,
 min_b f(W, b), is therefore l2-strongly convex in W, and its gradient is that of f by W where the
 gradient by b is zero. So there f - min f <= |grad_W f|^2 / (2 l2), whatever solver found W
-(Boyd & Vandenberghe 2004, equation 9.9). The intercept is brought to its optimum for the W at hand,
-by Newton's method on K numbers, and what f loses on the way belongs to the gap. All in float64.
+(strong convexity: Boyd & Vandenberghe 2004, section 9.1). The intercept is brought to its optimum
+for the W at hand, by Newton's method on K numbers, and what f loses on the way belongs to the gap.
+All in float64.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 All is done in float64. A matrix that is not finite has no factor. Cholesky's is that of a matrix
 with a little more on its diagonal where rounding has left the given one indefinite (modified
-Cholesky, Nocedal & Wright 2006, section 3.4). Eigenvectors come from LAPACK's divide and conquer
+Cholesky, Nocedal & Wright 2006, chapter 3). Eigenvectors come from LAPACK's divide and conquer
 (syevd), which fails on some finite matrices, and there from its other two drivers.
 """
 
@@ -32,10 +32,10 @@ def cholesky(A: Tensor) -> Tensor | None:
     # Rounding changes a Gram matrix by about n eps of its diagonal, 1e-13 at n = 500.
     for more in JITTER:
         near = A + torch.diag(more * A.diagonal()) if more else A
-        found: tuple[Tensor, Tensor] | None = _tried(torch.linalg.cholesky_ex, near)
-        if found is None:
+        factorised: tuple[Tensor, Tensor] | None = _tried(torch.linalg.cholesky_ex, near)
+        if factorised is None:
             return None
-        factor, failed = found
+        factor, failed = factorised
         if not bool(failed) and bool(factor.isfinite().all()):
             return factor
     return None
@@ -44,8 +44,8 @@ def cholesky(A: Tensor) -> Tensor | None:
 def inverse(A: Tensor) -> Tensor | None:
     """Return the inverse (n, n) of a positive definite A (n, n), or None: see cholesky."""
     factor = cholesky(A)
-    found = None if factor is None else _tried(torch.cholesky_inverse, factor)
-    return found if found is not None and bool(found.isfinite().all()) else None
+    inverted = None if factor is None else _tried(torch.cholesky_inverse, factor)
+    return inverted if inverted is not None and bool(inverted.isfinite().all()) else None
 
 
 def solve(A: Tensor, B: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     Where they can't be had, eigenvalues are NaN and the eigenvectors are the axes.
     """
     A = A.double()
-    if bool(A.isfinite().all()) and (found := _tried(torch.linalg.eigh, A)) is not None:
-        values, V = found
+    if bool(A.isfinite().all()) and (eigen := _tried(torch.linalg.eigh, A)) is not None:
+        values, V = eigen
         if bool(values.isfinite().all()) and bool(V.isfinite().all()):
             return values, V
     pairs = [_by_other_drivers(one) for one in A.reshape(-1, *A.shape[-2:])]

@@ -20,7 +20,7 @@ def newton_decrement(objective: Objective, point: Point, inverse: Preconditioner
     """Return g' P g / 2, (H,), about the gap where P is about the inverse Hessian.
 
     With P = H^-1 it is half the squared Newton decrement, which is the gap to second order (Boyd &
-    Vandenberghe 2004, section 9.5.1).
+    Vandenberghe 2004, section 9.5).
     """
     g = objective.to_basis(point.gradient)
     return 0.5 * dot(g, inverse(g))

@@ -39,11 +39,11 @@ class Inverse:
     def from_hessian(cls, hessian: Tensor, dtype: torch.dtype) -> Inverse | None:
         """Invert a Hessian, (n, n) in float64; None if rounding has left none to invert."""
         scale = hessian.diagonal().clamp_min(TINY).rsqrt()
-        found = factors.inverse(hessian * torch.outer(scale, scale))
+        inverted = factors.inverse(hessian * torch.outer(scale, scale))
         scale = scale.to(dtype)
-        if found is None or not bool(scale.isfinite().all()):
+        if inverted is None or not bool(scale.isfinite().all()):
             return None
-        return cls(found.to(dtype), scale)
+        return cls(inverted.to(dtype), scale)
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +73,7 @@ class Woodbury:
     """The inverse of A + V V', A = M ⊗ Gram + l2, V's columns f_a ⊗ z_a of rows a = 1 ... R.
 
     By Woodbury's identity (A + V V')^-1 = A^-1 - A^-1 V S^-1 V' A^-1, S = 1 + V' A^-1 V (R, R)
-    (Golub & Van Loan 2013, section 2.1.4). In class directions q: scale (q, D) is A^-1, which is
+    (Golub & Van Loan 2013, equation 2.1.4). In class directions q: scale (q, D) is A^-1, which is
     diagonal, f (R, q), Y (R, D) = z B, factor is Cholesky's of S.
     """
 
@@ -160,8 +160,8 @@ class Dense:
         penalty = H.new_full((q, D), float(l2))
         penalty[:, -1] = 0
         H.diagonal().add_(penalty.flatten())
-        found = Inverse.from_hessian(H, dtype)
-        return None if found is None else cls(U.to(dtype), found)
+        inverse = Inverse.from_hessian(H, dtype)
+        return None if inverse is None else cls(U.to(dtype), inverse)
 
     @property
     def nbytes(self) -> int:

@@ -62,15 +62,15 @@ def features(X: Tensor | Source) -> Source:
 
 def strengths(C: Tensor | Sequence[float], device: torch.device | str) -> Tensor:
     """Return C (J,) in float64. Raises ProbeError where one is not a positive number."""
-    found = torch.as_tensor(C, dtype=torch.float64, device=device)
-    if found.ndim != 1 or not len(found):
+    checked = torch.as_tensor(C, dtype=torch.float64, device=device)
+    if checked.ndim != 1 or not len(checked):
         raise ProbeError("no strength C to fit: want a list of positive numbers, such as [0.1, 1]")
-    if len(wrong := found[~((found > 0) & found.isfinite())]):
+    if len(wrong := checked[~((checked > 0) & checked.isfinite())]):
         raise ProbeError(
             f"C = {float(wrong[0]):g}: want positive numbers; C is the inverse of the penalty, so "
             "for next to none take a large one, such as 1e5"
         )
-    return found
+    return checked
 
 
 def labels(y: Tensor, N: int, n_classes: int | None) -> int | None:

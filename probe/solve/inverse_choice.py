@@ -62,14 +62,14 @@ def build_preconditioner(
     U = heads.contrasts(M.shape[1])
     base = Preconditioner.kronecker(M, heads.l2, heads.spectrum, U)
     if counted:
-        found = _with_rows_counted_out(objective, base, counted)
-        failed = counted.keys() - found.keys()
+        woodbury = _with_rows_counted_out(objective, base, counted)
+        failed = counted.keys() - woodbury.keys()
         for h in failed:
             f = counted[h][1]
             M[h] += f.T @ f
         if failed:
             base = Preconditioner.kronecker(M, heads.l2, heads.spectrum, U)
-        own |= found
+        own |= woodbury
     return replace(base, head_inverses=own)
 
 
@@ -85,7 +85,7 @@ def _of_few_parameters(
     U = heads.contrasts(K)
     # K (K + 1) / 2 Gram matrices of 2 N D^2 operations, and a factorisation of (K D)^3.
     price = K * (K + 1.0) * N * D**2 + (K * D) ** 3.0
-    found: dict[int, Dense] = {}
+    inverses: dict[int, Dense] = {}
     for h, products in hard.items():
         worth = max(products, MIN_PRODUCTS) * (4.0 * N * D * K + PRODUCT_OVERHEAD)
         if price > worth or item * ((K - 1) * D) ** 2 > free_bytes:
@@ -98,24 +98,24 @@ def _of_few_parameters(
         for (k, j), gram in zip(pairs, grams, strict=True):
             blocks[k, j] = blocks[j, k] = heads.gram_in_basis(gram, h)
         if inverse := Dense.from_blocks(blocks, heads.l2[h], heads.l2.dtype, U[h]):
-            found[h] = inverse
+            inverses[h] = inverse
             free_bytes -= inverse.nbytes
-    return found
+    return inverses
 
 
 def _rows_to_count_out(
     objective: HeadObjective, point: Point, hard: Mapping[int, int], free_bytes: int
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Return rows (R,) and their f (R, K) of heads with a rare class, while they fit in memory."""
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    rows_of: dict[int, tuple[Tensor, Tensor]] = {}
     for h, products in hard.items():
         if part := _rows_of_rare_class(objective, point, h, products):
             R = len(part[0])
             free_bytes -= point.gradient.element_size() * R * (R + objective.rows.width)
             if free_bytes < 0:
                 break
-            found[h] = part
-    return found
+            rows_of[h] = part
+    return rows_of
 
 
 def _rows_of_rare_class(
@@ -163,12 +163,12 @@ def _with_rows_counted_out(
     heads = objective.heads
     wanted = [rows for rows, _ in counted.values()]
     taken = torch.split(objective.rows.take(torch.cat(wanted)), [len(rows) for rows in wanted])
-    found: dict[int, HeadInverse] = {}
+    inverses: dict[int, HeadInverse] = {}
     for (h, (_, f)), Z in zip(counted.items(), taken, strict=True):
         kronecker = KroneckerHead(heads.basis_of(h), base.Q[h], base.m[h], heads.l2[h])
         if inverse := Woodbury.from_rows(kronecker, f, Z):
-            found[h] = inverse
-    return found
+            inverses[h] = inverse
+    return inverses
 
 
 def _of_one_output(
@@ -202,10 +202,10 @@ def _of_one_output(
     for gram, exact in zip(grams.values(), objective.rows.grams(counted), strict=True):
         gram += exact
     dtype = heads.l2.dtype
-    found = {
+    inverses = {
         h: Inverse.from_hessian(heads.gram_in_basis(gram, h), dtype) for h, gram in grams.items()
     }
-    return {h: inverse for h, inverse in found.items() if inverse}
+    return {h: inverse for h, inverse in inverses.items() if inverse}
 
 
 def _curvature_and_weights(

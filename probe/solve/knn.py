@@ -39,10 +39,10 @@ def vote(
         for i in range(0, len(X), step):
             rows = slice(i, i + step)
             similarity = X[rows] @ T.T  # cosines (n, m): both have length 1
-            value, found = similarity.topk(min(most, len(T)), dim=1)
+            value, nearest = similarity.topk(min(most, len(T)), dim=1)
             # The best of those so far and of this chunk: memory is (N, most), not (N, M).
             value, order = torch.cat([best[rows], value], 1).topk(most, dim=1)
-            index[rows] = torch.cat([index[rows], found + start], 1).gather(1, order)
+            index[rows] = torch.cat([index[rows], nearest + start], 1).gather(1, order)
             best[rows] = value
         start += len(T)
     y, counts = y.double(), [min(one, most) - 1 for one in k]

@@ -13,7 +13,7 @@ from torch import Tensor
 from probe.solve.gap import dot, times
 from probe.solve.objective import Objective, Point
 
-ARMIJO = 1e-4  # of the decrease that the slope promises (Nocedal & Wright 2006, equation 3.4)
+ARMIJO = 1e-4  # of the decrease that the slope promises (Nocedal & Wright 2006, chapter 3)
 OVERSHOOT = 0.5  # of the first slope: a trial that rises more steeply than that lies too far
 SHRINK = 0.1, 0.7  # the least and the most of its length that a step keeps in one try
 MAX_TRIALS = 30  # 0.7^30 = 2e-5 of the first length

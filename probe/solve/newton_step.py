@@ -115,7 +115,7 @@ def newton_step(
     went on, from what it found, by exact products.
     """
     residual = -point.gradient
-    found = Step(
+    result = Step(
         step=torch.zeros_like(residual),
         decrease=torch.zeros_like(point.value),
         cg_error=torch.zeros_like(point.value),
@@ -125,48 +125,48 @@ def newton_step(
     every = torch.arange(len(residual), device=residual.device)
     exact = NewtonSystem(objective, point, inverse, every, bf16=False)
     if (rounded := objective.bf16) is None:
-        conjugate_gradients(exact, residual, tolerance, found)
-        return found
+        conjugate_gradients(exact, residual, tolerance, result)
+        return result
     system = replace(exact, objective=rounded, bf16=True)
-    conjugate_gradients(system, objective.to_basis(residual), tolerance, found)
+    conjugate_gradients(system, objective.to_basis(residual), tolerance, result)
     if residual.shape[1] > 1:  # rounding moved all classes together, and no step moves them back
-        found.step.copy_(objective.centred(found.step))
-    found = replace(found, step=objective.from_basis(found.step))
+        result.step.copy_(objective.centred(result.step))
+    result = replace(result, step=objective.from_basis(result.step))
     # The last step, unless f is found to leave its model by more.
-    last = 2 * tolerance.cubic_coefficient * found.decrease**1.5 <= tolerance.gap
+    last = 2 * tolerance.cubic_coefficient * result.decrease**1.5 <= tolerance.gap
     early = tolerance.bf16_unsafe & ~last
-    found.cg_error[early] = found.cg_error[early].maximum(tolerance.gap[early])
+    result.cg_error[early] = result.cg_error[early].maximum(tolerance.gap[early])
     late = (tolerance.bf16_unsafe & last).nonzero()[:, 0]
     if len(late):
-        _refine(exact.select(late), residual[late], tolerance, found)
-    return found
+        _refine(exact.select(late), residual[late], tolerance, result)
+    return result
 
 
-def _refine(system: NewtonSystem, residual: Tensor, tolerance: StepTolerance, found: Step) -> None:
-    """Go on from found.step by exact products: first as far along it as is best.
+def _refine(system: NewtonSystem, residual: Tensor, tolerance: StepTolerance, result: Step) -> None:
+    """Go on from result.step by exact products: first as far along it as is best.
 
     The model is lowest at s'r / s'Hs along s. With an inverse P of the head's own r'P r / 2 is what
     is left of q, and may be little enough.
     """
     heads = system.heads
     # The step found at bfloat16, scaled: s <- (s'r / s'H s) s, one exact product.
-    step = found.step[heads]
+    step = result.step[heads]
     product = system.product(step)
     down, curvature = dot(step, residual), dot(step, product)
     length = torch.where((down > 0) & (curvature > 0), down / curvature, 0)
-    found.step[heads] = times(length, step)
-    found.decrease[heads] = 0.5 * length * down
-    found.products[heads] += 1
+    result.step[heads] = times(length, step)
+    result.decrease[heads] = 0.5 * length * down
+    result.products[heads] += 1
     residual = residual - times(length, product)
     # q* - q = r'H^-1 r / 2 exactly, and about r'P r / 2 where P is this head's own inverse.
     cg_error = 0.5 * dot(residual, system.precondition(residual))
-    found.cg_error[heads] = cg_error
+    result.cg_error[heads] = cg_error
     far = ~((cg_error >= 0) & (cg_error <= tolerance.gap[heads] / (2 * SAFETY)))
     own = system.inverse.head_inverses
     far |= torch.tensor([h not in own for h in range(len(heads))]).to(far.device)
     if far.any():
         keep = far.nonzero()[:, 0]
-        conjugate_gradients(system.select(keep), residual[keep], tolerance, found)
+        conjugate_gradients(system.select(keep), residual[keep], tolerance, result)
 
 
 @dataclass(frozen=True)
@@ -178,13 +178,13 @@ class StoppingRule:
     """
 
     tolerance: StepTolerance
-    found: Step
+    result: Step
     past: list[Tensor]
     least: Tensor
     least_beyond: Tensor
 
     @classmethod
-    def of_step(cls, system: NewtonSystem, tolerance: StepTolerance, found: Step) -> StoppingRule:
+    def of_step(cls, system: NewtonSystem, tolerance: StepTolerance, result: Step) -> StoppingRule:
         """Return the rule for a system's heads.
 
         Slow directions show late: one whose steps have been hard goes on for a quarter of its
@@ -197,7 +197,7 @@ class StoppingRule:
         if system.bf16:
             least[tolerance.bf16_unsafe] = 0
         beyond = least.maximum(tolerance.cg_iterations.clamp_max(EASY_STEP))
-        return cls(tolerance, found, [found.decrease.clone()], least, beyond)
+        return cls(tolerance, result, [result.decrease.clone()], least, beyond)
 
     def goes_on(self, system: NewtonSystem, broken: Tensor) -> Tensor:
         """Return which of the system's heads (H',) need another iteration; write their cg_error.
@@ -211,15 +211,15 @@ class StoppingRule:
         A head stops when that is below half of what the model itself is wrong by, c q^1.5, and at
         most FORCING q, or below its share of the tolerance, gap / (2 SAFETY).
         """
-        found, tolerance, heads = self.found, self.tolerance, system.heads
-        self.past.append(found.decrease.clone())
+        result, tolerance, heads = self.result, self.tolerance, system.heads
+        self.past.append(result.decrease.clone())
         # k iterations done; q_k; the gap that this step may leave.
-        k, q, gap = len(self.past) - 1, found.decrease[heads], tolerance.gap[heads]
+        k, q, gap = len(self.past) - 1, result.decrease[heads], tolerance.gap[heads]
         hardest = tolerance.cg_iterations[heads].clamp_min(k)
         rounding = (BF16_CG_ERROR * hardest).square() * q * system.bf16
         # q_k - q_(k-d), d = k // 3 + 2: a lower bound of q* - q_k d iterations ago.
-        cg_error = (found.decrease - self.past[max(0, k - 2 - k // 3)])[heads] + rounding
-        found.cg_error[heads] = torch.where(broken, torch.inf, cg_error)
+        cg_error = (result.decrease - self.past[max(0, k - 2 - k // 3)])[heads] + rounding
+        result.cg_error[heads] = torch.where(broken, torch.inf, cg_error)
         # More accuracy than the model itself has gains nothing; FORCING q while far away, where the
         # cubic term says more than q.
         model_error = 0.5 * tolerance.cubic_coefficient[heads] * q**1.5
@@ -233,15 +233,15 @@ class StoppingRule:
 
 
 def conjugate_gradients(
-    system: NewtonSystem, residual: Tensor, tolerance: StepTolerance, found: Step
+    system: NewtonSystem, residual: Tensor, tolerance: StepTolerance, result: Step
 ) -> None:
-    """Let the system's heads go on from found.step, with residuals (H', K, D); write to found.
+    """Let the system's heads go on from result.step, with residuals (H', K, D); write to result.
 
     Algorithm 5.3 of Nocedal & Wright 2006, all heads at once; StoppingRule says when one stops.
     Directions at bfloat16 are rounded before they are used, so that all products are with one
     matrix: only then are directions conjugate.
     """
-    rule = StoppingRule.of_step(system, tolerance, found)
+    rule = StoppingRule.of_step(system, tolerance, result)
     # r = -g - H s, image P r, direction d; energy r'P r is the residual's squared P-norm.
     image = system.precondition(residual)
     direction, energy = system.representable(image), dot(residual, image)
@@ -253,10 +253,10 @@ def conjugate_gradients(
         curvature, down = dot(direction, product), dot(direction, residual)
         descends = (curvature > 0) & (down > 0) & (energy > 0)  # else: converged to rounding
         length = torch.where(descends, down / curvature, 0)
-        found.step[heads] += times(length, direction)
-        found.decrease[heads] += 0.5 * length * down
-        found.products[heads] += 1
-        found.cg_iterations[heads] = found.cg_iterations[heads].clamp_min(k)
+        result.step[heads] += times(length, direction)
+        result.decrease[heads] += 0.5 * length * down
+        result.products[heads] += 1
+        result.cg_iterations[heads] = result.cg_iterations[heads].clamp_min(k)
         go = descends & rule.goes_on(system, broken)
         if not go.any():
             break

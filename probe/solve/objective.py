@@ -212,8 +212,8 @@ class LocalObjective(OverHeads):
 
     def curvature_of(self, point: Point, head: int) -> Tensor:
         """Return the curvature of one head at all rows, (K, N)."""
-        found: Tensor = point.curvature[head]
-        return found
+        curvature: Tensor = point.curvature[head]
+        return curvature
 
 
 def logits(Z: Tensor, theta: Tensor) -> Tensor:

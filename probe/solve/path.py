@@ -141,11 +141,11 @@ class RegularizationPath:
             cg_iterations=self.cg_iterations.view(-1)[heads],
             cubic_coefficient=self.cubic_coefficient.view(-1)[heads],
         )
-        found = minimise(batch, start, build_preconditioner, settings, report)
-        self.theta.flatten(0, 1)[heads] = found.theta  # views: what is written to them stays
+        solution = minimise(batch, start, build_preconditioner, settings, report)
+        self.theta.flatten(0, 1)[heads] = solution.theta  # views: what is written to them stays
         for name in ("value", "gap", "converged", "cg_iterations", "cubic_coefficient"):
-            getattr(self, name).view(-1)[heads] = getattr(found, name)
-        self.passes.view(-1)[heads] += found.passes
+            getattr(self, name).view(-1)[heads] = getattr(solution, name)
+        self.passes.view(-1)[heads] += solution.passes
 
     def _warm_start(self, wave: list[int], nodes: list[int], begun: Tensor) -> WarmStart:
         """Put a wave's heads where their nearest solved strength is; return where they may go.

@@ -1,6 +1,6 @@
 """Features as they are given, in memory or left in a file, and what is measured of them.
 
-Shapes: N rows, D features. A source hands its rows out in chunks, which may be read anew for every
+Shapes: N rows, D features. A source hands its rows out in chunks, which may be read again for every
 pass over them. All sums are in float64.
 """
 
@@ -146,15 +146,15 @@ def representable(shift: Tensor, source: Source) -> Tensor:
 
 def root_sum_squares(source: Source, shift: Tensor) -> float:
     """Return the root of the sum of squares of all numbers less their column's shift (D,)."""
-    found = 0.0
+    norm = 0.0
     for X in source.chunks():
         X = X.to(shift.device)
         X = X - shift.to(X.dtype)
         top = float(X.abs().amax()) if X.numel() else 0.0
         if top > 0:  # squared as shares of the largest, which neither overflow nor vanish
             share = float((X / top).square().sum(dtype=torch.float64))
-            found = math.hypot(found, top * math.sqrt(share))
-    return found
+            norm = math.hypot(norm, top * math.sqrt(share))
+    return norm
 
 
 def power_of_two_scale(root: float, count: int) -> float:

@@ -6,7 +6,7 @@
     state.json              which of them count: written last, by renaming
 
 Whatever stops a run, state.json names files that are complete. Files of an epoch that it doesn't
-name are of a run that was stopped while saving, and are written anew.
+name are of a run that was stopped while saving, and are written again.
 """
 
 from __future__ import annotations

@@ -94,10 +94,10 @@ class Images:
                 f"{path} was readable when features were extracted and is not now: {error}; "
                 "repair it, or run `medprobe extract` again"
             ) from None
-        found = crop, hashlib.sha256(data).hexdigest()
+        image = crop, hashlib.sha256(data).hexdigest()
         if (len(self._kept) + 1) * 3 * crop.width * crop.height <= self.room:
-            self._kept[row] = found
-        return found
+            self._kept[row] = image
+        return image
 
 
 def recipe_of(store: FeatureStore, transform: Transform) -> Recipe:

@@ -155,9 +155,9 @@ def _start_from_probe(head: nn.Module, rows: Rows, feature: str, settings: Setti
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of a model: those of its backbone, and of an appended DeiT."""
-    found = list(model.backbone.network.blocks) if isinstance(model, Tuned) else []
+    blocks = list(model.backbone.network.blocks) if isinstance(model, Tuned) else []
     head = model.head if isinstance(model, Tuned) else model
-    return found + (list(head.blocks) if isinstance(head, TokenHead) else [])  # type: ignore[arg-type]
+    return blocks + (list(head.blocks) if isinstance(head, TokenHead) else [])  # type: ignore[arg-type]
 
 
 def _train_and_test(

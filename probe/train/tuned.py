@@ -104,12 +104,12 @@ def depths(backbone: Backbone) -> dict[str, int]:
     """
     module, blocks = backbone.module, backbone.network.blocks
     depth_of = {id(p): 1 + i for i, block in enumerate(blocks) for p in block.parameters()}
-    found, seen = {}, False
+    depths_by_name, seen = {}, False
     for name, parameter in module.named_parameters():
         depth = depth_of.get(id(parameter))
         seen |= depth is not None
-        found[name] = depth if depth is not None else (len(blocks) + 1) * seen
-    return found
+        depths_by_name[name] = depth if depth is not None else (len(blocks) + 1) * seen
+    return depths_by_name
 
 
 def parameter_groups(
