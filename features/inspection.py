@@ -238,7 +238,7 @@ def show_audit(report: Audit) -> None:
         echo(f"and {len(shown) - 50} more: --json has all")
     if report.n_near:
         echo("Near-duplicates are a suspicion, and do not count as a leak.")
-    for line in found.advice():
+    for line in report.advice():
         echo(line)
 
 
