@@ -156,7 +156,10 @@ def _training_sets(
         folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
         return [TrainingSet(np.arange(len(train)), folds, settings.seed)]
     if manifest.task != "multiclass":
-        raise ProbeError("--shots counts images per class; this data set has several labels each")
+        raise ProbeError(
+            "--shots counts images per class, and images of this data set have several findings: "
+            "leave --shots out, or extract one finding as a class of its own (--label-col, --name)"
+        )
     subsets = []
     for seed in range(settings.seed, settings.seed + (settings.seeds or 1)):
         subject = manifest.subject[data.rows[train]]

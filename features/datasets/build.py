@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.bounds import texts
-from features.datasets.cells import apart
+from features.datasets.cells import apart, likely_separator
 from features.datasets.merging import merge_classes, ordered
 from features.datasets.options import Options
 from features.dicom import patient_id
@@ -210,6 +210,11 @@ def _drawn_split(
     if label.ndim == 1:
         for k, name in enumerate(classes):
             rows = np.flatnonzero(label == k)
+            if len(rows) == 1 and (sep := likely_separator(classes)) and sep in name:
+                raise DatasetError(
+                    f"{where}: {name!r} is the label of one image ({path[rows[0]]}): if it is "
+                    f'several findings, give --label-sep "{sep}"; a class needs two images or more'
+                )
             if len(rows) == 1:
                 raise DatasetError(
                     f"{where}: class {name!r} has one image ({path[rows[0]]}), "
