@@ -19,6 +19,7 @@ can be told apart; files of earlier versions have none.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -103,6 +104,25 @@ class Result:
     label_from: str = ""  # the column of the table that labels are from
     positive: str = ""  # of two classes the one that counts as positive
     labelled_by: str = ""  # the command that gave the store its labels and splits
+
+    @property
+    def edge(self) -> str:
+        """Say that the C, or k, that was chosen is at an end of those tried; "" where not."""
+        name = "k" if self.head == "knn" else "C"
+        tried = sorted(v for v in self.folds.get(name) or () if v is not None)
+        chosen = self.folds.get("chosen") if name == "k" else self.C
+        no_more = any(" left out: " in note for note in self.notes if note.startswith("k = "))
+        if len(tried) < 2 or chosen is None:
+            return ""
+        for end, word in ((tried[0], "smallest"), (tried[-1], "largest")):
+            if no_more and word == "largest":  # a fold has no more images to vote
+                continue
+            if math.isclose(chosen, end, rel_tol=1e-6):
+                return (
+                    f"{name} = {chosen:.3g} is the {word} that was tried: others, by --{name}, may "
+                    "score higher"
+                )
+        return ""
 
     @property
     def identity(self) -> Identity:

@@ -125,7 +125,9 @@ class _Problem:
             return [TrainingSet(np.arange(len(train)), folds, settings.seed)]
         if manifest.task != "multiclass":
             raise ProbeError(
-                "--shots counts images per class; this data set has several labels each"
+                "--shots counts images per class, and images of this data set have several "
+                "findings: leave --shots out, or extract one finding as a class of its own "
+                "(--label-col, --name)"
             )
         subsets = []
         for seed in range(settings.seed, settings.seed + settings.seeds):

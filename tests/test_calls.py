@@ -220,6 +220,25 @@ def test_predict_takes_results_a_run_s_folder_and_what_probe_printed(store, tmp_
     assert "nearest neighbours have none" in call("predict", tmp_path / "k", store).stderr
 
 
+def test_cells_of_several_findings_are_met_with_the_option_that_reads_them(tmp_path, image_folder):
+    paths = sorted(p.relative_to(tmp_path).as_posix() for p in image_folder.rglob("*.*"))
+    labels = [("Edema", "Mass", "Edema|Mass")[i % 3] for i in range(40)]
+    labels[7] = "Edema|Mass|Nodule"
+    table = written(
+        tmp_path, "path,label", [f"{p},{y}" for p, y in zip(paths, labels, strict=True)]
+    )
+    with pytest.warns(UserWarning, match="give --label-sep"):
+        refused = call("extract", table, *SMALL, "--limit", 20, "-o", tmp_path / "f")
+    assert refused.exit_code == 2
+    assert "'Edema|Mass|Nodule' is the label of one image" in refused.stderr
+    assert 'if it is several findings, give --label-sep "|"' in refused.stderr
+    given = ("--label-sep", "|", "-o", tmp_path / "f")
+    assert call("extract", table, *SMALL, *given).exit_code == 0
+    [made] = (tmp_path / "f").rglob("*.h5")
+    shots = call("probe", made, "-o", tmp_path / "out", "--shots", "1,2")
+    assert "leave --shots out, or extract one finding as a class of its own" in shots.stderr
+
+
 def test_a_path_that_is_not_there_is_said_with_those_that_may_be_meant(store, tmp_path):
     out = tmp_path / "out"
     assert call("probe", store, "-o", out, *QUICK).exit_code == 0

@@ -253,7 +253,7 @@ def test_parts_appear_with_their_data_and_only_then(tmp_path):
     assert list(depth.x.names) == ["block00", "block01", "final"]
     assert depth.series[0].y[0] < depth.series[0].y[1] < depth.series[0].y[2]
     (shots,) = found["shots"]
-    assert list(shots.series[0].x) == [1, 4]
+    assert list(shots.series[0].x) == [1, 4, 413 / 2]
     value, loss = found["convergence"]
     assert list(value.series[0].y) == [0.6, 0.9] and list(loss.series[0].y) == [0.7, 0.4]
     assert [chart.shares for chart in found["cka"]] == [[[1, 0.25], [0.25, 1]], [[0.5, 0.75]]]

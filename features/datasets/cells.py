@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from decimal import Decimal
 
@@ -19,6 +19,7 @@ PANDAS = (
     "nan,null"
 )
 MISSING = frozenset(PANDAS.split(","))
+BETWEEN = ("|", ";", ",", "/")  # what findings of a cell are often separated by
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))  # of no width; byte order
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+", re.ASCII)  # pandas' 1 beside a gap
@@ -70,3 +71,20 @@ def _word(value: str) -> str:
     if whole:
         return "0" if whole[1] == "-0" else whole[1]
     return TRUTH.get(value, value)
+
+
+def likely_separator(cells: Iterable[str]) -> str:
+    """Return what seems to stand between the findings of a cell; "" where cells are one each.
+
+    It does where a cell's parts are seen in other cells too: in "a|b" and "a", not in "lesion,
+    left" alone. Every part must be, but for |, which names seldom have.
+    """
+    distinct = {clean(cell) for cell in cells}
+    for sep in BETWEEN:
+        parts = {cell: {clean(part) for part in cell.split(sep)} - {""} for cell in distinct}
+        times = Counter(part for some in parts.values() for part in some)
+        several = [some for some in parts.values() if len(some) > 1]
+        often = any if sep == "|" else all
+        if any(often(times[part] > 1 for part in some) for some in several):
+            return sep
+    return ""

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.build import index_classes
-from features.datasets.cells import MISSING, clean, is_number, spellings
+from features.datasets.cells import MISSING, clean, is_number, likely_separator, spellings
 from features.errors import DatasetError
 from features.manifest import ABSENT, NOT_STATED, PRESENT, UNCERTAIN, natural_order
 
 STATES = {"1": PRESENT, "0": ABSENT, "-1": UNCERTAIN, "": NOT_STATED}
 STATES |= {"True": PRESENT, "False": ABSENT}
-BETWEEN = ("|", ";", ",", "/")  # what findings of a cell are often separated by
 MANY = 20  # values: of more, few images each, one asks whether they are classes
 EACH = 20  # images of a value, below which numbers are more likely measured than counted out
 
@@ -60,23 +59,6 @@ def split_cells(cells: Sequence[str], sep: str, what: str, *, keep_na: bool = Fa
     classes = natural_order([name for some in labels for name in some])
     rows = [[PRESENT if name in some else ABSENT for name in classes] for some in labels]
     return np.array(rows, dtype=np.int32).reshape(len(cells), len(classes)), tuple(classes)
-
-
-def likely_separator(cells: Iterable[str]) -> str:
-    """Return what seems to stand between the findings of a cell; "" where cells are one each.
-
-    It does where a cell's parts are seen in other cells too: in "a|b" and "a", not in "lesion,
-    left" alone. Every part must be, but for |, which names seldom have.
-    """
-    distinct = {clean(cell) for cell in cells}
-    for sep in BETWEEN:
-        parts = {cell: {clean(part) for part in cell.split(sep)} - {""} for cell in distinct}
-        times = Counter(part for some in parts.values() for part in some)
-        several = [some for some in parts.values() if len(some) > 1]
-        often = any if sep == "|" else all
-        if any(often(times[part] > 1 for part in some) for some in several):
-            return sep
-    return ""
 
 
 def check_separator(cells: Sequence[str], sep: str, what: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.cells import likely_separator
 from features.datasets.options import Options
 from features.errors import DatasetError
 from features.manifest import NO_SPLIT, PRESENT, SPLITS
@@ -103,6 +104,12 @@ def _drawn_split(images: Labelled, options: Options) -> NDArray[np.str_]:
     if label.ndim == 1:
         for k, name in enumerate(images.classes):
             rows = np.flatnonzero(label == k)
+            if len(rows) == 1 and (sep := likely_separator(images.classes)) and sep in name:
+                raise DatasetError(
+                    f"{where}: {name!r} is the label of one image ({images.path[rows[0]]}): if it "
+                    f'is several findings, give --label-sep "{sep}"; a class needs two images or '
+                    "more"
+                )
             if len(rows) == 1:
                 raise DatasetError(
                     f"{where}: class {name!r} has one image ({images.path[rows[0]]}), "

@@ -173,6 +173,13 @@ def say_results(results: Sequence[Result], out: Path, *, trained: bool) -> None:
             say_result(result, out, several=len(results) > 1)
     if len(results) > 1 and not trained and results[0].heads:
         echo(f"  heads: in {(out / results[0].heads).parent.parent}")
+    if len(results) > 1 and (ends := sum(bool(result.edge) for result in results)):
+        name = "k" if results[0].head == "knn" else "C"
+        echo(
+            f"  {ends} of {len(results)} results have the smallest or the largest {name} that was "
+            f"tried: others, by --{name}, may score higher",
+            err=True,
+        )
     say_draws(results)
     say_audit(results[0])
 
@@ -280,6 +287,8 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
     if result.heads and not several:
         echo(f"  head: {out / result.heads}")
     say_notes(result)
+    if result.edge and not several:
+        echo(f"  {result.edge}", err=True)
     if control := result.control:
         echo(
             f"  with shuffled labels: {control['value']:.3f} "

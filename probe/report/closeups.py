@@ -166,8 +166,8 @@ def _reliability(r: Result, predictions: Predictions, stem: str) -> Lines:
         name=f"{stem}-reliability",
         title="Reliability",
         alt=f"Frequency against confidence in {len(bins)} bins of {int(n.sum())} answers.",
-        x=Axis("probability that was said", span=(0, 1)),
-        y=Axis("frequency", span=(0, 1)),
+        x=Axis("predicted probability", span=(0, 1)),
+        y=Axis("observed frequency", span=(0, 1)),
         series=[
             Series(
                 "bins",
@@ -179,8 +179,8 @@ def _reliability(r: Result, predictions: Predictions, stem: str) -> Lines:
             )
         ],
         diagonal=True,
-        caption=f"How often {what} is as said. On the diagonal, probabilities mean what they say; "
-        "below it the head is too sure. 95 % intervals (Wilson).",
+        caption=f"How often {what} is as predicted. On the diagonal, a probability is how often "
+        "the head is right; below it the head is too sure. 95 % intervals (Wilson).",
     )
 
 

@@ -19,6 +19,7 @@ from probe.report.gather import Cell, by_column, measure, more_is_better
 from probe.report.verdict import Column, Standing
 from probe.results import Result
 
+COLOURS = 8  # of a chart, as in report.js
 REFERENCES = ("deit", "resnet152", "efficientnet_lite0")  # the study's, and other supervised ones
 SCENARIOS = ("frozen-linear", "frozen-deit", "frozen-knn", "unfrozen-linear", "unfrozen-deit")
 
@@ -108,8 +109,10 @@ def _row(cell: Cell) -> str:
 
 def strengths(leads: Sequence[Cell]) -> Iterator[Chart]:
     """Yield the mean score of the folds against C for each column, a band from fold to fold."""
+    hue = _hues(leads)
     for (dataset, metric), cells in by_column(leads).items():
-        series = [s for k, cell in enumerate(cells) for s in _strength(cell, k)]
+        colours = _colours(cells, hue)
+        series = [s for k, cell in zip(colours, cells, strict=True) for s in _strength(cell, k)]
         if not series:
             continue
         yield Lines(
@@ -131,6 +134,7 @@ def depth(cells: Sequence[Cell]) -> Iterator[Chart]:
     def layer(r: Result) -> str:
         return r.feature.split("/")[0]
 
+    hue = _hues(cells)
     for (dataset, metric), group in by_column(cells).items():
         full = [c for c in group if c.result.shots is None]
         pools = [c.result.feature.split("/")[-1] for c in full]
@@ -140,7 +144,8 @@ def depth(cells: Sequence[Cell]) -> Iterator[Chart]:
             continue
         layers = sorted({layer(c.result) for line in lines.values() for c in line}, key=_depth)
         series = []
-        for k, (name, line) in enumerate(lines.items()):
+        colours = _colours([line[0] for line in lines.values()], hue)
+        for (name, line), k in zip(lines.items(), colours, strict=True):
             line.sort(key=lambda c: _depth(layer(c.result)))
             places = [layers.index(layer(c.result)) for c in line]
             series.append(scores(name, line, colour=k, x=places))
@@ -236,15 +241,22 @@ def _count(text: str) -> float:
 
 def shots(cells: Sequence[Cell]) -> Iterator[Chart]:
     """Yield score against training images per class, for each column where they differ."""
+    hue = _hues(cells)
     for (dataset, metric), group in by_column(cells).items():
-        few = [c for c in group if c.result.shots is not None]
-        lines = _lines(few, lambda r: r.shots, [replace(c.identity, shots=None) for c in few])
+        same = [replace(c.identity, shots=None) for c in group]
+        lines = _lines(group, lambda r: r.shots, same)
         if not lines:
             continue
         series: list[Series] = []
-        for k, (name, line) in enumerate(lines.items()):
-            numbers = sorted({c.result.shots or 0 for c in line})
-            values = [[c.result.value for c in line if c.result.shots == n] for n in numbers]
+        colours = _colours([line[0] for line in lines.values()], hue)
+        whole = any(c.result.shots is None for line in lines.values() for c in line)
+        for (name, line), k in zip(lines.items(), colours, strict=True):
+            at = [_per_class(c.result) for c in line]
+            numbers = sorted(set(at))
+            values = [
+                [c.result.value for c, n in zip(line, at, strict=True) if n == number]
+                for number in numbers
+            ]
             means, spread = [float(np.mean(v)) for v in values], [float(np.std(v)) for v in values]
             low, high = (
                 [m + side * s for m, s in zip(means, spread, strict=True)] for side in (-1, 1)
@@ -259,17 +271,29 @@ def shots(cells: Sequence[Cell]) -> Iterator[Chart]:
             y=Axis(measure(group[0].result)),
             series=series,
             focus=True,
-            caption="Mean over draws of the training images, and one standard deviation each way.",
+            caption="Mean over draws of the training images, and one standard deviation each way."
+            + (
+                ""
+                if not whole
+                else " The last point is of all training images, at their mean number per class."
+            ),
         )
+
+
+def _per_class(r: Result) -> float:
+    """Return how many training images there were per class, on average where all were used."""
+    return float(r.shots) if r.shots is not None else round(r.n_train / len(r.classes), 1)
 
 
 def convergence(cells: Sequence[Cell]) -> Iterator[Chart]:
     """Yield the validation score and the training loss by epoch, for each column with histories."""
+    hue = _hues(cells)
     for (dataset, metric), group in by_column([c for c in cells if c.result.history]).items():
+        colours = _colours(group, hue)
         names = dict(zip((c.key for c in group), _runs(group), strict=True))
         for key, what in (("value", in_words(metric)), ("train_loss", "training loss")):
             series = []
-            for k, c in enumerate(group):
+            for k, c in zip(colours, group, strict=True):
                 epochs = [h["epoch"] for h in c.result.history]
                 values = [h.get(key) for h in c.result.history]
                 series.append(Series(names[c.key], epochs, values, colour=k))
@@ -283,6 +307,24 @@ def convergence(cells: Sequence[Cell]) -> Iterator[Chart]:
                 focus=True,
                 caption="By epoch of fine-tuning.",
             )
+
+
+def _hues(cells: Sequence[Cell]) -> dict[tuple[str, ...], int]:
+    """Return a colour for each kind of model, the same in every chart of a report."""
+    known = sorted({_hue(cell) for cell in cells}, key=lambda hue: (_place(hue[2]), hue))
+    return {hue: k for k, hue in enumerate(known)}
+
+
+def _hue(cell: Cell) -> tuple[str, ...]:
+    r = cell.result
+    return r.backbone, r.weights, r.scenario, r.head, r.protocol, r.scored_by, cell.side
+
+
+def _colours(cells: Sequence[Cell], hues: dict[tuple[str, ...], int]) -> list[int]:
+    """Return the colours of a chart's cells; where two would be alike, their places."""
+    found = [hues[_hue(cell)] for cell in cells]
+    apart = len({k % COLOURS for k in found}) == len(found)
+    return found if apart else list(range(len(cells)))
 
 
 def _lines(

@@ -9,12 +9,12 @@ import numpy as np
 
 from probe.draw.charts import Chart
 from probe.draw.drawing import printable
-from probe.draw.tables import Table
+from probe.draw.tables import Table, in_words
 from probe.report.closeups import charts_of
 from probe.report.gather import Cell
 from probe.report.listings import tables_of
 from probe.report.overview import folds
-from probe.results import Predictions
+from probe.results import Predictions, Result
 
 SHOWN = 12  # images of a gallery
 
@@ -41,7 +41,7 @@ class Panel:
     tables: list[Table] = field(default_factory=list)
     mistakes: list[Example] = field(default_factory=list)
     hits: list[Example] = field(default_factory=list)
-    at_edge: bool = False  # the chosen C is the smallest or the largest that was tried
+    ends: str = ""  # which values are an end of their own interval, and why
     fits: int = 0
     unconverged: int = 0  # fits that did not converge
 
@@ -49,7 +49,7 @@ class Panel:
 def panel(cell: Cell, stem: str) -> Panel:
     """Return what there is to show; names of charts and tables begin with `stem`."""
     r, said = cell.result, cell.predictions
-    C, _, converged = folds(r)
+    _, _, converged = folds(r)
     mistakes, hits = examples(said) if said else ([], [])
     return Panel(
         cell=cell,
@@ -59,9 +59,32 @@ def panel(cell: Cell, stem: str) -> Panel:
         tables=tables_of(r, said, stem),
         mistakes=mistakes,
         hits=hits,
-        at_edge=len(C) > 1 and bool(np.isclose(r.C or 0.0, [C.min(), C.max()], atol=0).any()),
+        ends=at_an_end(r),
         fits=converged.size,
         unconverged=int((~converged).sum()),
+    )
+
+
+def at_an_end(r: Result) -> str:
+    """Say which scores are an end of their own interval, and why; "" where none is.
+
+    A score of 0 or 1 is the best or the worst that there is, and has nothing beyond it.
+    """
+    names = []
+    for name, m in sorted(r.metrics.items()):
+        value, low, high = (m.get(key) for key in ("value", "ci_low", "ci_high"))
+        if value is None or low is None or high is None or low == high or value in (0, 1):
+            continue
+        if value in (low, high):
+            names.append(in_words(name))
+    if not names:
+        return ""
+    verb = "is" if len(names) == 1 else "are"
+    own = "its own interval" if len(names) == 1 else "their own intervals"
+    return (
+        f"{' and '.join(names) if len(names) < 3 else ', '.join(names)} {verb} an end of {own}: "
+        "resamples all lie on one side, because resampling adds noise that moves such a score one "
+        "way (a calibration error up), and the interval was drawn out to the value"
     )
 
 
