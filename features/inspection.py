@@ -136,7 +136,8 @@ def verify(store: Path, json_: bool) -> None:
         click.get_current_context().exit(1)
     if not json_:
         left = f"; {pending} are still to be done" if pending else ""
-        echo(f"{store}: {done} rows of {features} features are as they were written{left}")
+        what = "1 feature" if features == 1 else f"{features} features"
+        echo(f"{store}: {done} rows of {what} match their checksums{left}")
 
 
 @click.command()
