@@ -1,8 +1,9 @@
 """What depends on a field of settings, said where the field is declared.
 
 Settings are frozen dataclasses, and the numbers of a result depend on most of their fields. Those
-declared by `without_effect` say where and how fast something is done, and those by `of_run` how
-long, or how its answers are scored: what was learnt is told apart by neither.
+declared by `without_effect` say where and how fast something is done. Those declared by `of_run`
+change numbers, but are not part of what identifies a trained head's settings: how long it is
+trained, which may be changed when a run goes on, and the seed, which an Identity has itself.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ def without_effect(default: Any) -> Any:
 
 
 def of_run(default: Any) -> Any:
-    """Declare a field that changes numbers, but not which head they are of."""
+    """Declare a field that changes numbers, but does not identify a trained head's settings."""
     return field(default=default, metadata={EFFECT: RUN})
 
 
 def with_effect(settings: Any, *, leave_out: tuple[str, ...] = (NONE,)) -> dict[str, Any]:
     """Return the fields of settings on which numbers depend, as JSON values; nested ones too.
 
-    leave_out: (NONE, RUN) are all that tell no heads apart.
+    leave_out: with (NONE, RUN) what is left identifies a trained head's settings.
     """
     kept = [one for one in fields(settings) if one.metadata.get(EFFECT) not in leave_out]
     return {one.name: _json(getattr(settings, one.name), leave_out) for one in kept}

@@ -67,7 +67,10 @@ class FeatureStore(StoreWriter):
         )
 
     def relabel(self, manifest: Manifest) -> None:
-        """Replace labels, subjects and splits only, in a copy that takes the store's place."""
+        """Replace the manifest; features stay, in a copy that takes the store's place.
+
+        It has labels, classes, subjects, splits, columns and root.
+        """
         attributes, taken = self.attributes, self.kept
         build(self.path, manifest, self.features, attributes, self.columns, taken=taken)
         self.close()

@@ -46,9 +46,9 @@ class TrainingSet:
 class Selection:
     """What a training set led to. log_odds turns X (N, D) into (N, K); `head` is linear heads' own.
 
-    `folds` is what was chosen by, as results.jsonl has it; `note` is a remark on what isn't as
-    asked. held_out gives labels and log-odds of
-    every row that a fold held out, by the head of the choice that hadn't it.
+    `folds` is what was chosen by, as results.jsonl has it; `note` says what differs from what was
+    asked. held_out gives labels and log-odds of every row that a fold held out, by the head that
+    was fitted without that fold.
     """
 
     log_odds: Callable[[torch.Tensor], torch.Tensor]

@@ -77,7 +77,7 @@ class Settings(Scoring):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(Scoring):
-    """How to probe, with nothing left open; fields as those of Settings."""
+    """How to probe, with nothing left open; feature, metric, strict_splits are read of Settings."""
 
     protocol: Protocol
     head: str

@@ -3,12 +3,13 @@
 A results folder holds
 
     results.jsonl                      one line per result, appended, never rewritten
-    <dataset>/<backbone>/<run>/        a folder of each result alone: identity.py names it
+    <dataset>/<backbone>/<run>/        each result's own folder: identity.py names it
         predictions.csv                id, subject, label, predicted, per class p and log-odds
         heads.safetensors, heads.json  the fitted head
 
 A line is written after its files, and files that it replaces are removed after that: whatever stops
-a run, every line's files are whole, and its own. Paths in a row are relative to the folder, so the
+a run, every line's files are whole, and its own. (Those of a run of training are replaced in place:
+it goes on from its checkpoint.) Paths in a row are relative to the folder, so the
 folder can be moved. In predictions.csv of a
 multi-label task, `label` and `predicted` become one column per finding: `label:<finding>`
 (1, 0 or empty), and `p:<finding>`. Texts that a spreadsheet would run are made
@@ -50,7 +51,8 @@ class Result:
 
     `value` with `ci_low`, `ci_high` (95 %) is the score by `metric`; `metrics` has these three,
     under these names, of every metric of the task, null where it is not defined.
-    `folds` is what C was chosen by: {"kind", "C" (J,), "scores", "converged", "gap" (J, folds)}.
+    `folds` says what chose C, k or the epoch; its keys depend on the head (schema.Folds). Of linear
+    heads: {"kind", "C" (J,), "scores", "converged", "gap" (J, folds)}.
     """
 
     dataset: str

@@ -1,8 +1,8 @@
 """One store in, results out.
 
 Choose C (or k) on folds of the training rows, refit on all of them, test once. There is a result
-for each feature, number of shots and seed; those of a feature with as many shots are fitted
-together.
+for each feature, number of shots and seed; those of a feature with the same number of shots are
+fitted together.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def probe_all(
                 started = time.perf_counter()
                 subsets = problem.training_sets(shots)
                 chosen = problem.choose(subsets, fit, progress)
-                controls = problem.choose_by_chance(subsets, fit)
+                controls = problem.fit_controls(subsets, fit)
                 seconds = (time.perf_counter() - started) / len(subsets)
                 for subset, one, control in zip(subsets, chosen, controls, strict=True):
                     found.append(problem.test(subset, one, control, seconds))
@@ -144,7 +144,7 @@ class _Problem:
         progress: Progress | None = None,
         order: NDArray[np.int64] | None = None,
     ) -> list[Selection]:
-        """Fit the subsets' heads on the training rows (n,), whose labels may come in an order."""
+        """Fit the subsets' heads on the training rows (n,); order (n,) permutes their labels."""
         settings, data = self.settings, self.data
         features, y = data.features.take(data.train), data.y[data.train]
         y = y if order is None else y[order]
@@ -173,7 +173,7 @@ class _Problem:
             **about,
         )
 
-    def choose_by_chance(self, subsets: list[TrainingSet], fit: Fit) -> list[Selection | None]:
+    def fit_controls(self, subsets: list[TrainingSet], fit: Fit) -> list[Selection | None]:
         """Fit the same heads to labels shuffled among each subset's rows, where that is asked."""
         if not self.settings.control:
             return [None] * len(subsets)
@@ -257,7 +257,7 @@ class _Problem:
 
     @cached_property
     def _seen(self) -> Seen | None:
-        """Return what all training rows are like, of which `predict` tells what is unlike."""
+        """Return statistics of all training rows, by which `predict` tells unlike images."""
         data = self.data
         features, rows = data.features.take(data.train), data.rows[data.train]
         return measure(features.chunks, self.manifest.subject[rows])

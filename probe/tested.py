@@ -20,14 +20,21 @@ from probe.score.intervals import intervals
 from probe.score.metrics import Metric
 from probe.score.predictions import LabelledPredictions, Scoring
 
-NONE = {"no finding", "no findings", "none", "normal", "healthy", "no abnormality"}  # as findings
+NO_FINDING = {
+    "no finding",
+    "no findings",
+    "none",
+    "normal",
+    "healthy",
+    "no abnormality",
+}  # as findings
 ALONE = "test images have no {}: each is scored as one of its own"
 ORDER = "quadratic_kappa takes the classes in this order: "
 
 # Notes that a command prints with a result.
 TOLD = re.compile(
     r"quadratic_kappa takes |k = [\d, ]+ left out|\d+ test images have no "
-    r"|.* is in the mean like a "
+    r"|.* counts as a finding in the mean"
 )
 
 
@@ -147,7 +154,7 @@ def remarks(
     if untaught := metrics.unranked(y_train, manifest.classes):
         not_scored = "" if y_train.ndim == 1 else ", so not scored"
         notes.append(f"one side only in training{not_scored}: {', '.join(untaught)}")
-    notes += nothing_found(manifest, found)
+    notes += no_finding_note(manifest, found)
     if uncertain:
         notes.append(f"uncertain labels: {uncertain}")
     if not predictions.has_subjects:
@@ -157,19 +164,19 @@ def remarks(
     return [*notes, *(note for note in (found.few, no_width) if note)]
 
 
-def nothing_found(manifest: Manifest, evaluation: Evaluation) -> list[str]:
+def no_finding_note(manifest: Manifest, evaluation: Evaluation) -> list[str]:
     """Say that a finding which means none is averaged like the others, and the mean without it."""
     metric = evaluation.metric
     if manifest.task != "multilabel" or metric not in ("auroc", "average_precision"):
         return []
     values = {name: output[metric] for name, output in evaluation.outputs.items()}
     known = {name: value for name, value in values.items() if value is not None}
-    none = [name for name in known if re.sub(r"[\W_]+", " ", name).strip().casefold() in NONE]
+    none = [name for name in known if re.sub(r"[\W_]+", " ", name).strip().casefold() in NO_FINDING]
     rest = [value for name, value in known.items() if name not in none]
     if not none or not rest:
         return []
     return [
-        f"{', '.join(none)} is in the mean like a finding: without it {metric} is "
+        f"{', '.join(none)} counts as a finding in the mean; without it {metric} is "
         f"{np.mean(rest):.3f}, the mean of {len(rest)}"
     ]
 

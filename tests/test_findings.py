@@ -77,7 +77,7 @@ def test_what_a_mean_is_over_is_said_in_the_line_the_notes_and_the_report(tmp_pa
     each = {k: roc_auc_score(said.labels[:, k], said.log_odds[:, k]) for k in (0, 2, 3)}
     assert result.value == pytest.approx(np.mean([*each.values()]))
     without = f"without it auroc is {np.mean([each[0], each[2]]):.3f}, the mean of 2"
-    note = f"No Finding is in the mean like a finding: {without}"
+    note = f"No Finding counts as a finding in the mean; {without}"
     assert note in result.notes and f"  {note}\n" in done.stderr
     for k, area in each.items():
         one = result.outputs[names[k]]

@@ -20,7 +20,7 @@ DEIT = ("head_size", "head_weights")
 
 
 def scoring_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the scoring options but the seeds, by the names of evaluation.Scoring and settings."""
+    """Return the scoring options but the seeds, by the names of Scoring and of settings."""
     names = ("metric", "uncertain", "bootstrap", "interval", "by", "aggregate", "unit", "threshold")
     if given["unit"] != "subject" and given["aggregate"] is None:
         raise click.UsageError(

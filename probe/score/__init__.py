@@ -8,6 +8,6 @@ To read, in this order: log_odds (what a prediction is), metrics with ranking, a
 calibration (the scores; metric_names has their other names), resampling (subjects drawn again),
 intervals (of one score), paired with delong (two models on the same images), selection (the best of
 several), ranks (many models on many data sets); then predictions (one per image, or per unit), with
-caveats, subgroups, thresholds and evaluation (all that is said of one test set). docs/metrics.md
-and docs/evaluation.md say what each means.
+caveats, groups, thresholds and evaluation (all that is said of one test set). docs/metrics.md says
+what each means.
 """

@@ -43,8 +43,8 @@ def few(
 def caveat(low: float, high: float, subjects: int, unit: str = "subject") -> str:
     """Return what to say of an interval without width; "" for others.
 
-    Every resample of answers that are all right is all right, and the bootstrap can't tell how
-    wrong others may be; the rule of three can (Hanley & Lippman-Hand 1983).
+    If every answer is correct, so is every resample, and the interval has no width: the bootstrap
+    can't tell how wrong other answers may be; the rule of three can (Hanley & Lippman-Hand 1983).
     """
     if low != high:
         return ""

@@ -267,8 +267,8 @@ class Fitted:
 def unpack(problem: Problem, path: RegularizationPath, settings: FitSettings) -> Fitted:
     """Return the solved heads for features.
 
-    A class without a row in a group gets no coefficients and an intercept of -SURE_LOGIT; the
-    others' are centred, which is where the penalty has them.
+    A class without a row in a group gets no coefficients and an intercept of -SURE_LOGIT, before
+    all are centred, which is where the penalty has them.
     """
     L = 1 if problem.labels is None else len(problem.labels)
     shape, back = (len(problem.present), L), problem.back

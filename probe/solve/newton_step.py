@@ -20,13 +20,13 @@ from probe.solve.gap import dot, times
 from probe.solve.objective import Objective, Point
 from probe.solve.preconditioner import Preconditioner
 
-FORCING = 0.4  # of q that a step may leave while far from the optimum (Dembo et al. 1982's eta)
+FORCING = 0.4  # of q that a step may leave far from the optimum: a forcing term (Dembo et al. 1982)
 SAFETY = 4  # times the estimate of what a step leaves is reported as its gap
 MIN_OWN_ITERATIONS = 5  # of a hard head with an inverse of its own before it is called done
-EASY_STEP = 8  # iterations of a step after which a head's own inverse is kept for the next
+EASY_STEP = 8  # a step of at most so many iterations keeps its head's own inverse for the next
 MAX_ITERATIONS = 250  # of one step
 TINY_DECREASE = 1e-20  # a decrease below every tolerance
-BF16_ROUNDING = 2.0**-9  # what rounding to bfloat16 changes in a number, at most
+BF16_ROUNDING = 2.0**-9  # what rounding to bfloat16 changes in a number, on average; 2^-8 at most
 BF16_CG_ERROR = 2.0**-11  # the root of what bfloat16 leaves of a decrease, per iteration needed
 
 

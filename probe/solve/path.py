@@ -67,7 +67,7 @@ class RegularizationPath:
         )
 
     def check(self, objective: HeadObjective, *, tol: float) -> None:
-        """Take back that heads are converged where a bound, in float64, says much more."""
+        """Set converged to False where a bound, in float64, says much more than the tolerance."""
         theta, l2 = self.theta.flatten(0, 1), objective.l2
         step = batch_size(objective, self.theta)
         for heads in torch.split(torch.arange(len(l2), device=l2.device), step):
@@ -171,7 +171,7 @@ class RegularizationPath:
     def _point_of_neighbour(self, objective: HeadObjective, heads: Tensor, near: Tensor) -> Point:
         """Return the objective of heads that stand at the optimum of others: only l2 differs.
 
-        Their value was estimated, and is taken for as much as it can be.
+        Their value was estimated; its upper estimate, value + gap, is taken.
         """
         theta = self.theta.flatten(0, 1)[heads]
         # f_2 = f_1 + (l2_2 - l2_1) / 2 |W|^2, and g_1 = 0 at the optimum of f_1.
@@ -197,7 +197,7 @@ class RegularizationPath:
         near = [n for n in near if abs(x[n] - x[j]) <= max(2 * DECADE, gap)]
         # Over a gap wider than a decade a polynomial says nothing: the nearest one's theta.
         if gap > DECADE:
-            near = near[-1:]
+            near = [min(near, key=lambda n: abs(x[n] - x[j]))]
         out = torch.zeros_like(self.theta[j])
         for n in near:
             # Lagrange's polynomial in x = log C: prod_m (x_j - x_m) / (x_n - x_m).

@@ -105,8 +105,9 @@ def minimise(
     settings: SolverSettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> Solution:
-    """Minimise every head from its start on. A head that can't be stays where it came, not done.
+    """Minimise every head from its start on.
 
+    A head that can't be minimised keeps its last theta, with converged False.
     progress(passes, heads left) is called once per Newton step; a pass is one product with the rows
     and one back.
     """

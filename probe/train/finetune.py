@@ -1,4 +1,4 @@
-"""The scenarios beyond a linear head on frozen features, from a data set to a result.
+"""Scenarios that are trained by gradient descent, from a data set to a result.
 
     frozen-deit      an appended DeiT on tokens of a store (no backbone at all), or of a frozen one
     frozen-linear    a linear head on vectors of a store, as the study trains it
@@ -125,7 +125,7 @@ def build_head(
 
 
 def _start_from_probe(head: nn.Module, rows: Rows, feature: str, settings: Settings) -> None:
-    """Set a linear head to the best of the sweep on the frozen features of the train rows."""
+    """Set a linear head to the logistic regression of the train rows that is best on val."""
     if feature not in rows.store.features:
         raise ProbeError(
             f"{rows.store.path} holds no {feature} to start from: found "

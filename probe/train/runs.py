@@ -26,7 +26,7 @@ from probe.train import checkpoints
 from probe.train.feeds import Feed, Stored
 from probe.train.training import Task, Training, processes
 
-HELD_OUT = 5  # a fifth of the training subjects chooses the epoch where there is no val split
+VAL_FOLDS = 5  # one of them chooses the epoch where there is no val split
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Settings(Scoring):
     uncertain: str = "zeros"
     strict_splits: bool = without_effect(False)
     training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        """Raise ProbeError for a seed that is not that of training, which counts."""
+        if self.seed not in (0, self.training.seed):
+            raise ProbeError(
+                f"seed {self.seed} is not training's, {self.training.seed}: give Training(seed=...)"
+            )
 
     def of_head(self, processes: int) -> dict[str, Any]:
         """Return what changes the trained model beyond an Identity's own fields, as JSON values.
@@ -83,7 +90,7 @@ class Settings(Scoring):
 
 @dataclass(frozen=True)
 class Rows:
-    """What of a store is trained and tested on; y (N,) or (N, L) of every image of the manifest."""
+    """What of a store is trained and tested on: the task (train, val, labels) and the test rows."""
 
     store: FeatureStore
     manifest: Manifest
@@ -147,14 +154,14 @@ class Run:
 def rows_of(store: FeatureStore, manifest: Manifest, feed: Feed, settings: Settings) -> Rows:
     """Return the rows (N,) of a store that have a label, dealt into training, validation and test.
 
-    Without a val split one training subject in HELD_OUT is held out for it. Raises ProbeError
+    Without a val split one training subject in VAL_FOLDS is held out for it. Raises ProbeError
     where that leaves none, and for leaks with strict_splits.
     """
     leaks = audited(store, manifest, strict=settings.strict_splits)
     data = load(store, manifest, store.default_feature, settings.uncertain)
     check_scoring(manifest, data.rows[~data.train], data.y[~data.train], settings)
     train = data.rows[data.train]
-    folds = splits.folds(manifest, train, k=HELD_OUT, seed=settings.training.seed)
+    folds = splits.folds(manifest, train, k=VAL_FOLDS, seed=settings.training.seed)
     val = folds.held_out[0]
     y = np.full((len(manifest), *data.y.shape[1:]), -1, dtype=data.y.dtype)
     y[data.rows] = data.y

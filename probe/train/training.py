@@ -279,7 +279,7 @@ def batches_of(task: Task, settings: Training, epoch: int, world: int) -> list[R
 
 
 def rate(settings: Training, step: int, per_epoch: int) -> float:
-    """Return the share of the full rate of learning at a step, counted from 0."""
+    """Return the share of the full learning rate at a step, counted from 0."""
     warmup = min(1000, 5 * per_epoch) if settings.warmup is None else settings.warmup
     if step < warmup:
         return (step + 1) / warmup
