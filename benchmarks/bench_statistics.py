@@ -25,7 +25,7 @@ from probe.score import metrics, resampling
 from probe.score.intervals import METHODS, intervals
 from probe.score.paired import compare, delong_test
 from probe.score.ranks import holm
-from probe.score.selection import choose
+from probe.score.winner import choose
 
 SHOWN = ("auroc", "accuracy", "balanced_accuracy", "quadratic_kappa")
 CASES = {  # subjects, images of each, share of the rarest class, separation, classes

@@ -204,7 +204,7 @@ class _Process:
 _Request = tuple[Location, Sequence[memoryview], "Future[Loaded]"]
 
 
-class _Turns:
+class _SharedLock:
     """Who decodes: any number at once, or one alone."""
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ class Workers:
         self.threads: list[threading.Thread] = []
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._leaving = threading.Event()
-        self._turns = _Turns()
+        self._turns = _SharedLock()
         self._busy: set[_Process] = set()  # that have an image in hand
         self.grow(count)
 

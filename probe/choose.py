@@ -82,11 +82,11 @@ def linear(
     groups: list[NDArray[np.float32]] = []  # weights (m,) of each head group
     first = []  # the group of each subset's refit
     for subset in subsets:
-        place = np.searchsorted(used, subset.rows)
+        positions = np.searchsorted(used, subset.rows)
         first.append(len(groups))
-        for kept in [np.ones(len(place), dtype=bool), *~subset.folds.held_out]:
+        for kept in [np.ones(len(positions), dtype=bool), *~subset.folds.held_out]:
             groups.append(np.zeros(len(used), dtype=np.float32))
-            groups[-1][place[kept]] = 1
+            groups[-1][positions[kept]] = 1
     heads = fit(
         features.take(used).source(),
         torch.from_numpy(y[used]),

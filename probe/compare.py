@@ -23,7 +23,7 @@ from probe.score.intervals import interval_of_mean
 from probe.score.metric_names import resolve
 from probe.score.paired import ALPHA, Difference, compare, delong_test
 from probe.score.ranks import Ranks, holm, ranks, wilcoxon_holm
-from probe.score.selection import Chosen, choose
+from probe.score.winner import Winner, choose
 
 AGREE = 1e-6  # predictions whose score differs more from their row's are another result's
 
@@ -65,7 +65,7 @@ class Best:
     dataset: str
     metric: str
     models: list[str]
-    chosen: Chosen
+    chosen: Winner
 
     @property
     def sentence(self) -> str:
@@ -221,7 +221,7 @@ def _few(dataset: str, results: Sequence[Result]) -> list[str]:
     return [f"{dataset}: {said}" for said in dict.fromkeys(r.few for r in results) if said]
 
 
-def _no_surer(chosen: Chosen, models: Sequence[str], pairs: Sequence[Pair]) -> Chosen:
+def _no_surer(chosen: Winner, models: Sequence[str], pairs: Sequence[Pair]) -> Winner:
     """Return what was chosen with no p below that of the pair's own test, which knows no search."""
     own = {frozenset((pair.a, pair.b)): pair.difference for pair in pairs if pair.difference}
     p = [
@@ -248,7 +248,9 @@ def _said(
         try:
             folders = [s if s.is_dir() else s.parent for s, _ in found]
             pairs = zip(folders, found, strict=True)
-            said[model] = [in_order(predictions_of(folder, r)) for folder, (_, r) in pairs]
+            said[model] = [
+                in_order(read_checked_predictions(folder, r)) for folder, (_, r) in pairs
+            ]
         except ContradictedError as error:
             missing[model] = str(error)
             refused.add(model)
@@ -282,7 +284,7 @@ def _pairs(
     return [replace(pair, p_holm=next(adjusted)) if pair.difference else pair for pair in out]
 
 
-def predictions_of(folder: Path, result: Result) -> Predictions:
+def read_checked_predictions(folder: Path, result: Result) -> Predictions:
     """Read a result's predictions. ProbeError where they are not there.
 
     They are scored again: the score and the number of images must be those of the row. Raises
@@ -311,11 +313,11 @@ def predictions_of(folder: Path, result: Result) -> Predictions:
 
 def chosen_among(
     metric: metrics.Metric, answers: Sequence[Sequence[Predictions]], *, n: int, seed: int
-) -> tuple[list[int], Chosen | None]:
+) -> tuple[list[int], Winner | None]:
     """Return which models have the test images of the first, the best, and how it compares.
 
     A model is the predictions of its seeds; where seeds differ in their images, of the first of
-    them. Chosen is None where there is no second model.
+    them. Winner is None where there is no second model.
     """
     first = answers[0][0]
     kept = [k for k, seeds in enumerate(answers) if not unpaired(first, seeds[0])]

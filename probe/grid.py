@@ -65,7 +65,7 @@ def run_grid(
         failed = prepare(group, images(group[0].manifest.dataset))
         for cell in group:
             if cell.backbone in failed:
-                outcome = Outcome(cell, "failed", (), said(failed[cell.backbone]))
+                outcome = Outcome(cell, "failed", (), one_line(failed[cell.backbone]))
             else:
                 outcome = attempt(cell, about or {}, heads, epochs)
             log(outcome)
@@ -100,11 +100,11 @@ def attempt(
     try:
         found = cell.run(about, heads, epochs)
     except Exception as error:
-        return Outcome(cell, "failed", (), said(error), time.perf_counter() - start)
+        return Outcome(cell, "failed", (), one_line(error), time.perf_counter() - start)
     return Outcome(cell, "done", tuple(found), seconds=time.perf_counter() - start)
 
 
-def said(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return an error in a line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, MedprobeError) else f"{type(error).__name__}: {text}"

@@ -15,7 +15,7 @@ from features.cluster import Cluster
 from features.distributed import fill_by
 from features.extract import Progress as Images
 from probe.cells import Cell
-from probe.grid import Outcome, attempt, by_data_set, divide, log, prepare, said
+from probe.grid import Outcome, attempt, by_data_set, divide, log, one_line, prepare
 
 
 class Worker:
@@ -50,7 +50,7 @@ def run_grid_on(
         )
         for cell in group:
             if cell.backbone in failed:
-                outcome = Outcome(cell, "failed", (), said(failed[cell.backbone]))
+                outcome = Outcome(cell, "failed", (), one_line(failed[cell.backbone]))
                 log(outcome)
                 yield outcome
             else:
@@ -63,7 +63,7 @@ def run_grid_on(
         )
         for cell, found in run:
             if isinstance(found, Exception):
-                outcome = Outcome(cell, "failed", (), said(found))
+                outcome = Outcome(cell, "failed", (), one_line(found))
             else:
                 outcome = replace(found, cell=cell)  # the one that was asked for, not its copy
             log(outcome)

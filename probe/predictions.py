@@ -93,8 +93,8 @@ def read_predictions(path: Path) -> Predictions:
         whole = header[first : first + 2 * K] == columns(classes)
         labels: NDArray[Any]
         if header[2] == "label":
-            place = {name: k for k, name in enumerate(classes)}
-            labels = np.array([place[original(row[2])] for row in rows], dtype=np.int64)
+            index_of = {name: k for k, name in enumerate(classes)}
+            labels = np.array([index_of[original(row[2])] for row in rows], dtype=np.int64)
         else:
             labels = np.array([[float(v) if v else np.nan for v in row[2:first]] for row in rows])
         return Predictions(

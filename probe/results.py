@@ -187,9 +187,9 @@ def record(
             sync(file)
         with writing(out / ".results", patience=PATIENCE):
             before = [p for p in _folders_of(final) if p != new]
-            place = _free(final)
-            new.rename(place)
-            new, inside = place, place.relative_to(out).as_posix()
+            free = _free(final)
+            new.rename(free)
+            new, inside = free, free.relative_to(out).as_posix()
             result = replace(
                 result,
                 predictions=f"{inside}/predictions.csv",
@@ -229,11 +229,11 @@ def _literal(name: str) -> str:
 
 def _free(final: Path) -> Path:
     """Return the first of NAME, NAME-2, NAME-3, ... that is not there."""
-    place, number = final, 1
-    while place.exists():
+    free, number = final, 1
+    while free.exists():
         number += 1
-        place = final.with_name(f"{final.name}-{number}")
-    return place
+        free = final.with_name(f"{final.name}-{number}")
+    return free
 
 
 def append(folder: Path, result: Result) -> None:

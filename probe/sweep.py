@@ -36,7 +36,7 @@ from probe.score.predictions import (
     labelled_predictions,
 )
 from probe.solve.path import Progress
-from probe.tested import audited, evaluate, metric_of, predictions_of, remarks, scored
+from probe.tested import audit_splits, evaluate, metric_of, remarks, scored, to_predictions
 
 __all__ = ["Settings", "probe", "probe_all"]
 
@@ -69,7 +69,7 @@ def probe_all(
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
         metric = metric_of(manifest, asked.metric)
-        leaks = audited(store, manifest, strict=asked.strict_splits)
+        leaks = audit_splits(store, manifest, strict=asked.strict_splits)
         for feature in _features(store, asked.feature):
             data = load(store, manifest, feature, resolved.uncertain, resolved.device)
             check_scoring(manifest, data.rows[~data.train], data.y[~data.train], resolved)
@@ -103,7 +103,7 @@ def _features(store: FeatureStore, asked: str | None) -> list[str]:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A feature of a store, and how to probe it: what its results share. audit: as `audited`."""
+    """A feature of a store, and how to probe it: what its results share. audit is of its splits."""
 
     store: FeatureStore
     manifest: Manifest
@@ -242,7 +242,7 @@ class _Problem:
         )
         about = {"thresholds": evaluation.thresholds}
         save = partial(self._save, chosen.head, about) if chosen.head else None
-        return results.record(self.out, result, predictions_of(predictions, manifest.classes), save)
+        return results.record(self.out, result, to_predictions(predictions, manifest.classes), save)
 
     def _predictions(
         self, chosen: Selection, subset: TrainingSet, settings: ProbeSettings

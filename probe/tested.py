@@ -44,7 +44,7 @@ def metric_of(manifest: Manifest, asked: str | None) -> Metric:
     return metrics.find(name, manifest.task)
 
 
-def audited(store: FeatureStore, manifest: Manifest, *, strict: bool) -> dict[str, Any]:
+def audit_splits(store: FeatureStore, manifest: Manifest, *, strict: bool) -> dict[str, Any]:
     """Return what the audit of the splits found. Raises ProbeError for leaks where `strict`."""
     found = audit(manifest, hashes=store.hashes(), usable=store.done == DONE)
     if strict and found.leaks:
@@ -77,7 +77,7 @@ def evaluate(
     if value is None or low is None or high is None:
         raise ProbeError(
             f"{manifest.dataset}: {metric.name} is not defined on this test split "
-            f"({unranked(manifest, predictions.y)}); choose another --metric or another split"
+            f"({one_sided_note(manifest, predictions.y)}); choose another --metric or another split"
         )
     return Evaluation(
         task=manifest.task,
@@ -109,7 +109,7 @@ def positive_of(manifest: Manifest) -> str:
     return manifest.classes[1] if two else ""
 
 
-def order_line(manifest: Manifest, metric: str) -> str:
+def kappa_order_note(manifest: Manifest, metric: str) -> str:
     """Say in which order quadratic kappa takes classes whose names don't tell it; else nothing.
 
     Names tell it where they differ in a number only (2, Grade 2). With two classes the order
@@ -143,13 +143,13 @@ def remarks(
     """
     notes = [manifest.note] if manifest.note else []
     notes.append(f"split: {manifest.split_from}")
-    if order := order_line(manifest, found.metric):
+    if order := kappa_order_note(manifest, found.metric):
         notes.append(order)
     if settings.aggregate:
         notes.append(f"scored per {settings.unit}: the {settings.aggregate} of its images")
     if predictions.alone:
         notes.append(f"{predictions.alone} {ALONE.format(settings.unit)}")
-    if one_sided := unranked(manifest, predictions.y):
+    if one_sided := one_sided_note(manifest, predictions.y):
         notes.append(f"left out of AUROC and average precision, {one_sided}")
     if untaught := metrics.unranked(y_train, manifest.classes):
         not_scored = "" if y_train.ndim == 1 else ", so not scored"
@@ -199,7 +199,7 @@ def scored(
     return {metric.name: found[metric.name] for metric in wanted}
 
 
-def predictions_of(predictions: LabelledPredictions, classes: Sequence[str]) -> Predictions:
+def to_predictions(predictions: LabelledPredictions, classes: Sequence[str]) -> Predictions:
     """Return test answers as predictions.csv holds them."""
     return Predictions(
         ids=predictions.ids.tolist(),
@@ -211,7 +211,7 @@ def predictions_of(predictions: LabelledPredictions, classes: Sequence[str]) -> 
     )
 
 
-def unranked(manifest: Manifest, y: NDArray[Any]) -> str:
+def one_sided_note(manifest: Manifest, y: NDArray[Any]) -> str:
     """Name the classes or findings that the test split, y (N,) or (N, L), has one side of only."""
     names = metrics.unranked(y, manifest.classes)
     return f"no positive or no negative test image: {', '.join(names)}" if names else ""

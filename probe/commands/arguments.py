@@ -241,15 +241,16 @@ def is_number(text: str) -> bool:
 
 def refuse_spaces(words: Sequence[Path], given: dict[str, Any]) -> None:
     """Raise UsageError where numbers stand for files: a list that was written with spaces."""
-    loose = [str(word) for word in words if is_number(str(word)) and not word.exists()]
-    if not loose:
+    numbers = [str(word) for word in words if is_number(str(word)) and not word.exists()]
+    if not numbers:
         return
     lists = {"--C": "strengths", "--k": "neighbours", "--shots": "shots"}
     named = [(option, given[name]) for option, name in lists.items() if given.get(name)]
     option, first = named[0] if len(named) == 1 else ("--C", "0.1")
-    whole = ",".join(word.strip(",") for word in (first, *loose))
+    whole = ",".join(word.strip(",") for word in (first, *numbers))
     raise click.UsageError(
-        f"{' '.join(loose)}: no such store. A list has commas and no spaces: write {option} {whole}"
+        f"{' '.join(numbers)}: no such store. A list has commas and no spaces: write {option} "
+        f"{whole}"
     )
 
 

@@ -37,7 +37,7 @@ from probe.report.page import page, scripts
 from probe.report.panels import Panel, panel
 from probe.report.processes import Map, alone, several
 from probe.report.standings import main_table, tests_table
-from probe.report.stores import Stored, audited, look
+from probe.report.stores import StoreView, audit_table, look
 from probe.report.verdict import Column, Overall, columns, headline
 from probe.report.verdict import overall as rank
 from probe.report.versus import SIDES, matches, versus_charts, versus_table
@@ -251,7 +251,7 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
     from probe.report.thumbnails import LIMIT, thumbnails
 
     closer = run(partial(closely, private=options.private), leads, few=FEW)
-    groups: dict[str, list[tuple[Panel, Stored | None]]] = {}
+    groups: dict[str, list[tuple[Panel, StoreView | None]]] = {}
     for one, stored in closer:
         groups.setdefault(one.cell.result.dataset, []).append((one, stored))
     out = []
@@ -271,12 +271,12 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
         line, audit = "", None
         if whole := next(((one, stored) for one, stored in there if not stored.anew), None):
             one, first = whole
-            line, audit = audited(first, stem_of(one.cell), private=options.private)
+            line, audit = audit_table(first, stem_of(one.cell), private=options.private)
         out.append(Dataset(name, panels, audit, line, first.bad, pictures))
     return out
 
 
-def closely(cell: Cell, *, private: bool) -> tuple[Panel, Stored | None]:
+def closely(cell: Cell, *, private: bool) -> tuple[Panel, StoreView | None]:
     """Return one result's panel, and its store where it still is."""
     stem = stem_of(cell)
     stored, remark = look(cell, stem, private=private)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import ContradictedError, ProbeError
-from probe.compare import predictions_of
+from probe.compare import read_checked_predictions
 from probe.draw.drawing import printable
 from probe.draw.tables import in_words
 from probe.identity import Identity, data_names, in_one, in_scenario, model_parts
@@ -198,7 +198,7 @@ def _cell(side: str, folder: Path, raw: Result, private: bool) -> Cell:
     shown = _nameless(result) if private else result
     cell = Cell("", side, folder, shown, raw.store, raw.identity)
     try:
-        said = predictions_of(folder, raw)
+        said = read_checked_predictions(folder, raw)
     except ContradictedError as error:
         return replace(cell, contradicted=error.differ)
     except ProbeError as error:

@@ -34,7 +34,7 @@ WITHOUT = ": there is no map of its features, and no small copy of an image"
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoreView:
     """What was found in a cell's store."""
 
     path: Path
@@ -47,10 +47,10 @@ class Stored:
     anew: bool = False  # it has other labels or splits now than the result
 
 
-def look(cell: Cell, stem: str, *, private: bool) -> tuple[Stored | None, str]:
+def look(cell: Cell, stem: str, *, private: bool) -> tuple[StoreView | None, str]:
     """Return what a cell's store says, and a remark where it isn't as it was.
 
-    There is no Stored where it is gone, damaged or another one.
+    There is no StoreView where it is gone, damaged or another one.
     """
     from features.store import DONE, FeatureStore
 
@@ -68,7 +68,7 @@ def look(cell: Cell, stem: str, *, private: bool) -> tuple[Stored | None, str]:
             if anew := not is_of(store, manifest, cell.identity):
                 remark = _relabelled(cell, manifest)
                 manifest = _as_tested(cell, manifest)
-            return Stored(
+            return StoreView(
                 anew=anew,
                 path=path,
                 map=_map(store, manifest, done == DONE, cell, stem, private),
@@ -118,7 +118,7 @@ def _find(cell: Cell) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def audited(stored: Stored, stem: str, *, private: bool) -> tuple[str, Table]:
+def audit_table(stored: StoreView, stem: str, *, private: bool) -> tuple[str, Table]:
     """Return the audit's line, and its groups of images that leak or contradict each other."""
     from features.audit import audit
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from features.dicom import asked_for, is_dicom
 from features.images import decode, read_bytes
 from probe.draw.drawing import printable
-from probe.report.stores import Stored
+from probe.report.stores import StoreView
 
 SIDE, QUALITY = 96, 72  # pixels of the longer side; about 2 kB each
 LIMIT = 1300  # of a page: 3 to 4 MB
 
 
 def thumbnails(
-    stored: Stored, ids: Sequence[str], *, dicom: bool, fetch: bool, limit: int
+    stored: StoreView, ids: Sequence[str], *, dicom: bool, fetch: bool, limit: int
 ) -> dict[str, str]:
     """Return JPEGs in base64 by id, of the first `limit` ids (as printed) that have one.
 
@@ -40,7 +40,7 @@ def thumbnails(
     return {name: picture for (name, _), picture in pairs if picture}
 
 
-def _one(stored: Stored, row: int, dicom: bool) -> str:
+def _one(stored: StoreView, row: int, dicom: bool) -> str:
     """Return a JPEG in base64; "" where there is to be none."""
     manifest, source = stored.manifest, stored.source
     try:

@@ -2,7 +2,7 @@
 
 Words: a column is one data set scored by one metric; a standing is a model's place in it. Within a
 column the best model is held against every other on the same test images. That it was found on
-these images too is allowed for (score/selection.py): among models that are alike, the chance that
+these images too is allowed for (score/winner.py): among models that are alike, the chance that
 the best is called better than any is 5 %. A model is "not distinguishable" where that can't be
 ruled out, which does not say that it is as good. The score of the best is given as it is, and
 corrected for having been chosen. An untrained model (random weights) is never the best, nor among
@@ -24,7 +24,7 @@ from probe.results import Predictions, Result
 from probe.score.metrics import METRICS, Metric
 from probe.score.paired import ALPHA, Difference
 from probe.score.ranks import Ranks, ranks
-from probe.score.selection import Chosen
+from probe.score.winner import Winner
 
 RESAMPLES = 2000  # as `medprobe compare`
 
@@ -78,7 +78,7 @@ class Column:
     dataset: str
     metric: str
     standings: list[Standing]
-    chosen: Chosen | None = None  # None where nothing can be held against the best
+    chosen: Winner | None = None  # None where nothing can be held against the best
     among: int = 1  # models that it was chosen from, with the same test images
 
     @property
@@ -261,7 +261,7 @@ def _answers(cell: Cell, cells: Sequence[Cell]) -> list[Predictions]:
 
 def _held_against(
     standings: Sequence[Standing], cells: Sequence[Cell]
-) -> tuple[list[Standing], Chosen | None, int]:
+) -> tuple[list[Standing], Winner | None, int]:
     """Return all but the best, tested against it; how it was chosen, and among how many."""
     best, *others = standings
     metric = METRICS.get((best.cell.result.task, best.cell.result.metric))

@@ -19,7 +19,7 @@ from probe.score.metrics import METRICS, Metric, evaluate, scores_for
 
 SMALL = 50  # subjects; a group with fewer is flagged
 SHOWN = 3  # of what is left out of a mean
-GROUPS = 10  # a numeric column with more values is cut into quartiles
+MAX_VALUES = 10  # a numeric column with more values is cut into quartiles
 
 
 def subgroups(
@@ -50,11 +50,11 @@ def subgroups(
         lacks = {group: undefined(metric, y[rows], z[rows]) for group, rows in groups.items()}
         for group, out_of_mean in _evened(lacks, z.shape[1]).items():
             rows = groups[group]
-            mean, truth, said = _without(metric, y[rows], z[rows], out_of_mean)
+            reduced, y_kept, z_kept = _without(metric, y[rows], z[rows], out_of_mean)
             found = intervals(
-                [mean],
-                truth,
-                scores_for(mean, said),
+                [reduced],
+                y_kept,
+                scores_for(reduced, z_kept),
                 subjects[rows],
                 n=n,
                 rng=np.random.default_rng(seed),
@@ -62,7 +62,7 @@ def subgroups(
             )[metric.name]
             count = len(np.unique(subjects[rows]))
             about = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}
-            small = count < SMALL or fewest(truth, subjects[rows]) < RARE
+            small = count < SMALL or fewest(y_kept, subjects[rows]) < RARE
             left_out = [classes[k] for k in sorted(out_of_mean - overall)]
             about |= {"subjects": count, **found, "small": small, "left_out": left_out}
             out.append(about)
@@ -182,7 +182,7 @@ def averaged(task: str, metric: str, outputs: Mapping[str, Mapping[str, Any]]) -
 def _grouped(values: NDArray[Any]) -> NDArray[Any]:
     """Return group names: the values, or quartiles of numbers with many of them."""
     given = values != ""
-    if len(set(values[given].tolist())) <= GROUPS:
+    if len(set(values[given].tolist())) <= MAX_VALUES:
         return values
     try:
         numbers = values[given].astype(float)

@@ -26,9 +26,9 @@ from probe.score.resampling import (
     BLOCK,
     DECIDED,
     FLAWLESS,
-    GROUPS,
     LEVEL,
     MANY,
+    MAX_GROUPS,
     Anchored,
     Array,
     anchored,
@@ -154,7 +154,7 @@ def ends(scores: Array, factor: float) -> tuple[float, float]:
 
 
 def influences(one: Anchored, y: NDArray[Any], subject: NDArray[Any]) -> Array | None:
-    """Return what each subject (or each of GROUPS groups) moves the score by, were it there twice.
+    """Return what each subject (or group of MAX_GROUPS) moves the score by, were it there twice.
 
     (S,), the empirical influence values of Efron & Tibshirani 1993, section 21.3, by differences; y
     (N,) or (N, L), subject (N,). None where every class has MANY subjects: no correction for few is
@@ -163,7 +163,7 @@ def influences(one: Anchored, y: NDArray[Any], subject: NDArray[Any]) -> Array |
     if fewest(y, subject) >= MANY:
         return None
     names, member = np.unique(subject, return_inverse=True)
-    size = -(-len(names) // GROUPS)  # subjects of a group
+    size = -(-len(names) // MAX_GROUPS)  # subjects of a group
     group = (np.arange(len(names)) // size)[member]
     centre = one.value(n=len(y))
     step = max(1, BLOCK // len(y))
@@ -271,9 +271,9 @@ def _efron(
 def _jackknife(
     metric: Metric, y: NDArray[Any], p: NDArray[Any], subject: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """Return the metric without each subject (or each of GROUPS groups of them) in turn."""
+    """Return the metric without each subject (or each of MAX_GROUPS groups of them) in turn."""
     names, member = np.unique(subject, return_inverse=True)
-    group = (np.arange(len(names)) % GROUPS)[member]
+    group = (np.arange(len(names)) % MAX_GROUPS)[member]
     groups = int(group.max()) + 1
     step = max(1, BLOCK // len(y))
     parts = []

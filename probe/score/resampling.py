@@ -23,7 +23,7 @@ from probe.score.metrics import Metric
 
 LEVEL = 0.95
 BLOCK = 1 << 20  # images x resamples that one thread scores at once: 8 MB, which a cache holds
-GROUPS = 2000  # groups of subjects at most whose influence is measured one by one
+MAX_GROUPS = 2000  # groups of subjects at most whose influence is measured one by one
 # The anchors' weights together. Where decisions are scored, in subjects; where order is, in images,
 # times the root of how many a subject has: an image ranked below all others is much further off
 # than one that is called wrongly. Chosen by simulation (benchmarks/bench_statistics.py).
@@ -34,7 +34,7 @@ MANY = 200  # subjects of a class with which no correction for few is worth its 
 
 Array: TypeAlias = NDArray[np.float64]
 Scorer: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
-Draw: TypeAlias = Callable[[NDArray[Any], int, np.random.Generator], Array]
+DrawWeights: TypeAlias = Callable[[NDArray[Any], int, np.random.Generator], Array]
 
 
 def bootstrap_weights(subject: NDArray[Any], n: int, rng: np.random.Generator) -> Array:
@@ -85,7 +85,7 @@ def bootstrap(
     *,
     n: int,
     rng: np.random.Generator,
-    draw: Draw = bootstrap_weights,
+    draw: DrawWeights = bootstrap_weights,
 ) -> dict[str, Array]:
     """Return every metric's scores on the same n resamples of the subjects, name -> (n,)."""
     scorers = {metric.name: metric.make(y, p) for metric in metrics}

@@ -28,7 +28,7 @@ from probe.solve.solver import CUBIC_UNKNOWN, SolverSettings, Start, minimise
 CURVATURE_BYTES = 2 << 30  # a batch keeps its curvature, N x heads x K numbers, within this
 MEMORY_SHARES = 8  # of the memory that is left, one for a batch: five copies are alive at most
 POINTS = 3  # solved strengths that a start beyond the last one is drawn through
-DECADE = 1.1  # in log10 C: strengths further apart than this are not interpolated over
+MAX_GAP = 1.1  # in log10 C: strengths further apart than this are not interpolated over
 
 Progress = Callable[[int, int, int], None]  # heads done, heads in all, passes of the batch at work
 
@@ -87,11 +87,11 @@ class RegularizationPath:
         solved = [j for j in range(J) if bool(begun[j].all())]
         together = not objective.rows.in_memory
         # A wave's heads are independent; what is extrapolated from are the waves before it.
-        once = len(solved) == J
-        for wave in [[*range(J)]] if once else waves(self.log_c, together=together):
+        resumed = len(solved) == J
+        for wave in [[*range(J)]] if resumed else waves(self.log_c, together=together):
             # A strength with a head that was given up is no node: it would lead others astray.
             nodes = [n for n in solved if n not in wave and bool(self.converged[n].all())]
-            warm = self._warm_start(wave, nodes, begun) if nodes and not once else None
+            warm = self._warm_start(wave, nodes, begun) if nodes and not resumed else None
             self.converged[wave] &= self.gap[wave] <= settings.tol
             left = [j * B + b for j in wave for b in range(B) if not self.converged[j, b]]
             seen = begun.flatten().tolist()
@@ -194,9 +194,9 @@ class RegularizationPath:
         # Cubic between (two on each side), quadratic beyond the last (three below).
         near = below[-2:] + above[:2] if below and above else below[-POINTS:] or above[:1]
         gap = min(abs(x[n] - x[j]) for n in near)
-        near = [n for n in near if abs(x[n] - x[j]) <= max(2 * DECADE, gap)]
+        near = [n for n in near if abs(x[n] - x[j]) <= max(2 * MAX_GAP, gap)]
         # Over a gap wider than a decade a polynomial says nothing: the nearest one's theta.
-        if gap > DECADE:
+        if gap > MAX_GAP:
             near = [min(near, key=lambda n: abs(x[n] - x[j]))]
         out = torch.zeros_like(self.theta[j])
         for n in near:
@@ -212,13 +212,13 @@ class RegularizationPath:
 def waves(log_c: Sequence[float], *, together: bool = False) -> list[list[int]]:
     """Order a path's indices: some one by one, then what lies between at once, and again.
 
-    The first are as far apart as DECADE allows: a pass of one head takes as long as one of four,
+    The first are as far apart as MAX_GAP allows: a pass of one head takes as long as one of four,
     because both wait for the rows, so what can be solved together should be. Where rows come from
     a file a pass of nine heads takes hardly longer than one of one, and the first are solved
     `together`: with twice the products, in a third of the passes.
     """
     n, step = len(log_c), 1
-    while 2 * step < n and log_c[2 * step] - log_c[0] <= DECADE:
+    while 2 * step < n and log_c[2 * step] - log_c[0] <= MAX_GAP:
         step *= 2
     first = sorted({*range(0, n, step), n - 1})
     order, known = [first] if together else [[j] for j in first], {*first}

@@ -33,19 +33,19 @@ from features.workers import Recipe, crops
 
 AHEAD = 2  # batches that are being made while one is used
 
-Rows = NDArray[np.int64]
+RowIndex = NDArray[np.int64]
 T = TypeVar("T")
 
 
 class Feed(Protocol):
     """Batches of a model's input."""
 
-    def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
+    def batches(self, parts: Sequence[RowIndex], epoch: int | None) -> Iterator[Tensor]:
         """Yield the input of each part's rows (B,): pixels (B, S, S, 3) or features (B, ...)."""
         ...
 
 
-def _ahead(parts: Sequence[Rows], start: Callable[[Rows], T]) -> Iterator[T]:
+def _ahead(parts: Sequence[RowIndex], start: Callable[[RowIndex], T]) -> Iterator[T]:
     """Yield what `start` makes of each part, having started those of the next AHEAD parts."""
     waiting: deque[T] = deque()
     for part in parts:
@@ -69,7 +69,7 @@ class Images:
     room: int = field(default_factory=lambda: available() // 2)  # bytes for crops
     _kept: dict[int, tuple[Image.Image, str]] = field(default_factory=dict, repr=False)
 
-    def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
+    def batches(self, parts: Sequence[RowIndex], epoch: int | None) -> Iterator[Tensor]:
         """Yield (B, size, size, 3). ProbeError for an image that can't be decoded any more."""
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool:
             for images in _ahead(
@@ -106,20 +106,20 @@ def recipe_of(store: FeatureStore, transform: Transform) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFeatures:
     """A feature of a store as float32 (B, ...); each epoch one of its views, if it has any."""
 
     store: FeatureStore
     feature: str
     seed: int
 
-    def batches(self, parts: Sequence[Rows], epoch: int | None) -> Iterator[Tensor]:
+    def batches(self, parts: Sequence[RowIndex], epoch: int | None) -> Iterator[Tensor]:
         """Yield vectors (B, D) or tokens (B, T, C)."""
         with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
             for batch in _ahead(parts, lambda part: pool.submit(self._read, part, epoch)):
                 yield batch.result()
 
-    def _read(self, rows: Rows, epoch: int | None) -> Tensor:
+    def _read(self, rows: RowIndex, epoch: int | None) -> Tensor:
         order = np.argsort(rows)
         x = self.store.read(self.feature, rows[order])
         views = self.feature + VIEWS

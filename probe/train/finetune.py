@@ -32,10 +32,10 @@ from probe import protocols, results
 from probe.heads import fit_heads
 from probe.score import metrics
 from probe.score.predictions import labelled_predictions
-from probe.tested import evaluate, predictions_of, remarks
+from probe.tested import evaluate, remarks, to_predictions
 from probe.train import checkpoints
-from probe.train.feeds import Images, Stored, recipe_of
-from probe.train.runs import Rows, Run, rows_of
+from probe.train.feeds import Images, StoredFeatures, recipe_of
+from probe.train.runs import Run, RunData, run_data
 from probe.train.runs import Settings as Settings
 from probe.train.scalars import scalars
 from probe.train.token_head import TokenHead, token_head
@@ -64,7 +64,7 @@ def finetune(
     with FeatureStore.open(store) as opened:
         manifest = opened.manifest()
         feed = Images(manifest, recipe_of(opened, backbone.transform), settings.training.seed)
-        rows = rows_of(opened, manifest, feed, settings)
+        rows = run_data(opened, manifest, feed, settings)
         name = feature_of(backbone, tokens=settings.head == "deit", drop_last=settings.drop_last)
         shape = backbone.network.features[name]
         unfreeze(backbone, settings.unfreeze)
@@ -99,8 +99,8 @@ def train_on_store(
                 f"{store} holds no {feature}: found {', '.join(opened.features)}; "
                 f"run `medprobe extract` with {'--tokens' if settings.head == 'deit' else '--pool'}"
             )
-        feed = Stored(opened, feature, settings.training.seed)
-        rows = rows_of(opened, opened.manifest(), feed, settings)
+        feed = StoredFeatures(opened, feature, settings.training.seed)
+        rows = run_data(opened, opened.manifest(), feed, settings)
         model = build_head(settings, opened.features[feature], rows.task.outputs)
         run = Run(rows, f"frozen-{settings.head}", feature, out, settings)
         with run.writing():
@@ -124,7 +124,7 @@ def build_head(
     )
 
 
-def _start_from_probe(head: nn.Module, rows: Rows, feature: str, settings: Settings) -> None:
+def _start_from_probe(head: nn.Module, rows: RunData, feature: str, settings: Settings) -> None:
     """Set a linear head to the logistic regression of the train rows that is best on val."""
     if feature not in rows.store.features:
         raise ProbeError(
@@ -212,7 +212,7 @@ def _tested(
     )
     uncertain = settings.uncertain if manifest.task == "multilabel" else ""
     notes = remarks(manifest, task.y[task.train], predictions, evaluation, scoring, uncertain)
-    return predictions_of(predictions, manifest.classes), evaluation, notes
+    return to_predictions(predictions, manifest.classes), evaluation, notes
 
 
 def _saved(model: nn.Module, run: Run, result: results.Result) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _result(
     unit = "" if settings.aggregate is None else "_" + filename(settings.scored_by)
     tuned = ("unfreeze", "drop_last", "init", "head_size", "head_weights")
     return results.result_of(
-        replace(run.identity, scored_by=settings.scored_by, settings=dict(run.identity.settings)),
+        replace(run.identity, scored_by=settings.scored_by),
         evaluation,
         C=None,
         folds={"kind": rows.chosen_on, "epoch": best, "score": history[best]["value"]},

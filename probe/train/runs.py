@@ -21,9 +21,9 @@ from probe import splits
 from probe.data import load
 from probe.identity import Identity, data_of
 from probe.score.predictions import Scoring, check_scoring
-from probe.tested import audited, metric_of
+from probe.tested import audit_splits, metric_of
 from probe.train import checkpoints
-from probe.train.feeds import Feed, Stored
+from probe.train.feeds import Feed, StoredFeatures
 from probe.train.training import Task, Training, processes
 
 VAL_FOLDS = 5  # one of them chooses the epoch where there is no val split
@@ -89,7 +89,7 @@ class Settings(Scoring):
 
 
 @dataclass(frozen=True)
-class Rows:
+class RunData:
     """What of a store is trained and tested on: the task (train, val, labels) and the test rows."""
 
     store: FeatureStore
@@ -105,7 +105,7 @@ class Rows:
 class Run:
     """A run: what is trained on what. Its folder lies in `out`, named by its identity."""
 
-    rows: Rows
+    rows: RunData
     scenario: str
     feature: str
     out: Path
@@ -114,7 +114,7 @@ class Run:
     @cached_property
     def data(self) -> dict[str, Any]:
         """Return the parts of its identity that its store has."""
-        rows, views = self.rows, isinstance(self.rows.task.feed, Stored)
+        rows, views = self.rows, isinstance(self.rows.task.feed, StoredFeatures)
         return data_of(rows.store, rows.manifest, self.settings.uncertain, views=views)
 
     @cached_property
@@ -151,13 +151,13 @@ class Run:
         return writing(self.out / self.identity.folder / "run")
 
 
-def rows_of(store: FeatureStore, manifest: Manifest, feed: Feed, settings: Settings) -> Rows:
+def run_data(store: FeatureStore, manifest: Manifest, feed: Feed, settings: Settings) -> RunData:
     """Return the rows (N,) of a store that have a label, dealt into training, validation and test.
 
     Without a val split one training subject in VAL_FOLDS is held out for it. Raises ProbeError
     where that leaves none, and for leaks with strict_splits.
     """
-    leaks = audited(store, manifest, strict=settings.strict_splits)
+    leaks = audit_splits(store, manifest, strict=settings.strict_splits)
     data = load(store, manifest, store.default_feature, settings.uncertain)
     check_scoring(manifest, data.rows[~data.train], data.y[~data.train], settings)
     train = data.rows[data.train]
@@ -170,4 +170,4 @@ def rows_of(store: FeatureStore, manifest: Manifest, feed: Feed, settings: Setti
     if not len(task.train) or not len(task.val):
         raise ProbeError(f"{store.path}: too few training images to hold any out for validation")
     chosen_on = folds.kind if len(folds.held_out) == 1 else f"one of {folds.kind}"
-    return Rows(store, manifest, task, data.rows[~data.train], chosen_on, data.n_bad, leaks)
+    return RunData(store, manifest, task, data.rows[~data.train], chosen_on, data.n_bad, leaks)

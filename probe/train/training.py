@@ -29,7 +29,7 @@ from probe.identity import Identity, differences
 from probe.score import log_odds, metrics
 from probe.score.metrics import Metric, evaluate_log_odds
 from probe.train import checkpoints
-from probe.train.feeds import Feed, Rows
+from probe.train.feeds import Feed, RowIndex
 from probe.train.loss import class_weights, loss_of, weights_of
 from probe.train.tuned import parameter_groups
 
@@ -70,8 +70,8 @@ class Task:
     """
 
     feed: Feed
-    train: Rows
-    val: Rows
+    train: RowIndex
+    val: RowIndex
     y: NDArray[Any]  # (N,) class index, or (N, L) of 1, 0 and NaN (left out of the loss)
     outputs: int
     metric: Metric
@@ -125,7 +125,7 @@ def train(
     )
     loop = _Loop(wrapped, optimizer, accelerator, task, settings, weights)
     for epoch in range(len(history), settings.epochs + 1):
-        if stale(history, task.metric, settings.patience):
+        if out_of_patience(history, task.metric, settings.patience):
             break
         history.append(_epoch(loop, epoch))
         if accelerator.is_main_process:
@@ -242,7 +242,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> tuple[float, float]:
 
 
 def _accumulate_gradient(
-    loop: _Loop, inputs: Iterator[Tensor], pieces: list[Rows], scale: float
+    loop: _Loop, inputs: Iterator[Tensor], pieces: list[RowIndex], scale: float
 ) -> list[float]:
     """Add up the gradients of this process's pieces of a batch; return the summed loss of each.
 
@@ -261,7 +261,7 @@ def _accumulate_gradient(
     return losses
 
 
-def batches_of(task: Task, settings: Training, epoch: int, world: int) -> list[Rows]:
+def batches_of(task: Task, settings: Training, epoch: int, world: int) -> list[RowIndex]:
     """Return the rows (B,) of each batch of an epoch, over all processes.
 
     A last batch with fewer rows than there are processes is left out.
@@ -291,7 +291,7 @@ def rate(settings: Training, step: int, per_epoch: int) -> float:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, task: Task, rows: Rows, batch_size: int, device: torch.device | str
+    model: nn.Module, task: Task, rows: RowIndex, batch_size: int, device: torch.device | str
 ) -> NDArray[np.float64]:
     """Return log-odds of rows (n,), (n, K): of a softmax of classes, or a sigmoid per label."""
     model.eval()
@@ -308,6 +308,6 @@ def best_of(history: list[dict[str, Any]], metric: Metric) -> int:
     return metrics.best_of(metric, np.array([r["value"] for r in history], dtype=np.float64))
 
 
-def stale(history: list[dict[str, Any]], metric: Metric, patience: int | None) -> bool:
+def out_of_patience(history: list[dict[str, Any]], metric: Metric, patience: int | None) -> bool:
     """Say whether the score has not become better for `patience` epochs."""
     return patience is not None and len(history) - 1 - best_of(history, metric) >= patience > 0

@@ -32,7 +32,7 @@ BETA = (1 - LEVEL) / 10  # of 5 %, what is spent on the bound that keeps the int
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Winner:
     """The best of M models.
 
     index: which it is. p: for each model, of the best being better than it, adjusted for the search
@@ -57,7 +57,7 @@ def choose(
     n: int,
     rng: np.random.Generator,
     best: int | None = None,
-) -> Chosen:
+) -> Winner:
     """Return the best of models; each has predictions of some seeds, scored by their mean.
 
     y (N,) or (N, L); predictions (N, K) or (N, L), what `metric` takes; subject (N,). `best` is its
@@ -84,7 +84,7 @@ def choose(
     least, most = winners_interval(centre, spread, best)
     middle = min(max(float(centre[best]) - winners_bias(centre, spread), least), most)
     low, estimate, high = sorted(scale.back(sign * value) for value in (least, middle, most))
-    return Chosen(best, sign * float(values[best]), estimate, low, high, p.tolist(), 1 / (n + 1))
+    return Winner(best, sign * float(values[best]), estimate, low, high, p.tolist(), 1 / (n + 1))
 
 
 def _means(rows: Array, owner: NDArray[Any]) -> Array:

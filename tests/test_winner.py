@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from probe.score import metrics
 from probe.score.intervals import intervals
-from probe.score.selection import choose, winners_bias, winners_interval
+from probe.score.winner import choose, winners_bias, winners_interval
 
 ACCURACY = metrics.find("accuracy", "multiclass")
 LOSS = metrics.find("log_loss", "multiclass")
