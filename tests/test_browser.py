@@ -166,7 +166,7 @@ def test_the_table_sorts_by_a_column_both_ways(page):
 def test_filters_leave_a_scenario_and_show_another_metric(page):
     page.select_option("#scenario", "unfrozen-linear")
     assert [n.split()[0] for n in names(page)] == ["dinov2"]
-    assert page.inner_text("#shown") == "1 models shown"
+    assert page.inner_text("#shown") == "1 model shown"
     page.select_option("#scenario", "")
     page.select_option("#metric", "auroc")
     cell = page.locator("table.main tr", has_text="deit").locator("td[data-cell]").last

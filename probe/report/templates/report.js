@@ -98,7 +98,8 @@
     const other = $("#untested");
     if (other) other.hidden = metric === "";
     const shown = $("#shown");
-    if (shown) shown.textContent = `${$$("table.main tbody tr").filter((r) => !r.hidden).length} models shown`;
+    const count = $$("table.main tbody tr").filter((r) => !r.hidden).length;
+    if (shown) shown.textContent = `${count} model${count === 1 ? "" : "s"} shown`;
   }
 
   // --- one result of a data set at a time --------------------------------------------------------
