@@ -33,7 +33,7 @@ from features.console import (
     stopping,
     versions,
 )
-from features.parsing import parse_batch_size, parse_normalize, weights_of
+from features.parsing import parse_batch_size, parse_fit, parse_normalize, weights_of
 
 if TYPE_CHECKING:
     from features.backbones import Backbone
@@ -217,7 +217,8 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     backbones, weights = weights_of(names, given["weights"])
     manifest = open_dataset(dataset, options_of(given))
     settings = extraction_of(given, batch_size=parse_batch_size(given["batch_size"]))
-    loaded = [load_backbone(name, weights[name], given["image_size"]) for name in backbones]
+    fit = parse_fit(given["fit"])
+    loaded = [load_backbone(name, weights[name], given["image_size"], fit) for name in backbones]
     say_random(weights)
     if statistics := parse_normalize(given["normalize"], manifest):
         loaded = [backbone.normalised_by(*statistics) for backbone in loaded]

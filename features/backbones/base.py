@@ -54,6 +54,9 @@ class Spec:
     pretraining_images: float
     loader: str  # "module:function" taking (spec, weights, image_size); imported when asked for
     bfloat16: bool = True  # whether it keeps the direction of features (cosine above 0.999)
+    fit: str = "crop"  # as fill and corner: see images.Transform
+    fill: tuple[int, int, int] = (0, 0, 0)
+    corner: str = "round"
 
     def transform(self, image_size: int | None) -> Transform:
         """Return the preprocessing that belongs to the weights, for another size in proportion.
@@ -73,6 +76,9 @@ class Spec:
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
+            fit=self.fit,
+            fill=self.fill,
+            corner=self.corner,
         )
 
 
