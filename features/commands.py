@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 def backbones(json_: bool) -> None:
     """List the backbones: parameters, input, source, licence, data.
 
-    Any other model works as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME.
+    Any other model works as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME (docs/backbones.md).
 
     \b
     medprobe backbones
@@ -145,8 +145,8 @@ def doctor(json_: bool) -> None:
     "--pool",
     "pools",
     metavar="LIST",
-    help="How a layer's positions become one vector: a list of cls, mean and proj. The "
-    "default is the backbone's.",
+    help="How a layer becomes one vector: a list of pooled (the embedding that the model's library "
+    "returns), cls, mean, cls+mean (side by side) and proj. The default is the backbone's.",
 )
 @click.option("--tokens", is_flag=True, help="Store the last layer's positions too, as float16.")
 @click.option(

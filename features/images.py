@@ -337,3 +337,12 @@ def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     rows = max(1, BAND // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Return a synthetic RGB image, smooth with noise, on which two ways are compared."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(40, 216, (2 + height // 24, 2 + width // 24, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = np.asarray(smooth).astype(np.int16) + rng.integers(-12, 13, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))

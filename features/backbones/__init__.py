@@ -24,8 +24,8 @@ __all__ = ["BACKBONES", "LIBRARIES", "Backbone", "Fit", "Spec", "load_backbone"]
 Fit = tuple[str, int | None]  # a fit of images.FITS, and the side before the crop if it is said
 
 LIBRARIES = {
-    "timm": "features.backbones.from_timm",
-    "openclip": "features.backbones.from_open_clip",
+    "timm": "features.backbones.any_timm",
+    "openclip": "features.backbones.any_open_clip",
     "hf": "features.backbones.from_transformers",
 }
 
