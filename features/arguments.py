@@ -131,6 +131,14 @@ image_options = together(  # what becomes of an image
         help="The side of the images in pixels. The default is the backbone's.",
     ),
     click.option(
+        "--fit",
+        default="model",
+        show_default=True,
+        metavar="model|crop|squash|pad",
+        help="How an oblong image becomes square: crop its centre, squash the whole, or pad it. "
+        "squash:256 squashes to 256 pixels and takes the centre.",
+    ),
+    click.option(
         "--normalize",
         default="model",
         show_default=True,

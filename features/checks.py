@@ -46,6 +46,9 @@ class Image(TypedDict):
     size: NotRequired[Annotated[int, least(1)]]
     resize: NotRequired[Annotated[int, least(1)]]
     interpolation: NotRequired[str]
+    fit: NotRequired[Literal["crop", "squash", "pad"]]
+    fill: NotRequired[list[int]]
+    corner: NotRequired[Literal["round", "floor"]]
     decode: NotRequired[str]
     dicom: NotRequired[Dicom]
 

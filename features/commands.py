@@ -33,7 +33,7 @@ from features.console import (
     stopping,
     versions,
 )
-from features.parsing import parse_batch_size, parse_normalize, weights_of
+from features.parsing import parse_batch_size, parse_fit, parse_normalize, weights_of
 
 if TYPE_CHECKING:
     from features.backbones import Backbone
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 def backbones(json_: bool) -> None:
     """List the backbones: parameters, input, source, licence, data.
 
-    Any other model works as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME.
+    Any other model works as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME (docs/backbones.md).
 
     \b
     medprobe backbones
@@ -145,8 +145,8 @@ def doctor(json_: bool) -> None:
     "--pool",
     "pools",
     metavar="LIST",
-    help="How a layer's positions become one vector: a list of cls, mean and proj. The "
-    "default is the backbone's.",
+    help="How a layer becomes one vector: a list of pooled (the embedding that the model's library "
+    "returns), cls, mean, cls+mean (side by side) and proj. The default is the backbone's.",
 )
 @click.option("--tokens", is_flag=True, help="Store the last layer's positions too, as float16.")
 @click.option(
@@ -217,7 +217,8 @@ def extract(dataset: str, names: tuple[str, ...], json_: bool, **given: Any) -> 
     backbones, weights = weights_of(names, given["weights"])
     manifest = open_dataset(dataset, options_of(given))
     settings = extraction_of(given, batch_size=parse_batch_size(given["batch_size"]))
-    loaded = [load_backbone(name, weights[name], given["image_size"]) for name in backbones]
+    fit = parse_fit(given["fit"])
+    loaded = [load_backbone(name, weights[name], given["image_size"], fit) for name in backbones]
     say_random(weights)
     if statistics := parse_normalize(given["normalize"], manifest):
         loaded = [backbone.normalised_by(*statistics) for backbone in loaded]

@@ -16,7 +16,7 @@ from features.augment import RECIPE
 from features.backbones import Backbone
 from features.dicom import asked_for
 from features.errors import StoreError
-from features.images import DECODE
+from features.images import DECODE, Transform
 from features.manifest import Manifest
 
 LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "pillow")
@@ -53,6 +53,7 @@ def fingerprint(
             "resize": t.resize,
             "interpolation": t.interpolation,
             "decode": DECODE[exact],
+            **_fit(t),
             **({"dicom": dict(dicom)} if dicom else {}),
         },
         "normalize": {"mean": list(t.mean), "std": list(t.std)},
@@ -60,6 +61,37 @@ def fingerprint(
         "manifest": {"images": len(manifest), "digest": manifest.digest()},
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def _fit(t: Transform) -> dict[str, Any]:
+    """Return how images become square; nothing where they are cropped as torchvision does it."""
+    made: dict[str, Any] = {"fit": t.fit} if t.fit != "crop" else {}
+    made |= {"fill": list(t.fill)} if t.fit == "pad" else {}
+    return made | ({"corner": t.corner} if t.corner != "round" else {})
+
+
+def transform_of(made: Mapping[str, Any]) -> Transform:
+    """Return the transform of a fingerprint, which says all of it (size, resize, mean, std, ...).
+
+    Raises StoreError for a fingerprint of an earlier version that doesn't.
+    """
+    image, scale = made.get("image", {}), made.get("normalize", {})
+    try:
+        return Transform(
+            size=image["size"],
+            resize=image["resize"],
+            interpolation=image["interpolation"],
+            mean=tuple(scale["mean"]),
+            std=tuple(scale["std"]),
+            fit=image.get("fit", "crop"),
+            fill=tuple(image.get("fill", (0, 0, 0))),
+            corner=image.get("corner", "round"),
+        )
+    except KeyError as error:
+        raise StoreError(
+            f"the fingerprint doesn't say how images are prepared ({error.args[0]} is missing): "
+            "make the store anew with `medprobe extract`"
+        ) from None
 
 
 def decoding(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +115,9 @@ WORDS = {  # what fields are called where they differ; versions are called by th
     "image.size": "image size",
     "image.resize": "resized side",
     "image.interpolation": "interpolation",
+    "image.fit": "fit (--fit)",
+    "image.fill": "colour of the padding",
+    "image.corner": "rounding of the crop",
     "image.decode": "decoding (--exact-decode)",
     "image.dicom": "DICOM",
     "image.dicom.window": "DICOM window (--window)",

@@ -23,7 +23,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ from features.urls import Location, Stat, Url, read
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")  # Pillow's names
 NOT_FOUND = Reason.NOT_FOUND.value  # the reason of a bad image that isn't there
 DECODE = {True: "pillow-exact", False: "pillow-scaled"}  # by `exact`; part of the fingerprint
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}  # by Pillow's names
+FITS = ("crop", "squash", "pad")
 SPARE = 2  # at 1 the least cosine to exact features was 0.980, at 1.5 it was 0.992, at 2 0.9975
 GAP = 3.0  # at 2 the least cosine was 0.9973, at 3 0.9985
 ELONGATED = 50  # times as long as wide: of longer ones only the middle is scaled
@@ -51,28 +52,67 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass(frozen=True)
 class Transform:
-    """What a backbone wants: shorter side `resize` pixels, centre crop `size`, (x - mean) / std."""
+    """What a backbone wants: `size` x `size` pixels, and (x - mean) / std.
+
+    fit says how an oblong image becomes square:
+    crop    shorter side to `resize`, then the centre
+    squash  both sides to `resize`, whatever their ratio, then the centre
+    pad     longer side to `resize`, then the centre, with `fill` (RGB) around it
+    corner says where the centre begins where the margin is odd: "round" as torchvision has it (to
+    even), "floor" as transformers.
+    """
 
     size: int
     resize: int
     interpolation: str  # a name of FILTERS; antialiased, as Pillow does
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: str = "crop"
+    fill: tuple[int, int, int] = (0, 0, 0)
+    corner: str = "round"
+
+    def fitted(self, fit: str, resize: int | None = None) -> Transform:
+        """Return the same with another fit: `pad` to the whole size, the others to our `resize`."""
+        if fit == self.fit and resize is None:
+            return self
+        side = resize or (self.size if fit == "pad" else self.resize)
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return replace(self, fit=fit, resize=side, fill=(red, green, blue))
 
     def crop(self, decoded: Decoded, *, exact: bool) -> Image.Image:
-        """Return the resized centre crop, in RGB; with exact it equals torchvision's."""
+        """Return the resized centre, in RGB; with exact it equals torchvision's."""
         image, (width, height) = decoded.image, decoded.full
-        short = min(width, height)
-        wide, high = (int(self.resize * side / short) for side in (width, height))
+        wide, high = self._scaled(width, height)
         gap, resampling = None if exact else GAP, FILTERS[self.interpolation]
-        left, top = round((wide - self.size) / 2), round((high - self.size) / 2)
-        if max(wide, high) > ELONGATED * max(self.resize, self.size):
+        left, top = self._corner(wide), self._corner(high)
+        if self.fit == "crop" and max(wide, high) > ELONGATED * max(self.resize, self.size):
             return _middle(image, (wide, high), (left, top), self.size, resampling, gap).convert(
                 "RGB"
             )
         if (wide, high) != image.size:
             image = image.resize((wide, high), resampling, reducing_gap=gap)
+        if self.fit == "pad":
+            shown = Image.new("RGB", (self.size, self.size), tuple(self.fill))
+            shown.paste(image.convert("RGB"), (-left, -top))
+            return shown
         return image.crop((left, top, left + self.size, top + self.size)).convert("RGB")
+
+    def _scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size that an image of width x height is resized to."""
+        if self.fit == "squash":
+            return self.resize, self.resize
+        if self.fit == "pad":  # timm's ResizeKeepRatio rounds, torchvision's Resize cuts
+            ratio = max(width, height) / self.resize
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
+        short = min(width, height)
+        return int(self.resize * width / short), int(self.resize * height / short)
+
+    def _corner(self, side: int) -> int:
+        """Return where the centre begins of a side; below zero is what is padded before it."""
+        if side < self.size and self.fit == "pad":
+            return -((self.size - side) // 2)
+        margin = side - self.size
+        return margin // 2 if self.corner == "floor" else round(margin / 2)
 
     def prepare(self, decoded: Decoded, *, exact: bool) -> NDArray[np.uint8]:
         """Return the pixels of `crop`, (size, size, 3)."""
@@ -297,3 +337,12 @@ def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     rows = max(1, BAND // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Return a synthetic RGB image, smooth with noise, on which two ways are compared."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(40, 216, (2 + height // 24, 2 + width // 24, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = np.asarray(smooth).astype(np.int16) + rng.integers(-12, 13, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))

@@ -71,6 +71,22 @@ def parse_fold(text: str | None) -> tuple[int, int] | None:
     raise click.BadParameter(f"{text!r}: want I/K such as 1/5", param_hint="--test-fold")
 
 
+def parse_fit(text: str) -> tuple[str, int | None] | None:
+    """Return the fit of --fit and the side before the crop, if it is said; None is the model's."""
+    from features.images import FITS
+
+    if text == "model":
+        return None
+    fit, colon, side = text.partition(":")
+    if fit in FITS and (not colon or (side.isdecimal() and int(side) > 0)):
+        return fit, int(side) if colon else None
+    raise click.BadParameter(
+        f"{text!r}: want model, crop, squash or pad, with a side in pixels if that matters, "
+        "such as squash:256",
+        param_hint="--fit",
+    )
+
+
 def parse_batch_size(text: str) -> int | None:
     """Return the number of --batch-size, or None for auto."""
     if text == "auto":

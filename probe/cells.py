@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from features.backbones import Backbone, load_backbone
+from features.backbones import Backbone, Fit, load_backbone
 from features.effects import with_effect
 from features.manifest import Manifest, digest
 from features.plan import Settings as Extraction
@@ -38,6 +38,7 @@ class Cell(ABC):
     out: Path  # where results go
     weights: str | None = None
     image_size: int | None = None
+    fit: Fit | None = None  # None is the backbone's own
     normalize: Statistics | None = None  # None is the backbone's own
     rows: str = ""  # digest_of(manifest), for the fingerprint
 
@@ -66,7 +67,7 @@ class Cell(ABC):
 
     def load(self) -> Backbone:
         """Return the backbone, anew each time: training changes it."""
-        found = load_backbone(self.backbone, self.weights, self.image_size)
+        found = load_backbone(self.backbone, self.weights, self.image_size, self.fit)
         return found.normalised_by(*self.normalize) if self.normalize else found
 
     def fingerprint(self) -> str:
@@ -75,7 +76,7 @@ class Cell(ABC):
             {
                 "rows": self.rows,
                 "backbone": [self.backbone, self.weights, _stat(_weights_file(self.weights))],
-                "image": [self.image_size, self.normalize],
+                "image": [self.image_size, self.normalize, *((self.fit,) if self.fit else ())],
                 "extraction": with_effect(replace(self.extraction, batch_size=None)),
                 "scenario": self.scenario,
                 "heads": [with_effect(settings) for settings in self.settings],

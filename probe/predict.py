@@ -10,7 +10,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from features.backbones import load_backbone
 from features.errors import ProbeError, StaleStoreError
 from features.extract import Progress, Report, extract
 from features.files import meant
-from features.fingerprint import decoding
+from features.fingerprint import decoding, transform_of
 from features.manifest import Manifest
 from features.plan import Settings as Extraction
 from features.schema import check, fault, read_json
@@ -257,8 +257,10 @@ def predict_images(
         )
     elif about["backbone"]["weights"] == "random":
         weights = "random"
-    backbone = load_backbone(about["backbone"]["name"], weights, made["image"]["size"])
-    backbone = backbone.normalised_by(*(tuple(made["normalize"][k]) for k in ("mean", "std")))
+    transform = transform_of(made)
+    fit = (transform.fit, transform.resize)
+    backbone = load_backbone(about["backbone"]["name"], weights, transform.size, fit)
+    backbone = replace(backbone, transform=transform)
     try:
         [report] = extract(
             manifest,

@@ -8,7 +8,7 @@ import torch
 
 from features.backbones import BACKBONES, load_backbone, seem
 from features.backbones.base import Backbone
-from features.backbones.from_timm import _network
+from features.backbones.from_timm import RECIPES
 from features.datasets import Options, open_dataset
 from features.extract import extract
 from features.plan import Settings as Extraction
@@ -48,7 +48,7 @@ def small(name, monkeypatch):
     torch.manual_seed(0)
     module = (tiny_seem if name == "seem" else tiny_sam)(monkeypatch)
     spec = replace(BACKBONES[name], input_size=SIZE, native_size=SIZE, resize=SIZE)
-    network = _network(module, SIZE, name)
+    network = RECIPES[name].network(module, SIZE)
     return Backbone.of(spec, module, network, spec.transform(SIZE), "random")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from features.backbones import load_backbone
 from features.errors import ProbeError
 from probe.train.token_head import TokenHead, grid_of, token_head
-from probe.train.tuned import Tuned, depths, feature_of, parameter_groups, recompute, unfreeze
+from probe.train.tuned import Tuned, feature_of, parameter_groups, recompute, unfreeze
 
 NAME = "timm:test_vit"
 STUDY = ["sam", "seem", "dinov2", "openclip", "blip", "deit", "dino", "resnet152"]
@@ -58,7 +58,7 @@ def test_what_is_unfrozen_is_what_is_named():
     blocks = len(backbone.network.blocks)
     unfreeze(backbone, "last:1")
     trained = {n for n, p in backbone.module.named_parameters() if p.requires_grad}
-    assert trained == {n for n, d in depths(backbone).items() if d >= blocks}
+    assert trained == {n for n, d in backbone.network.depths().items() if d >= blocks}
     assert any(n.startswith("norm.") for n in trained)
     assert not any(n.startswith(("patch_embed", "blocks.0.")) for n in trained)
     with pytest.raises(ProbeError, match="want all, none, or last:K"):

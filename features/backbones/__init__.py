@@ -16,13 +16,16 @@ from typing import TypedDict
 from features.backbones.base import Backbone, Spec, own, weights_digest
 from features.backbones.weights import load_strictly, read_state_dict
 from features.errors import BackboneError
+from features.images import FITS
 from features.schema import read_json
 
-__all__ = ["BACKBONES", "LIBRARIES", "Backbone", "Spec", "load_backbone"]
+__all__ = ["BACKBONES", "LIBRARIES", "Backbone", "Fit", "Spec", "load_backbone"]
+
+Fit = tuple[str, int | None]  # a fit of images.FITS, and the side before the crop if it is said
 
 LIBRARIES = {
-    "timm": "features.backbones.from_timm",
-    "openclip": "features.backbones.from_open_clip",
+    "timm": "features.backbones.any_timm",
+    "openclip": "features.backbones.any_open_clip",
     "hf": "features.backbones.from_transformers",
 }
 
@@ -241,20 +244,35 @@ BACKBONES = {
 }
 
 
-def load_backbone(name: str, weights: str | None = None, image_size: int | None = None) -> Backbone:
+def load_backbone(
+    name: str, weights: str | None = None, image_size: int | None = None, fit: Fit | None = None
+) -> Backbone:
     """Load a backbone by its short name, or as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME.
 
     weights: None for the published ones, "random" for a dry run, a file, or the folder of a run of
-    `medprobe finetune`. Raises BackboneError for an unknown name (with the closest ones), a size
-    that doesn't fit, and weights that don't.
+    `medprobe finetune`. fit: how oblong images become square; None is as the model's library does
+    it. Raises BackboneError for an unknown name (with the closest ones), a size that doesn't fit,
+    weights that don't, and a library's transform that can't be followed exactly.
     """
+    backbone = _load(name, weights, image_size)
+    if fit:
+        return replace(backbone, transform=backbone.transform.fitted(*fit))
+    if backbone.transform.fit not in FITS:
+        raise BackboneError(
+            f"{name} prepares images in a way that can't be followed exactly "
+            f"({backbone.transform.fit}): choose one with --fit crop, squash or pad"
+        )
+    return backbone
+
+
+def _load(name: str, weights: str | None, image_size: int | None) -> Backbone:
     if weights and Path(weights).is_dir():
         return _finetuned(name, Path(weights), image_size)
     library, _, rest = name.partition(":")
     if library in LIBRARIES and rest:
         load_any = import_module(LIBRARIES[library]).load_any
-        backbone: Backbone = load_any(rest, weights, image_size)
-        return backbone
+        loaded: Backbone = load_any(rest, weights, image_size)
+        return loaded
     if name not in BACKBONES:
         close = difflib.get_close_matches(name, BACKBONES, 3)
         hint = f"did you mean {' or '.join(close)}" if close else f"want {', '.join(BACKBONES)}"
@@ -297,7 +315,7 @@ def _finetuned(name: str, run: Path, image_size: int | None) -> Backbone:
             f"weights {run}: a run of {about['scenario']} on {trained['name']}; "
             f"want one that trained {name}"
         )
-    base = load_backbone(name, "random", image_size)
+    base = _load(name, "random", image_size)
     state = own(read_state_dict(run / "checkpoints" / "best.safetensors"), ["trunk."], [])
     load_strictly(base.module, state, f"weights {run}")
     weights = "random" if trained["weights"] == "random" else "file"

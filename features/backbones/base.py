@@ -1,25 +1,18 @@
-"""What a backbone is: a row of facts (Spec), and loaded a function from pixels to features.
-
-A feature is named LAYER/POOL. Layers are `final` and `block00`, `block01`, ... (the blocks of a
-transformer, the stages of a convolutional network). Pools are `cls` (the class token), `mean` (over
-the positions), `proj` (projected into the space of a text encoder) and `tokens` (all positions).
-"""
+"""What a backbone is: a row of facts (Spec), and loaded its network, weights and transform."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from features.errors import BackboneError
+from features.backbones.network import Network, Parts
+from features.errors import BackboneError, MedprobeError
 from features.images import Transform
-
-POOLS = ("cls", "mean", "proj", "tokens")
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,9 @@ class Spec:
     pretraining_images: float
     loader: str  # "module:function" taking (spec, weights, image_size); imported when asked for
     bfloat16: bool = True  # whether it keeps the direction of features (cosine above 0.999)
+    fit: str = "crop"  # as fill and corner: see images.Transform
+    fill: tuple[int, int, int] = (0, 0, 0)
+    corner: str = "round"
 
     def transform(self, image_size: int | None) -> Transform:
         """Return the preprocessing that belongs to the weights, for another size in proportion.
@@ -73,92 +69,10 @@ class Spec:
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
+            fit=self.fit,
+            fill=self.fill,
+            corner=self.corner,
         )
-
-
-Parts = dict[str, Tensor]  # cls (B, C), tokens (B, T, C), proj (B, P), and mean where not of tokens
-
-
-class Network:
-    """A module as a function from pixels to features, any of its layers in one pass.
-
-    final(pixels) gives the parts of the last layer; `split` those of a block's output. Blocks are
-    listened to by hooks, which are there during a pass only.
-    """
-
-    def __init__(
-        self,
-        *,
-        final: Callable[[Tensor], Parts],
-        blocks: Sequence[nn.Module],
-        split: Callable[[Tensor], Parts],
-        size: int,
-        module: nn.Module,
-    ) -> None:
-        self.final, self.blocks, self.split = final, list(blocks), split
-        module.eval()  # before any pass: batch norms count what they see in training
-        like = next(module.parameters())
-        # Shapes come from a pass that computes nothing.
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-            layers = self._parts(torch.zeros(1, 3, size, size, dtype=like.dtype), self.layers)
-            self.features = {
-                f"{layer}/{pool}": tuple(_pool(parts, pool).shape[1:])
-                for layer, parts in layers.items()
-                for pool in POOLS
-                if pool in parts or (pool == "mean" and "tokens" in parts)
-            }
-
-    @property
-    def layers(self) -> list[str]:
-        """Return block00, block01, ..., final."""
-        return [f"block{i:02d}" for i in range(len(self.blocks))] + ["final"]
-
-    def __call__(self, pixels: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Return the wanted features of normalised pixels (B, 3, H, W)."""
-        pairs = {name: name.split("/") for name in wanted}
-        parts = self._parts(pixels, {layer for layer, _ in pairs.values()})
-        return {name: _pool(parts[layer], pool) for name, (layer, pool) in pairs.items()}
-
-    def _parts(self, pixels: Tensor, layers: Sequence[str] | set[str]) -> dict[str, Parts]:
-        parts: dict[str, Parts] = {}
-
-        def listen(layer: str) -> Callable[[Any, Any, Tensor], None]:
-            return lambda _module, _inputs, output: parts.update({layer: self.split(output)})
-
-        hooks = [
-            block.register_forward_hook(listen(layer))
-            for layer, block in zip(self.layers, self.blocks, strict=False)
-            if layer in layers
-        ]
-        try:
-            final = self.final(pixels)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return parts | {"final": final}
-
-
-def _pool(parts: Parts, pool: str) -> Tensor:
-    return parts[pool] if pool in parts else parts["tokens"].mean(1)
-
-
-def sequence(prefix: int) -> Callable[[Tensor], Parts]:
-    """Return how to split (B, prefix + T, C), the class token first if there is any prefix."""
-
-    def split(x: Tensor) -> Parts:
-        return ({"cls": x[:, 0]} if prefix else {}) | {"tokens": x[:, prefix:]}
-
-    return split
-
-
-def channels_first(x: Tensor) -> Parts:
-    """Split a map (B, C, H, W)."""
-    return {"tokens": x.flatten(2).transpose(1, 2)}
-
-
-def channels_last(x: Tensor) -> Parts:
-    """Split a map (B, H, W, C)."""
-    return {"tokens": x.flatten(1, 2)}
 
 
 @dataclass(frozen=True)
@@ -214,12 +128,11 @@ class Backbone:
         ]
         for layer in chosen:
             if layer not in known:
-                raise BackboneError(
-                    f"{self.spec.name} has no layer {layer!r}: "
-                    f"want {known[0]} to {known[-2]}, or final"
-                )
+                inner = f"{known[0]} to {known[-2]}, or " if len(known) > 1 else ""
+                raise BackboneError(f"{self.spec.name} has no layer {layer!r}: want {inner}final")
         default = self.spec.default_feature.split("/")[1]
-        inner = default if f"{known[0]}/{default}" in self.network.features else "cls"
+        tried = (default, "cls", "mean")
+        inner = next((p for p in tried if f"{known[0]}/{p}" in self.network.features), default)
         names = [
             f"{layer}/{pool}"
             for layer in chosen
@@ -248,9 +161,18 @@ def origin_of(weights: str | None) -> str:
     return "published" if weights is None else "random" if weights == "random" else "file"
 
 
-def default_feature(network: Network) -> str:
-    """Return the feature that stands for an image: the class token, or the mean without one."""
-    return "final/cls" if "final/cls" in network.features else "final/mean"
+@contextmanager
+def loading(name: str, remedy: str) -> Iterator[None]:
+    """Have whatever a library raises while a model is loaded leave as BackboneError, in words."""
+    try:
+        yield
+    except MedprobeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or "no reason given"
+        raise BackboneError(
+            f"{name} can't be loaded ({type(error).__name__}: {reason}). {remedy}"
+        ) from error
 
 
 def count_params(module: nn.Module) -> int:

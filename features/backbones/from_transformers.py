@@ -1,114 +1,314 @@
-"""Image models of Hugging Face's transformers, as `hf:ORG/NAME` or `hf:FOLDER`.
+"""Any image model of Hugging Face's transformers, as `hf:ORG/NAME` or `hf:FOLDER`.
 
-Only safetensors are read and no code of a repository is run.
+Only safetensors are read and no code of a repository is run. The embedding is get_image_features of
+models with a text tower, else the class's own pooler_output; layers are its hidden_states.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
+import warnings
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from features.backbones import base
-from features.backbones.base import Backbone, Network, Parts, Spec
+from features.backbones import base, network, processors
+from features.backbones.base import Backbone, Spec
+from features.backbones.families import default_feature
+from features.backbones.network import Network, Parts, leaves
+from features.backbones.processors import Followed
 from features.backbones.weights import load_strictly, read_state_dict
 from features.errors import BackboneError
+from features.images import Transform
 
 RANDOM_SEED = 0
+PREFIX = 64  # tokens before those of patches at most: a class token and registers
+REMEDY = (
+    "Offline, give a folder that has config.json, preprocessor_config.json and model.safetensors, "
+    "as hf:FOLDER. Where access must be asked for on the model's page, set HF_TOKEN to your token"
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as transformers loads it. missing: weights that its file hasn't got, so random."""
+
+    config: Any
+    processor: Any
+    module: Any
+    missing: tuple[str, ...] = ()
+
+    @property
+    def vision(self) -> Any:
+        """Return the configuration of its image tower."""
+        return getattr(self.config, "vision_config", None) or self.config
+
+    @property
+    def patch(self) -> int:
+        """Return the side of a patch in pixels; 1 where it has none."""
+        side = getattr(self.vision, "patch_size", 1)
+        side = side[0] if isinstance(side, list | tuple) and side else side
+        return side if isinstance(side, int) else 1
 
 
 def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone:
-    """Load a vision model that has a last hidden state of positions.
+    """Load a vision model, or the image tower of a model with two.
 
-    Its own preprocessing gives mean, std and size. Raises BackboneError for one that can't be
-    fetched, or whose output has no last hidden state.
+    Raises BackboneError for one that can't be fetched or takes no images, whatever transformers
+    raises. One whose processor can't be followed exactly has a transform that only --fit mends.
     """
-    config, processor, module = _fetch(name, published=weights is None)
-    if base.origin_of(weights) == "file":
-        load_strictly(module, read_state_dict(Path(str(weights))), f"hf:{name}'s weights {weights}")
-    vision = getattr(config, "vision_config", config)
-    native, patch = int(getattr(vision, "image_size", 224)), int(getattr(vision, "patch_size", 1))
-    network = _network(module, image_size or native, native, patch)
-    default = base.default_feature(network)
-    shortest = processor.size.get("shortest_edge") or processor.size.get("height") or native
-    spec = Spec(
+    with base.loading(f"hf:{name}", REMEDY), _quiet():
+        model = _fetch(name, published=weights is None)
+        if base.origin_of(weights) == "file":
+            what = f"hf:{name}'s weights {weights}"
+            load_strictly(model.module, read_state_dict(Path(str(weights))), what)
+        followed = processors.follow(model.processor)
+        own = followed.transform if isinstance(followed, Followed) else _unknown(model, followed)
+        size = image_size or own.size
+        tower = Tower(model, size, flipped=isinstance(followed, Followed) and followed.flipped)
+        found = tower.network(f"hf:{name}")
+        spec = _spec_of(name, model, found, own, tower.patch)
+        spec.transform(size)  # raises for a size that the patches don't fill
+        transform = processors.resized(own, size)
+        return Backbone.of(spec, model.module, found, transform, base.origin_of(weights))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have transformers print no warnings, and no progress off a terminal."""
+    from transformers.utils import logging as library
+
+    logging: Any = library
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _fetch(name: str, *, published: bool) -> Model:
+    """Return a model, its weights random, the same every time, if not `published`."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    for one in filter(None, (config, getattr(config, "vision_config", None))):
+        if hasattr(one, "mask_ratio"):
+            one.mask_ratio = 0.0  # masked autoencoders leave out patches at random in training
+    processor: Any = _processor(AutoImageProcessor, name)
+    models: Any = AutoModel
+    with torch.random.fork_rng():
+        torch.manual_seed(RANDOM_SEED)
+        if not published:
+            return Model(config, processor, models.from_config(config).eval())
+        module, info = models.from_pretrained(
+            name, config=config, use_safetensors=True, output_loading_info=True
+        )
+    return Model(config, processor, module.eval().float(), tuple(sorted(info["missing_keys"])))
+
+
+def _processor(processors_: Any, name: str) -> Any:
+    """Return the image processor that works with Pillow, as ours; else the only one there is."""
+    try:
+        return processors_.from_pretrained(name, backend="pil")
+    except (ValueError, ImportError, TypeError):
+        return processors_.from_pretrained(name)
+
+
+def _unknown(model: Model, reason: str) -> Transform:
+    """Return a transform without a fit: what is known of one that can't be followed."""
+    fields = model.processor.to_dict()
+    side = getattr(model.vision, "image_size", 224)
+    side = int(side[0] if isinstance(side, list | tuple) else side)
+    mean, std = (tuple(fields.get(k) or (0.5,) * 3) for k in ("image_mean", "image_std"))
+    return Transform(side, side, "bicubic", mean, std, fit=reason)
+
+
+class Tower:
+    """A module of transformers as a function from pixels (B, 3, size, size) to parts."""
+
+    def __init__(self, model: Model, size: int, *, flipped: bool) -> None:
+        self.model, self.module, self.flipped = model, model.module, flipped
+        self.size, self.prefix = size, 0
+        self.absent: set[str] = set()
+        self.start, self.patch = 1, 1
+        self.call = getattr(self.module, "get_image_features", self.module)
+        taken = inspect.signature(getattr(self.call, "forward", self.call)).parameters
+        native = getattr(model.vision, "image_size", size)
+        native = native[0] if isinstance(native, list | tuple) else native
+        self.options: dict[str, Any] = {}
+        if "interpolate_pos_encoding" in taken and size != native:
+            self.options["interpolate_pos_encoding"] = True
+        self.ordered = "noise" in taken and hasattr(model.vision, "mask_ratio")
+
+    def network(self, name: str) -> Network:
+        """Return the network; of a model with two towers only what images pass stays."""
+        noise = torch.randn(1, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            self._drop_what_is_not_run(noise)
+            states = self._states(self._outputs(noise, hidden=True))
+            self.prefix = self._prefix(states[0]) if states else 0
+            self._check(name, noise)
+        stages = getattr(self.model.vision, "depths", None)
+        # The first state is that of the embeddings, but where there are only stages.
+        self.start = 0 if stages is not None and len(states) == len(stages) else 1
+        count = max(0, len(states) - self.start)
+        self.absent = self._absent(name, noise)
+        blocks = self._blocks(count)
+        return Network(self.run, count=count, blocks=blocks, size=self.size, module=self.module)
+
+    def run(self, pixels: Tensor, layers: AbstractSet[str]) -> dict[str, Parts]:
+        """Return the parts of layers; block i is the state after it, as transformers counts."""
+        inner = layers - {"final"}
+        out = self._outputs(pixels, hidden=bool(inner))
+        states = self._states(out) if inner else []
+        parts = {
+            layer: self._split(states[self.start + int(layer.removeprefix("block"))])
+            for layer in inner
+        }
+        if "final" in layers:
+            final = self._final(out)
+            parts["final"] = {k: v for k, v in final.items() if k not in self.absent}
+        return parts
+
+    def _outputs(self, pixels: Tensor, *, hidden: bool) -> Any:
+        options = dict(self.options)
+        if self.ordered:  # patches are sorted by this noise
+            patches = torch.arange((self.size // self.model.patch) ** 2, device=pixels.device)
+            options["noise"] = patches.expand(len(pixels), -1).float()
+        pixels = pixels.flip(1) if self.flipped else pixels
+        if hidden:
+            options["output_hidden_states"] = True
+        return self.call(pixel_values=pixels, **options)
+
+    def _states(self, out: Any) -> list[Tensor]:
+        found = getattr(out, "reshaped_hidden_states", None) or getattr(out, "hidden_states", None)
+        return list(found or ())
+
+    def _final(self, out: Any) -> Parts:
+        embedding = out if isinstance(out, Tensor) else getattr(out, "pooler_output", None)
+        parts = {"pooled": embedding.flatten(1)} if isinstance(embedding, Tensor) else {}
+        last = getattr(out, "last_hidden_state", None)
+        return parts | (self._split(last) if isinstance(last, Tensor) else {})
+
+    def _split(self, x: Tensor) -> Parts:
+        if x.ndim == 4:  # squares of positions: where two neighbouring sides are equal
+            last = x.shape[1] == x.shape[2] != x.shape[3]
+            return network.channels_last(x) if last else network.channels_first(x)
+        if x.ndim != 3:
+            return {"pooled": x.flatten(1)}
+        return network.sequence(self.prefix if x.shape[1] > self.prefix else 0)(x)
+
+    def _prefix(self, embedded: Tensor) -> int:
+        """Return how many tokens come before those of patches, as the embeddings have them."""
+        if embedded.ndim != 3:
+            return 0
+        prefix = embedded.shape[1] - (self.size // self.model.patch) ** 2
+        if not 0 <= prefix <= PREFIX:  # patches overlap, or are merged
+            return 0
+        self.patch = self.model.patch
+        return int(prefix)
+
+    def _drop_what_is_not_run(self, pixels: Tensor) -> None:
+        """Leave out the text tower, and whatever else images don't pass."""
+        if self.call is self.module:
+            return
+        run: set[str] = set()
+        children = dict(self.module.named_children())
+        hooks = [
+            part.register_forward_hook(lambda _m, _i, _o, name=name: run.add(name))
+            for name, part in children.items()
+        ]
+        self._outputs(pixels, hidden=False)
+        for hook in hooks:
+            hook.remove()
+        for name in children.keys() - run:
+            delattr(self.module, name)
+
+    def _check(self, name: str, pixels: Tensor) -> None:
+        """Raise BackboneError for a model whose features are drawn anew each time."""
+        found = []
+        for seed in (0, 1):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                found.append(self._final(self._outputs(pixels, hidden=False)))
+        if not found[0]:
+            raise BackboneError(f"hf:{name} gives no embedding or states of an image")
+        if any(not torch.allclose(v, found[1][k], 1e-3, 1e-4) for k, v in found[0].items()):
+            raise BackboneError(f"{name} gives other features of the same image each time")
+
+    def _absent(self, name: str, pixels: Tensor) -> set[str]:
+        """Return the parts that depend on weights which the model's file hasn't got."""
+        known = dict(self.module.named_parameters())
+        missing = {id(known[one]): one for one in self.model.missing if one in known}
+        if not missing:
+            return set()
+        self.module.requires_grad_(True)
+        with torch.enable_grad():
+            parts = self._final(self._outputs(pixels, hidden=False))
+        reached = {k: [missing[id(x)] for x in leaves([v], set()) if id(x) in missing]
+                   for k, v in parts.items()}  # fmt: skip
+        self.module.requires_grad_(False)
+        if all(reached.values()):
+            first = sorted(name for names in reached.values() for name in names)[0]
+            raise BackboneError(
+                f"{name}: its file has no {first}, on which every feature depends: "
+                "want the weights of the whole image tower"
+            )
+        absent = {part for part, names in reached.items() if names}
+        if absent:
+            lost = sorted({one for names in reached.values() for one in names})
+            warnings.warn(
+                f"{name}: its file has no {lost[0]}, so that {', '.join(sorted(absent))} would be "
+                "random and is left out",
+                stacklevel=2,
+            )
+        return absent
+
+    def _blocks(self, count: int) -> list[Any]:
+        """Return the modules of the layers: of all lists of modules the one with as many."""
+        lists = [m for m in self.module.modules() if isinstance(m, torch.nn.ModuleList)]
+        found = next((m for m in lists if len(m) == count), None)
+        return list(found) if found is not None else []
+
+
+def _spec_of(name: str, model: Model, found: Network, own: Transform, patch: int) -> Spec:
+    kind = type(model.module).__name__
+    default = default_feature(found, str(getattr(model.config, "model_type", "")), name)
+    native = getattr(model.vision, "image_size", own.size)
+    return Spec(
         name=f"hf:{name}",
-        family=type(module).__name__,
-        architecture=type(module).__name__,
-        params=base.count_params(module),
+        family=kind,
+        architecture=kind,
+        params=base.count_params(model.module),
         params_counts="the vision model",
-        input_size=native,
-        native_size=native,
+        input_size=own.size,
+        native_size=int(native[0] if isinstance(native, list | tuple) else native),
         patch=patch,
-        resize=int(max(shortest, native)),
-        interpolation={2: "bilinear", 3: "bicubic"}.get(int(processor.resample), "bicubic"),
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
-        feature_dim=int(network.features[default][0]),
+        resize=own.resize,
+        interpolation=own.interpolation,
+        mean=own.mean,
+        std=own.std,
+        feature_dim=int(found.features[default][0]),
         default_feature=default,
-        tokens=int(network.features["final/tokens"][0]),
-        layers=len(network.blocks),
+        tokens=int(found.features.get("final/tokens", (0,))[0]),
+        layers=len(found.layers) - 1,
         source=f"huggingface.co/{name}",
         licence="see the model's card",
         pretraining_data="see the model's card",
         pretraining_images=0,
         loader="features.backbones.from_transformers:load_any",
+        bfloat16=patch > 1,
+        fit=own.fit,
+        fill=own.fill,
+        corner=own.corner,
     )
-    return Backbone.of(spec, module, network, spec.transform(image_size), base.origin_of(weights))
-
-
-def _fetch(name: str, *, published: bool) -> tuple[Any, Any, Any]:
-    """Return a model's configuration, its image processor and its vision module.
-
-    Not `published`, its weights are random, the same every time.
-    """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-    try:
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        processors: Any = AutoImageProcessor
-        processor: Any = processors.from_pretrained(name, use_fast=False)
-        models: Any = AutoModel
-        with torch.random.fork_rng():
-            torch.manual_seed(RANDOM_SEED)
-            if published:
-                module: Any = models.from_pretrained(name, use_safetensors=True)
-            else:
-                module = models.from_config(config)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BackboneError(
-            f"hf:{name} can't be loaded ({reason}). Offline, give a folder that has config.json, "
-            "preprocessor_config.json and model.safetensors, as hf:FOLDER"
-        ) from None
-    return config, processor, getattr(module, "vision_model", module)
-
-
-def _network(module: Any, size: int, native: int, patch: int) -> Network:
-    """Return the module as a function of pixels (B, 3, size, size); native: of pre-training."""
-    options = {"interpolate_pos_encoding": True} if size != native else {}
-
-    def final(pixels: Tensor) -> Parts:
-        last: Tensor = module(pixel_values=pixels, **options).last_hidden_state
-        return split(last)
-
-    def split(x: Tensor | tuple[Tensor, ...]) -> Parts:
-        x = x[0] if isinstance(x, tuple) else x
-        if x.ndim == 4:
-            return base.channels_first(x)
-        return base.sequence(x.shape[1] - (size // patch) ** 2)(x)
-
-    return Network(final=final, blocks=_blocks(module), split=split, size=size, module=module)
-
-
-def _blocks(module: Any) -> list[Any]:
-    """Return the encoder's layers or stages, wherever the family keeps them."""
-    encoder = getattr(module, "encoder", module)
-    for owner in (encoder, module):
-        for name in ("layer", "layers", "stages"):
-            blocks = getattr(owner, name, None)
-            if isinstance(blocks, torch.nn.ModuleList | torch.nn.Sequential):
-                return list(blocks)
-    return []

@@ -8,6 +8,7 @@ size of the file; check_size sees to it before torch.load reads anything.
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from features.backbones import torchscript
 from features.errors import BackboneError
 
 WRAPPERS = ("state_dict", "model", "teacher")
@@ -37,6 +39,8 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         check_size(file)
+        if torchscript.is_torchscript(file):
+            return torchscript.read(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
@@ -74,6 +78,8 @@ def check_size(file: Path, what: str = "") -> None:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
+            if torchscript.is_torchscript(file):  # its program is packed, and not read
+                records = [record for record in records if torchscript.is_read(record.filename)]
             declared = sum(record.file_size for record in records)
             if declared <= size and not any(record.compress_type for record in records):
                 declared = 0
@@ -135,6 +141,27 @@ class _Sizes(pickle._Unpickler):
             each = ITEM.get(getattr(storage, "__name__", "").removesuffix("Storage"), 1)
             self.sizes[key] = max(self.sizes.get(key, 0), numel * each)
         return _Thing()
+
+
+def misfit(what: str, error: Exception) -> str:
+    """Return in words what torch's load_state_dict found wrong: how many of what, and the first."""
+    text, found = str(error), []
+    for word, pattern in (
+        ("missing", r"Missing key\(s\) in state_dict: (.*?)\. "),
+        ("unexpected", r"Unexpected key\(s\) in state_dict: (.*?)\. "),
+    ):
+        if listed := re.search(pattern, f"{text} ", re.S):
+            names = re.findall(r'"([^"]+)"', listed[1])
+            found.append(f"{len(names)} {word}, the first {names[0]}")
+    shapes = re.findall(
+        r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)",
+        text,
+        re.S,
+    )
+    if shapes:
+        name, have, want = shapes[0]
+        found.append(f"{len(shapes)} misshapen, the first {name} is ({have}), want ({want})")
+    return f"{what} don't fit: {'; '.join(found) or ' '.join(text.split())[:300]}"
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -15,7 +15,7 @@ from features.arguments import (
 from features.console import (
     echo,
 )
-from features.parsing import parse_normalize, weights_of
+from features.parsing import parse_fit, parse_normalize, weights_of
 from probe.commands.config import tables_of
 from probe.commands.settings import probing_of, refuse_seeds, seeds_of, training_of
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 SCENARIOS = ["frozen-linear", "frozen-deit", "unfrozen-linear", "unfrozen-deit"]
 # What the study's protocol sets, where nothing else is said. In the loop every epoch augments anew;
 # heads on stored features get as many views instead.
-STUDY = {"image_size": 224, "init": "random", "epochs": 100, "lr": 1e-4, "weight_decay": 1e-5}
+STUDY = {"image_size": 224, "fit": "squash:256"}  # params.json: Resize (256, 256), CenterCrop 224
+STUDY |= {"init": "random", "epochs": 100, "lr": 1e-4, "weight_decay": 1e-5}
 STUDY |= {"schedule": "constant", "batch_size": 64, "clip": 1.0, "layer_decay": 1.0, "views": 4}
 
 
@@ -68,6 +69,7 @@ def cells_of(given: dict[str, Any]) -> list[Cell]:
                         out=given["out"],
                         weights=weights[backbone],
                         image_size=given["image_size"],
+                        fit=parse_fit(given["fit"]),
                         normalize=parse_normalize(mine["normalize"], manifest),
                         **heads,
                     )

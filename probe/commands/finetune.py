@@ -20,7 +20,7 @@ from features.console import (
     json_option,
     provenance,
 )
-from features.parsing import parse_normalize
+from features.parsing import parse_fit, parse_normalize
 from probe.commands.arguments import (
     deit_options,
     loop_options,
@@ -115,6 +115,7 @@ def finetune(dataset: str, name: str, out: Path, stores: Path, json_: bool, **gi
         out=out,
         weights=given["weights"],
         image_size=given["image_size"],
+        fit=parse_fit(given["fit"]),
         normalize=parse_normalize(given["normalize"], manifest),
     )
     process = processes(cell.extraction.device)

@@ -56,7 +56,7 @@ def feature_of(backbone: Backbone, *, tokens: bool, drop_last: int) -> str:
     """
     layer = "final"
     if drop_last:
-        blocks = len(backbone.network.blocks)
+        blocks = len(backbone.network.layers) - 1
         if drop_last >= blocks:
             raise ProbeError(
                 f"{backbone.spec.name} has {blocks} blocks: --drop-last {drop_last} leaves none"
@@ -72,17 +72,17 @@ def unfreeze(backbone: Backbone, which: str) -> None:
 
     Raises ProbeError for another word, or more blocks than there are.
     """
-    module, blocks = backbone.module, backbone.network.blocks
+    module, blocks = backbone.module, len(backbone.network.layers) - 1
     module.requires_grad_(which == "all")
     if which in ("all", "none"):
         return
     word, _, count = which.partition(":")
-    if word != "last" or not count.isdigit() or not 0 < int(count) <= len(blocks):
+    if word != "last" or not count.isdigit() or not 0 < int(count) <= blocks:
         raise ProbeError(
-            f"--unfreeze {which}: want all, none, or last:K with K from 1 to {len(blocks)} blocks"
+            f"--unfreeze {which}: want all, none, or last:K with K from 1 to {blocks} blocks"
         )
-    first = len(blocks) - int(count)
-    for name, depth in depths(backbone).items():
+    first = blocks - int(count)
+    for name, depth in backbone.network.depths().items():
         if depth > first:
             module.get_parameter(name).requires_grad_(True)
 
@@ -97,21 +97,6 @@ def recompute(blocks: Sequence[nn.Module]) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def depths(backbone: Backbone) -> dict[str, int]:
-    """Return how deep each parameter lies: 0 before the blocks, 1 + i in block i, then the rest.
-
-    What is registered before the first block counts as before it.
-    """
-    module, blocks = backbone.module, backbone.network.blocks
-    depth_of = {id(p): 1 + i for i, block in enumerate(blocks) for p in block.parameters()}
-    depths_by_name, seen = {}, False
-    for name, parameter in module.named_parameters():
-        depth = depth_of.get(id(parameter))
-        seen |= depth is not None
-        depths_by_name[name] = depth if depth is not None else (len(blocks) + 1) * seen
-    return depths_by_name
-
-
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
@@ -122,8 +107,8 @@ def parameter_groups(
     """
     below: dict[str, int] = {}
     if isinstance(model, Tuned):
-        deep = depths(model.backbone)
-        top = len(model.backbone.network.blocks) + 2
+        deep = model.backbone.network.depths()
+        top = len(model.backbone.network.layers) + 1
         below = {f"trunk.{name}": top - depth for name, depth in deep.items()}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

@@ -1,0 +1,382 @@
+"""Models that no table names: how they are found, what of them is refused, and that is in words."""
+
+import json
+import pickle
+import warnings
+import zipfile
+
+import pytest
+import torch
+from parity import apart, compared, files, hf, openclip, timm_
+from references import stirred
+from safetensors.torch import load_file, save_file
+from test_parity import HF, VIT
+
+from features.backbones import load_backbone, seem
+from features.backbones.from_timm import RECIPES
+from features.backbones.network import leaves
+from features.backbones.weights import read_state_dict
+from features.errors import BackboneError
+from features.images import picture
+
+
+def folder_of(kind, folder, **more):
+    """A folder as transformers writes it, of the table's row."""
+    config, processor, fields = HF[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hf(kind, config | more, processor, folder, **fields)
+    return folder
+
+
+# --- depth ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_resnet", "timm:test_efficientnet"])
+def test_a_parameter_s_depth_is_the_first_block_that_changes_with_it(name):
+    """Judged by changing each parameter and looking at every block."""
+    network = load_backbone(name, "random", 96).network
+    stirred(network.module)  # some branches begin as zeros
+    x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    wanted = [f"{layer}/mean" for layer in network.layers]
+    depths, seen = network.depths(), 0
+    assert all(p.requires_grad is False for p in network.module.parameters())
+    with torch.no_grad():
+        before = network(x, wanted)
+        for key, parameter in network.module.named_parameters():
+            kept = parameter.clone()
+            parameter += 0.5 * torch.rand_like(parameter) + 0.1
+            after = network(x, wanted)
+            parameter.copy_(kept)
+            moved = [i for i, w in enumerate(wanted) if not torch.equal(before[w], after[w])]
+            assert not moved or moved[0] == max(0, depths[key] - 1), key
+            seen += len(moved) > 0
+    assert seen > 0.9 * len(depths)  # rectifiers hide some
+
+
+def test_the_stages_of_seem_are_unfrozen_with_their_norms(monkeypatch):
+    monkeypatch.setattr(seem, "WIDTHS", (12, 24, 48, 96))
+    monkeypatch.setattr(seem, "DEPTHS", (1, 1, 1, 1))
+    depths = RECIPES["seem"].network(seem.build(), 64).depths()
+    for key, depth in depths.items():
+        stage = next((i for i in range(4) if key.startswith((f"layers.{i}.", f"norm{i}."))), None)
+        wanted = 0 if key.startswith("stem.") else 4 if key.startswith("norm.") else stage + 1
+        assert depth == wanted, key
+
+
+def test_leaves_are_those_that_autograd_reaches():
+    a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+    found = leaves([(a * b).sum(), a.exp()], set())
+    assert {id(x) for x in found} == {id(a), id(b)}
+    assert c.grad is None
+
+
+# --- pools ----------------------------------------------------------------------------------------
+
+
+def test_class_token_and_mean_stand_side_by_side(tmp_path):
+    case = timm_("test_vit", None, tmp_path)
+    backbone = load_backbone(case.name, case.weights)
+    size = backbone.transform.size
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        names = [
+            f"{layer}/{p}" for layer in ("block02", "final") for p in ("cls", "mean", "cls+mean")
+        ]
+        found = backbone.network(x, names)
+    for layer in ("block02", "final"):
+        joined = torch.cat([found[f"{layer}/cls"], found[f"{layer}/mean"]], 1)
+        torch.testing.assert_close(found[f"{layer}/cls+mean"], joined)
+    assert backbone.select("all", ("cls+mean",), tokens=False)[-1] == "final/cls+mean"
+    with pytest.raises(
+        BackboneError, match="has no pool 'proj' there: it has cls, cls.mean, mean,"
+    ):
+        backbone.select("last", ("proj",), tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("vit_small_patch16_dinov3", "final/cls"), ("convnext_tiny.dinov3_lvd1689m", "final/pooled")],
+)
+def test_where_authors_evaluate_otherwise_a_table_says_so(name, default):
+    assert load_backbone(f"timm:{name}", "random", 64).spec.default_feature == default
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+
+def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path):
+    from transformers import ViTModel
+
+    folder_of("ViTMAE", tmp_path)
+    backbone = load_backbone(f"hf:{tmp_path}")
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = (backbone.network(x, ["final/cls", "final/tokens"]) for _ in range(2))
+        for key in one:
+            torch.testing.assert_close(one[key], other[key])
+        plain = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False)(pixel_values=x)
+    tokens = torch.nn.functional.cosine_similarity(
+        one["final/tokens"], plain.last_hidden_state[:, 1:], dim=-1
+    )
+    assert tokens.min() > 0.99  # but for the epsilon of norms
+    assert backbone.network.features["final/tokens"] == (16, 48)
+
+
+def test_swin_has_no_class_token(tmp_path):
+    backbone = load_backbone(f"hf:{folder_of('Swin', tmp_path)}")
+    assert "final/cls" not in backbone.network.features
+    assert "block00/cls" not in backbone.network.features
+
+
+def test_of_two_towers_only_that_of_images_is_kept(tmp_path):
+    backbone = load_backbone(f"hf:{folder_of('CLIP', tmp_path)}")
+    names = [name for name, _ in backbone.module.named_parameters()]
+    assert not [name for name in names if "text" in name]
+    assert backbone.spec.params == sum(p.numel() for p in backbone.module.parameters())
+
+
+def test_a_pooler_without_weights_gives_no_feature_and_that_is_said(tmp_path):
+    file = folder_of("ViT", tmp_path) / "model.safetensors"
+    state = load_file(file)
+    kept = {key: value for key, value in state.items() if not key.startswith("pooler.")}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match="no pooler.dense.bias, so that pooled would be random"):
+        backbone = load_backbone(f"hf:{tmp_path}")
+    assert backbone.spec.default_feature == "final/cls"
+    assert "final/pooled" not in backbone.network.features
+    lost = next(key for key in kept if key.endswith("patch_embeddings.projection.weight"))
+    del kept[lost]
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=f"its file has no {lost}, on which every feature"):
+        load_backbone(f"hf:{tmp_path}")
+
+
+def test_a_processor_that_cannot_be_followed_is_refused_and_not_approximated(tmp_path):
+    import transformers
+
+    folder_of("ViT", tmp_path)
+    transformers.SamImageProcessor(
+        size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}
+    ).save_pretrained(tmp_path)
+    words = "no resize, crop or padding gives the pixels of its SamImageProcessor.*--fit crop, sq"
+    with pytest.raises(BackboneError, match=words):
+        load_backbone(f"hf:{tmp_path}")
+    fitted = load_backbone(f"hf:{tmp_path}", fit=("squash", None)).transform
+    assert (fitted.fit, fitted.size, fitted.resize) == ("squash", 64, 64)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "CLIP", "Siglip", "Dinov2", "ConvNext", "Beit"])
+def test_the_processor_s_other_backend_is_as_close_as_the_library_s_own_two(kind, tmp_path):
+    """transformers resizes by torchvision too, which rounds otherwise than Pillow."""
+    config, processor, fields = HF[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, errors = compared(hf(kind, config, processor, tmp_path, backend="torchvision", **fields))
+    assert errors[0] < 1e-2
+
+
+def test_another_size_is_taken_in_proportion(tmp_path):
+    import transformers
+
+    backbone = load_backbone(f"hf:{folder_of('DeiT', tmp_path)}", None, 96)
+    assert (backbone.transform.size, backbone.transform.resize) == (96, 108)
+    x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    theirs = transformers.AutoModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        found = backbone.network(x, ["final/pooled"])["final/pooled"]
+        wanted = theirs(pixel_values=x, interpolate_pos_encoding=True).pooler_output
+    assert apart(found, wanted) < 1e-4
+
+
+def test_dinov3_loads_after_other_models_and_trains(tmp_path):
+    load_backbone("deit", "random")  # its shapes come from a pass with fake tensors
+    backbone = load_backbone(f"hf:{folder_of('DINOv3ViT', tmp_path, image_size=64)}", None, 64)
+    x = torch.randn(1, 3, 64, 64)
+    backbone.module.requires_grad_(True)
+    with torch.inference_mode():
+        backbone.network(x, ["final/cls"])
+    backbone.network(x, ["final/cls"])["final/cls"].sum().backward()
+    assert any(p.grad is not None for p in backbone.module.parameters())
+
+
+# --- timm and open_clip ---------------------------------------------------------------------------
+
+
+def local(folder, state, architecture="vit_tiny_patch16_224", **more):
+    """A folder as repositories of timm's models are, such as UNI's: config.json says the rest."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(architecture).to_dict() | {"num_classes": 0, "mean": [0.5] * 3}
+    about = {"architecture": architecture, "num_classes": 0, "pretrained_cfg": cfg, **more}
+    (folder / "config.json").write_text(json.dumps(about))
+    save_file(state, folder / "model.safetensors")
+    return f"timm:local-dir:{folder}"
+
+
+def test_a_folder_s_config_says_the_architecture(tmp_path):
+    import timm
+
+    more = {"init_values": 1e-5, "reg_tokens": 2, "img_size": 96}
+    torch.manual_seed(0)
+    theirs = stirred(timm.create_model("vit_tiny_patch16_224", num_classes=0, **more))
+    name = local(tmp_path, theirs.state_dict(), model_args=more)
+    backbone = load_backbone(name)
+    assert backbone.transform.mean == (0.5, 0.5, 0.5)
+    x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    backbone = load_backbone(name, None, 96)
+    with torch.no_grad():
+        found = backbone.network(x, ["final/pooled", "final/tokens"])
+        assert apart(found["final/pooled"], theirs(x)) < 1e-5
+    assert found["final/tokens"].shape == (1, 36, 192)
+
+
+def test_layer_scale_in_a_file_has_the_model_built_with_it(tmp_path):
+    import timm
+
+    theirs = stirred(timm.create_model("test_vit", num_classes=0, init_values=1e-5))
+    torch.save(theirs.state_dict(), tmp_path / "uni.bin")
+    backbone = load_backbone("timm:test_vit", str(tmp_path / "uni.bin"))
+    x = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = backbone.network(x, ["final/pooled"])["final/pooled"]
+        assert apart(found, theirs(x)) < 1e-5
+
+
+def test_a_whole_classifier_s_file_is_read_without_its_head(tmp_path):
+    import timm
+
+    theirs = stirred(timm.create_model("test_resnet", num_classes=10))
+    torch.save({"model": theirs.state_dict()}, tmp_path / "w.pth")
+    backbone = load_backbone("timm:test_resnet", str(tmp_path / "w.pth"))
+    x = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = theirs.forward_head(theirs.forward_features(x), pre_logits=True)
+        assert apart(backbone.network(x, ["final/pooled"])["final/pooled"], wanted) < 1e-5
+
+
+def test_weights_of_any_library_that_do_not_fit_are_named(tmp_path):
+    import timm
+
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    del state["blocks.1.attn.qkv.bias"]
+    state["stranger"] = torch.zeros(1)
+    state["norm.weight"] = torch.zeros(3)
+    torch.save(state, tmp_path / "w.pth")
+    words = (
+        r"timm:test_vit's weights .*w.pth don't fit: 1 missing, the first blocks.1.attn.qkv.bias; "
+        r"1 unexpected, the first stranger; 1 misshapen, the first norm.weight is \(3\), "
+        r"want \(64\)"
+    )
+    with pytest.raises(BackboneError, match=words):
+        load_backbone("timm:test_vit", str(tmp_path / "w.pth"))
+    openclip(VIT, {}, tmp_path)
+    with pytest.raises(BackboneError, match=r"weights .*w.pth don't fit: \d+ missing"):
+        load_backbone(f"openclip:local-dir:{tmp_path}", str(tmp_path / "w.pth"))
+
+
+def test_open_clip_s_activation_is_taken_and_a_mismatch_said():
+    with pytest.warns(UserWarning, match="builds it with GELU.*want openclip:ViT-B-32-quickgelu/"):
+        plain = load_backbone("openclip:ViT-B-32/openai", "random", 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick = load_backbone("openclip:ViT-B-32-quickgelu/openai", "random", 32)
+    kinds = [
+        {type(m).__name__ for m in b.module.modules() if "GELU" in type(m).__name__}
+        for b in (plain, quick)
+    ]
+    assert kinds == [{"GELU"}, {"QuickGELU"}]
+
+
+class Payload:
+    def __reduce__(self):
+        return exec, ("raise SystemExit",)
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated; OpenAI's files are in it
+@pytest.mark.parametrize("how", ["trace", "script"])
+def test_torchscript_is_read_as_tensors_and_never_run(tmp_path, how):
+    """OpenAI's CLIP files are such archives, in half precision."""
+    import open_clip
+
+    openclip(VIT, {}, tmp_path)
+    model = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    class Visual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.visual, self.scale = model.visual, torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, pixels):
+            return self.visual(pixels) * self.scale
+
+    whole = Visual().eval()
+    wanted = whole(x).detach()
+    made = torch.jit.trace(whole, x) if how == "trace" else torch.jit.script(whole)
+    made.save(str(tmp_path / "ViT.pt"))
+    found = read_state_dict(tmp_path / "ViT.pt")
+    assert found.keys() == whole.state_dict().keys()
+    backbone = load_backbone(f"openclip:local-dir:{tmp_path}", str(tmp_path / "ViT.pt"))
+    with torch.no_grad():
+        assert apart(backbone.network(x, ["final/pooled"])["final/pooled"], wanted) < 1e-5
+    bad = tmp_path / "bad.pt"
+    with zipfile.ZipFile(bad, "w") as archive:
+        archive.writestr("bad/constants.pkl", b"")
+        archive.writestr("bad/data.pkl", pickle.dumps(Payload(), protocol=2))
+    with pytest.raises(BackboneError, match="reading them would run code"):
+        read_state_dict(bad)
+
+
+def test_names_in_a_folder_of_open_clip_need_its_config(tmp_path):
+    with pytest.raises(BackboneError, match="open_clip_config.json: want open_clip's model_cfg"):
+        load_backbone(f"openclip:local-dir:{tmp_path}", "random")
+
+
+# --- nothing but BackboneError --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm:local-dir:nowhere", "timm:hf-hub:medprobe/none", "timm:", "timm:x/y", "timm:a:b",
+        "timm:test_vit:1", "openclip:local-dir:nowhere", "openclip:hf-hub:medprobe/none",
+        "openclip:/", "hf:medprobe/none", "hf:nowhere", "hf:/dev/null", "hf::",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("weights", [None, "random", "nowhere.pth"])
+def test_nothing_but_backbone_error_leaves_a_loader(name, weights, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BackboneError) as raised:
+        load_backbone(name, weights)
+    assert len(str(raised.value)) < 900
+
+
+def test_a_size_that_a_library_refuses_is_said(tmp_path):
+    for name in ("test_vit", "xcit_nano_12_p16_224"):
+        with pytest.raises(BackboneError, match=rf"timm:{name} .*(divi|multiples of)"):
+            load_backbone(f"timm:{name}", "random", 100)
+    folder_of("ViT", tmp_path)
+    with pytest.raises(BackboneError, match="multiples of 16: found 100"):
+        load_backbone(f"hf:{tmp_path}", None, 100)
+
+
+def test_a_text_model_is_refused(tmp_path):
+    import transformers
+
+    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="can't be loaded"):
+        load_backbone(f"hf:{tmp_path}")
+
+
+def test_no_loader_knows_a_model_by_its_name():
+    from conftest import ROOT
+
+    for file in (ROOT / "features" / "backbones").glob("*.py"):
+        assert "name ==" not in file.read_text(), file
+
+
+def test_images_of_comparison_are_oblong_and_rich():
+    assert [picture(h, w).size for h, w in ((9, 7), (301, 437))] == [(7, 9), (437, 301)]
+    assert len(files()) == 3
