@@ -47,6 +47,7 @@ class _Reader(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(archive.open(f"{folder}/data.pkl"))
         self.archive, self.folder = archive, folder
+        self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
@@ -67,8 +68,10 @@ class _Reader(pickle.Unpickler):
         kind, dtype, key, _, numel = pid
         if kind != "storage":
             raise pickle.UnpicklingError(f"it refers to a {kind}")
-        data = bytearray(self.archive.read(f"{self.folder}/data/{key}"))
-        return torch.frombuffer(data, dtype=DTYPES[dtype], count=numel)
+        if key not in self.storages:
+            data = bytearray(self.archive.read(f"{self.folder}/data/{key}"))
+            self.storages[key] = torch.frombuffer(data, dtype=DTYPES[dtype], count=numel)
+        return self.storages[key]
 
 
 def _new(cls: Any) -> Any:
@@ -78,7 +81,8 @@ def _new(cls: Any) -> Any:
 
 
 def _rebuilt(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return torch.as_strided(storage, tuple(size), tuple(stride), offset).clone()
+    # A view: what a file declares by strides of zero takes no memory.
+    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
 def is_torchscript(file: Path) -> bool:
