@@ -380,3 +380,19 @@ def test_no_loader_knows_a_model_by_its_name():
 def test_images_of_comparison_are_oblong_and_rich():
     assert [picture(h, w).size for h, w in ((9, 7), (301, 437))] == [(7, 9), (437, 301)]
     assert len(files()) == 3
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_a_torchscript_tensor_takes_no_more_than_its_bytes_whatever_its_strides(tmp_path):
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("wide", torch.zeros(1).expand(1 << 40))
+
+        def forward(self, pixels):
+            return pixels
+
+    torch.jit.script(Wide()).save(str(tmp_path / "wide.pt"))
+    [found] = read_state_dict(tmp_path / "wide.pt").values()
+    assert found.shape == (1 << 40,)
+    assert found.untyped_storage().nbytes() == 4
