@@ -396,3 +396,23 @@ def test_a_torchscript_tensor_takes_no_more_than_its_bytes_whatever_its_strides(
     [found] = read_state_dict(tmp_path / "wide.pt").values()
     assert found.shape == (1 << 40,)
     assert found.untyped_storage().nbytes() == 4
+
+
+def test_code_in_a_folder_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    """transformers asks whether it may run it, and does if it is told yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    folder = folder_of("ViT", tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\nclass Any: pass\n")
+    for name in ("config.json", "preprocessor_config.json"):
+        values = json.loads((folder / name).read_text())
+        known = ("AutoConfig", "AutoModel", "AutoImageProcessor")
+        values["auto_map"] = dict.fromkeys(known, "evil.Any")
+        (folder / name).write_text(json.dumps(values))
+    plain = folder_of("ViT", tmp_path / "plain")
+    digests = {load_backbone(f"hf:{one}").weights_digest for one in (folder, plain)}
+    assert len(digests) == 1
+    values["auto_map"] = {"AutoModel": "evil.Any"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", **values}))
+    with pytest.raises(BackboneError):
+        load_backbone(f"hf:{folder}")
+    assert not (tmp_path / "trace").exists()

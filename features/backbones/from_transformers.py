@@ -109,9 +109,14 @@ def _fetch(name: str, *, published: bool) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(RANDOM_SEED)
         if not published:
-            return Model(config, processor, models.from_config(config).eval())
+            whole = models.from_config(config, trust_remote_code=False)
+            return Model(config, processor, whole.eval())
         module, info = models.from_pretrained(
-            name, config=config, use_safetensors=True, output_loading_info=True
+            name,
+            config=config,
+            trust_remote_code=False,  # else transformers asks, and may be told yes
+            use_safetensors=True,
+            output_loading_info=True,
         )
     return Model(config, processor, module.eval().float(), tuple(sorted(info["missing_keys"])))
 
@@ -119,9 +124,9 @@ def _fetch(name: str, *, published: bool) -> Model:
 def _processor(processors_: Any, name: str) -> Any:
     """Return the image processor that works with Pillow, as ours; else the only one there is."""
     try:
-        return processors_.from_pretrained(name, backend="pil")
+        return processors_.from_pretrained(name, trust_remote_code=False, backend="pil")
     except (ValueError, ImportError, TypeError):
-        return processors_.from_pretrained(name)
+        return processors_.from_pretrained(name, trust_remote_code=False)
 
 
 def _unknown(model: Model, reason: str) -> Transform:
