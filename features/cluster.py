@@ -144,12 +144,13 @@ def _hush() -> None:
 
 def _connect(address: str | None) -> None:
     _hush()
+    path = elsewhere()
     try:
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": elsewhere()}},
+            runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "here" if address == "auto" else f"at {address}"
