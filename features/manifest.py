@@ -82,6 +82,11 @@ class Manifest:
         columns = {name: values[rows] for name, values in self.columns.items()}
         return replace(self, columns=columns, **{name: getattr(self, name)[rows] for name in names})
 
+    def rows_of(self, some: Manifest) -> NDArray[np.int64]:
+        """Return in which rows (n,) the images of another manifest are; all of them must be."""
+        row_of = {name: row for row, name in enumerate(self.id.tolist())}
+        return np.array([row_of[name] for name in some.id.tolist()], dtype=np.int64)
+
     def file(self, row: int) -> Location:
         """Return where an image lies."""
         path = str(self.path[row])

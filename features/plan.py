@@ -205,9 +205,7 @@ def _grow(
     store: FeatureStore, planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
 ) -> None:
     """Have a store take in the other images of a manifest, if its own are as they were."""
-    row_of = {name: row for row, name in enumerate(manifest.id.tolist())}
-    rows = np.array([row_of[name] for name in store.manifest().id.tolist()])
-    check_sources(store, manifest.take(rows), settings)
+    check_sources(store, manifest.take(manifest.rows_of(store.manifest())), settings)
     images = {"manifest": planned.fingerprint["manifest"]}
     store.grow(manifest, store.fingerprint | images, batch_size)
 

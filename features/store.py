@@ -82,8 +82,7 @@ class FeatureStore(StoreWriter):
         All images of the store must be in the manifest; what is done of them stays to the bit, and
         is in no batch any more.
         """
-        row_of = {name: row for row, name in enumerate(manifest.id.tolist())}
-        rows = np.array([row_of[name] for name in self.manifest().id.tolist()], dtype=np.int64)
+        rows = manifest.rows_of(self.manifest())
         taken = np.zeros(len(manifest), dtype=bool)
         taken[rows] = self.done == DONE
         made_from = {"fingerprint": json.dumps(fingerprint, sort_keys=True)}

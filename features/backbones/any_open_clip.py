@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from features.backbones import any_timm, base, network
-from features.backbones.any_timm import quiet
 from features.backbones.base import Backbone, Spec, own
 from features.backbones.families import default_feature
 from features.backbones.network import Network, Parts
@@ -57,7 +56,7 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         model = _model(name, weights)
         native = int(_side(model.config["vision_cfg"].get("image_size", 224)))
         size = image_size or native
-        with torch.random.fork_rng(), quiet():
+        with torch.random.fork_rng(), base.quiet():
             torch.manual_seed(RANDOM_SEED)
             whole = _build(model, size)
         tower = whole.visual
@@ -144,7 +143,7 @@ def _from_hub(name: str, repository: str, file: str) -> Path:
 
     repository, _, revision = repository.partition("@")
     try:
-        with quiet():
+        with base.quiet():
             return Path(
                 download_pretrained_from_hf(
                     repository, filename=file or None, revision=revision or None
@@ -329,29 +328,17 @@ def _spec_of(model: Model, tower: Any, found: Network, transform: Transform) -> 
     source, _, rest = model.name.rpartition(":")
     architecture = rest if source else rest.partition("/")[0]
     default = default_feature(found, architecture)
-    return Spec(
+    return base.described(
+        found,
+        transform,
+        default,
         name=f"openclip:{model.name}",
         family="OpenCLIP",
         architecture=architecture,
         params=base.count_params(tower),
         params_counts="the image tower with its projection",
-        input_size=transform.size,
-        native_size=transform.size,
         patch=patch,
-        resize=transform.resize,
-        interpolation=transform.interpolation,
-        mean=transform.mean,
-        std=transform.std,
-        feature_dim=found.features[default][0],
-        default_feature=default,
-        tokens=found.features.get("final/tokens", (0,))[0],
-        layers=len(found.layers) - 1,
         source=f"open_clip {model.name}",
-        licence="see the model's card",
-        pretraining_data=model.tag or "see the model's card",
-        pretraining_images=0,
+        pretraining_data=model.tag or base.CARD,
         loader="features.backbones.any_open_clip:load_any",
-        bfloat16=patch > 1,
-        fit=transform.fit,
-        fill=transform.fill,
     )

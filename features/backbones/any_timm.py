@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +81,7 @@ def _module(name: str, weights: str | None, image_size: int | None) -> Any:
 def _create(name: str, options: Mapping[str, Any], **more: Any) -> Any:
     import timm
 
-    with torch.random.fork_rng(), quiet():
+    with torch.random.fork_rng(), base.quiet():
         torch.manual_seed(RANDOM_SEED)
         try:
             return timm.create_model(name, num_classes=0, **options, **more)
@@ -143,7 +141,7 @@ def _published(name: str) -> dict[str, Tensor]:
         return read_state_dict(file_in(Path(rest)))
     where = rest if source in ("hf-hub", "hf_hub") else None
     try:
-        with quiet():  # the hub's client logs every retry; the error says it once
+        with base.quiet():  # the hub's client logs every retry; the error says it once
             config = _config(name)
             where = where or config.get("hf_hub_id")
             if where is None:
@@ -176,17 +174,6 @@ def file_in(folder: Path) -> Path:
             f"{folder}: want config.json and a file of weights such as model.safetensors beside it"
         )
     return found[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Have libraries log no warnings."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def transform_of(module: Any, name: str, image_size: int | None) -> Transform:
@@ -325,29 +312,18 @@ def _spec_of(name: str, module: Any, found: Network, transform: Transform) -> Sp
     architecture = str(config.get("architecture") or architecture)
     own = transform_of(module, f"timm:{name}", None)
     default = default_feature(found, architecture, rest if source else "")
-    return Spec(
+    return base.described(
+        found,
+        own,
+        default,
         name=f"timm:{name}",
         family=type(module).__name__,
         architecture=architecture,
         params=base.count_params(module),
         params_counts="the model without its classifier",
-        input_size=own.size,
-        native_size=own.size,
         patch=patch_of(module),
-        resize=own.resize,
-        interpolation=own.interpolation,
-        mean=own.mean,
-        std=own.std,
-        feature_dim=found.features[default][0],
-        default_feature=default,
-        tokens=found.features.get("final/tokens", (0,))[0],
-        layers=len(found.layers) - 1,
         source=f"timm {name}",
-        licence=str(config.get("license") or "see the model's card"),
-        pretraining_data=tag or "see the model's card",
-        pretraining_images=0,
+        licence=str(config.get("license") or base.CARD),
+        pretraining_data=tag or base.CARD,
         loader="features.backbones.any_timm:load_any",
-        bfloat16=patch_of(module) > 1,  # transformers; convolutional networks are not presumed
-        fit=own.fit,
-        fill=own.fill,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,6 +175,53 @@ def loading(name: str, remedy: str) -> Iterator[None]:
         raise BackboneError(
             f"{name} can't be loaded ({type(error).__name__}: {reason}). {remedy}"
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Have libraries log no warnings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+CARD = "see the model's card"
+
+
+def described(
+    network: Network, transform: Transform, default_feature: str, *, patch: int, **facts: Any
+) -> Spec:
+    """Return the facts about a model that its library loaded, at its own size.
+
+    facts are other fields of Spec, as they are known; what only the model's card says is left to
+    that. bfloat16 is presumed of transformers, whose patches have a side, and of no others.
+    """
+    presumed: dict[str, Any] = {
+        "native_size": transform.size,
+        "licence": CARD,
+        "pretraining_data": CARD,
+    }
+    return Spec(
+        input_size=transform.size,
+        patch=patch,
+        resize=transform.resize,
+        interpolation=transform.interpolation,
+        mean=transform.mean,
+        std=transform.std,
+        fit=transform.fit,
+        fill=transform.fill,
+        corner=transform.corner,
+        feature_dim=network.features[default_feature][0],
+        default_feature=default_feature,
+        tokens=network.features.get("final/tokens", (0,))[0],
+        layers=len(network.layers) - 1,
+        pretraining_images=0,
+        bfloat16=patch > 1,
+        **presumed | facts,
+    )
 
 
 def count_params(module: nn.Module) -> int:

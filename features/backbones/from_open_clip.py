@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +59,8 @@ def load_study(spec: Spec, weights: str | None, image_size: int | None) -> Backb
 def _visual(architecture: str, image_size: int | None) -> Any:
     import open_clip
 
-    logging.disable(logging.WARNING)  # it warns that no weights are loaded: they are, afterwards
-    try:
+    with base.quiet():  # it warns that no weights are loaded: they are, afterwards
         model: Any = open_clip.create_model(
             architecture, pretrained=None, load_weights=False, force_image_size=image_size
         )
-    finally:
-        logging.disable(logging.NOTSET)
     return model.visual

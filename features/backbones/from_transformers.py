@@ -290,30 +290,17 @@ def _spec_of(name: str, model: Model, found: Network, own: Transform, patch: int
     kind = type(model.module).__name__
     default = default_feature(found, str(getattr(model.config, "model_type", "")), name)
     native = getattr(model.vision, "image_size", own.size)
-    return Spec(
+    return base.described(
+        found,
+        own,
+        default,
         name=f"hf:{name}",
         family=kind,
         architecture=kind,
         params=base.count_params(model.module),
         params_counts="the vision model",
-        input_size=own.size,
         native_size=int(native[0] if isinstance(native, list | tuple) else native),
         patch=patch,
-        resize=own.resize,
-        interpolation=own.interpolation,
-        mean=own.mean,
-        std=own.std,
-        feature_dim=int(found.features[default][0]),
-        default_feature=default,
-        tokens=int(found.features.get("final/tokens", (0,))[0]),
-        layers=len(found.layers) - 1,
         source=f"huggingface.co/{name}",
-        licence="see the model's card",
-        pretraining_data="see the model's card",
-        pretraining_images=0,
         loader="features.backbones.from_transformers:load_any",
-        bfloat16=patch > 1,
-        fit=own.fit,
-        fill=own.fill,
-        corner=own.corner,
     )
