@@ -15,6 +15,7 @@ from features.errors import BackboneError
 
 
 def classifiers(name: str) -> tuple[str, ...]:
+    """Return what a model's classifiers are called."""
     found = _config(name).get("classifier") or ()
     return (found,) if isinstance(found, str) else tuple(found)
 
