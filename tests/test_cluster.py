@@ -87,12 +87,13 @@ class Small(torch.nn.Module):
 
 def small(notes, act=lambda *_: None):
     from features.backbones import BACKBONES
-    from features.backbones.base import Backbone, Network, channels_first
+    from features.backbones.base import Backbone
+    from features.backbones.network import channels_first, hooked
     from features.images import Transform
 
     spec = dataclasses.replace(BACKBONES["efficientnet_lite0"], name="small", feature_dim=16)
     module = Small(notes, act)
-    network = Network(
+    network = hooked(
         final=lambda x: channels_first(module(x)),
         blocks=[],
         split=channels_first,

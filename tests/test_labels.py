@@ -224,7 +224,7 @@ def test_a_second_column_of_labels_computes_nothing_and_each_result_names_its_ow
     assert call("extract", scans, *SMALL, "--label-col", "grade").exit_code == 0
     [store] = (tmp_path / "features").rglob("*.h5")
     with FeatureStore.open(store) as opened:
-        before = opened.read("final/mean").tobytes()
+        before = opened.read("final/pooled").tobytes()
     assert call("probe", store, *PROBED).exit_code == 0
     with pytest.warns(
         UserWarning,
@@ -240,7 +240,7 @@ def test_a_second_column_of_labels_computes_nothing_and_each_result_names_its_ow
     with pytest.warns(UserWarning, match="is relabelled"):
         call("extract", scans, *SMALL, "--label-col", "grade")
     with FeatureStore.open(store) as opened:
-        assert opened.read("final/mean").tobytes() == before
+        assert opened.read("final/pooled").tobytes() == before
 
 
 def test_another_name_copies_the_rows_to_the_bit(scans, tmp_path):
@@ -250,7 +250,7 @@ def test_another_name_copies_the_rows_to_the_bit(scans, tmp_path):
     assert "nothing to compute, 40 already there" in made.stdout
     second = tmp_path / "features" / "kinds" / first.name
     with FeatureStore.open(first) as one, FeatureStore.open(second) as other:
-        assert one.read("final/mean").tobytes() == other.read("final/mean").tobytes()
+        assert one.read("final/pooled").tobytes() == other.read("final/pooled").tobytes()
         assert one.fingerprint == other.fingerprint
         assert one.source()["hash"].tolist() == other.source()["hash"].tolist()
         assert (one.manifest().label_from, other.manifest().label_from) == ("grade", "kind")

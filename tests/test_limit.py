@@ -19,7 +19,7 @@ from features.errors import StaleStoreError
 from features.extract import extract
 from features.plan import Settings
 
-STORED = ("features/final/mean", "checksums/features/final/mean", "checksums/source")
+STORED = ("features/final/pooled", "checksums/features/final/pooled", "checksums/source")
 
 
 @pytest.fixture(scope="module")
