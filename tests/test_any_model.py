@@ -361,6 +361,26 @@ def test_a_size_that_a_library_refuses_is_said(tmp_path):
         load_backbone(f"hf:{tmp_path}", None, 100)
 
 
+@pytest.mark.parametrize("kind", ["timm", "openclip", *HF])
+def test_a_loaded_model_goes_to_other_machines_as_it_is(kind, tmp_path):
+    from ray import cloudpickle
+
+    name = "timm:test_vit"
+    if kind == "openclip":
+        openclip(VIT, {}, tmp_path)
+        name = f"openclip:local-dir:{tmp_path}"
+    elif kind in HF:
+        name = f"hf:{folder_of(kind, tmp_path)}"
+    here = load_backbone(name, "random")
+    there = cloudpickle.loads(cloudpickle.dumps(here))
+    size = here.transform.size
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    wanted = [here.spec.default_feature, "block00/tokens"]
+    with torch.inference_mode():
+        both = [backbone.network(x, wanted) for backbone in (here, there)]
+    assert all(torch.equal(both[0][key], both[1][key]) for key in wanted)
+
+
 def test_a_text_model_is_refused(tmp_path):
     import transformers
 

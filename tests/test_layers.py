@@ -50,6 +50,7 @@ HOMES = {
         "features.backbones.any_timm",
         "features.backbones.from_timm",
         "features.backbones.seem",
+        "features.backbones.timm_weights",
     },
     "threadpoolctl": {"probe.report.processes"},
     "umap": {"probe.report.stores"},

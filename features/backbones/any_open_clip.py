@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from features.backbones import any_timm, base, network
-from features.backbones.base import Backbone, Spec, own
+from features.backbones.base import Backbone, Spec
 from features.backbones.families import default_feature
 from features.backbones.network import Network, Parts
+from features.backbones.timm_weights import file_in
 from features.backbones.weights import load_strictly, misfit, read_state_dict
+from features.backbones.wrappers import unwrapped
 from features.errors import BackboneError
 from features.images import Transform
 
@@ -187,11 +189,13 @@ def _load_weights(whole: Any, model: Model, weights: str | None, size: int) -> N
     what = f"openclip:{model.name}'s weights {file}"
     try:
         state = convert_state_dict(whole, state)  # Apple's names for MobileCLIP
-        state = {f"visual.{key}": value for key, value in own(state, ("visual.",), ()).items()}
+        state = unwrapped(state, whole.visual.state_dict(), what)
+        state = {f"visual.{key}": value for key, value in state.items()}
         resize_pos_embed(state, whole)
     except (RuntimeError, KeyError, AttributeError) as error:
         raise BackboneError(misfit(what, error)) from None
-    load_strictly(whole.visual, own(state, ("visual.",), ()), what)
+    state = {key.removeprefix("visual."): value for key, value in state.items()}
+    load_strictly(whole.visual, state, what)
     if hasattr(whole.visual, "set_input_size") and size != _side(whole.visual.image_size):
         whole.visual.set_input_size(size)
 
@@ -200,7 +204,7 @@ def _published(model: Model) -> Path:
     from open_clip.pretrained import download_pretrained_from_url
 
     if model.folder:
-        return any_timm.file_in(model.folder)
+        return file_in(model.folder)
     if model.repository:
         repository, _, file = _repository(model.repository)
         return _from_hub(model.name, repository, file)

@@ -20,7 +20,9 @@ from features.backbones import base, network
 from features.backbones.base import Backbone, Spec
 from features.backbones.families import default_feature
 from features.backbones.network import Network, Parts, Run
+from features.backbones.timm_weights import classifiers, published
 from features.backbones.weights import misfit, read_state_dict
+from features.backbones.wrappers import unwrapped
 from features.errors import BackboneError
 from features.images import Transform
 
@@ -70,11 +72,17 @@ def _module(name: str, weights: str | None, image_size: int | None) -> Any:
     options = {"img_size": image_size} if image_size else {}
     if weights == "random":
         return _create(name, options)
-    state = _published(name) if weights is None else read_state_dict(Path(weights))
+    what = f"timm:{name}'s weights" + (f" {weights}" if weights else "")
+    state = published(name) if weights is None else read_state_dict(Path(weights))
     try:
         return _with_weights(name, options, state)
     except RuntimeError as error:
-        what = f"timm:{name}'s weights" + (f" {weights}" if weights else "")
+        bare = unwrapped(state, _create(name, options).state_dict(), what)
+        if bare.keys() == state.keys():
+            raise BackboneError(misfit(what, error)) from None
+    try:
+        return _with_weights(name, options, bare)
+    except RuntimeError as error:
         raise BackboneError(misfit(what, error)) from None
 
 
@@ -95,7 +103,7 @@ def _create(name: str, options: Mapping[str, Any], **more: Any) -> Any:
 
 def _with_weights(name: str, options: dict[str, Any], state: dict[str, Tensor]) -> Any:
     """Have timm load a state dict as it loads its own: renamed, resampled, strictly."""
-    heads = {*HEADS, *_classifiers(name)}
+    heads = {*HEADS, *classifiers(name)}
     state = {
         key: value
         for key, value in state.items()
@@ -110,70 +118,6 @@ def _with_weights(name: str, options: dict[str, Any], state: dict[str, Tensor]) 
         if not extra or extra[0].items() <= options.items():
             raise
         return _with_weights(name, options | extra[0], state)
-
-
-def _classifiers(name: str) -> tuple[str, ...]:
-    found = _config(name).get("classifier") or ()
-    return (found,) if isinstance(found, str) else tuple(found)
-
-
-def _config(name: str) -> dict[str, Any]:
-    """Return what timm knows of a model's weights: where they are, and their classifier."""
-    import timm
-    from timm.models import load_model_config_from_hf
-    from timm.models._hub import load_model_config_from_path
-
-    source, _, rest = name.partition(":")
-    if source in ("hf-hub", "hf_hub"):
-        return dict(load_model_config_from_hf(rest)[0])
-    if source == "local-dir":
-        return dict(load_model_config_from_path(rest)[0])
-    config: Any = timm.get_pretrained_cfg(name)
-    return dict(config.to_dict()) if config else {}
-
-
-def _published(name: str) -> dict[str, Tensor]:
-    """Return published weights from the hub, which is cached, or a folder's; else what to get."""
-    from timm.models import load_state_dict_from_hf
-
-    source, _, rest = name.partition(":")
-    if source == "local-dir":
-        return read_state_dict(file_in(Path(rest)))
-    where = rest if source in ("hf-hub", "hf_hub") else None
-    try:
-        with base.quiet():  # the hub's client logs every retry; the error says it once
-            config = _config(name)
-            where = where or config.get("hf_hub_id")
-            if where is None:
-                raise BackboneError(f"timm publishes no weights of {name}: give a --weights FILE")
-            file = config.get("hf_hub_filename")
-            named = {"filename": str(file)} if file else {}
-            return dict(load_state_dict_from_hf(where, weights_only=True, **named))
-    except BackboneError:
-        raise
-    # The hub's client raises its own errors, those of the library it fetches with, and OSError.
-    except Exception as error:
-        raise BackboneError(
-            f"timm:{name}: the published weights can't be fetched ({type(error).__name__}). Get "
-            f"them from https://huggingface.co/{where} and give the file with --weights FILE, or "
-            "its folder as timm:local-dir:DIR. Where access must be asked for on that page, set "
-            "the variable HF_TOKEN to your token"
-        ) from None
-
-
-def file_in(folder: Path) -> Path:
-    """Return the file of weights in a folder: timm's own order of names."""
-    from timm.models._hub import _PREFERRED_FILES
-
-    found = [folder / name for name in _PREFERRED_FILES if (folder / name).is_file()]
-    found += sorted(
-        file for kind in ("safetensors", "pth", "bin") for file in folder.glob(f"*.{kind}")
-    )
-    if not found:
-        raise BackboneError(
-            f"{folder}: want config.json and a file of weights such as model.safetensors beside it"
-        )
-    return found[0]
 
 
 def transform_of(module: Any, name: str, image_size: int | None) -> Transform:

@@ -13,6 +13,7 @@ from features.backbones.base import Backbone, Spec, own
 from features.backbones.download import fetch
 from features.backbones.network import Parts, hooked, sequence
 from features.backbones.weights import load_strictly, read_state_dict, resample_positions
+from features.backbones.wrappers import unwrapped
 
 RANDOM_SEED = 0
 
@@ -25,15 +26,16 @@ def load_study(spec: Spec, weights: str | None, image_size: int | None) -> Backb
         module = _visual(spec.architecture, transform.size)
     if weights != "random":
         file = fetch(spec.source, spec.name) if weights is None else Path(weights)
-        found = read_state_dict(file)
-        state = own(found, ("visual.",), ())
+        what = f"{spec.name}'s weights {file}"
+        state = own(read_state_dict(file), ("visual.",), ())
+        state = unwrapped(state, module.state_dict(), what)
         state["positional_embedding"] = resample_positions(
             state.get("positional_embedding", torch.empty(0, 1))[None],
             transform.size // spec.patch,
             prefix=1,
             antialias=True,
         )[0]
-        load_strictly(module, state, f"{spec.name}'s weights {file}")
+        load_strictly(module, state, what)
     module.output_tokens = True
 
     def final(pixels: Tensor) -> Parts:

@@ -15,6 +15,7 @@ from features.backbones.base import Backbone, Spec, own
 from features.backbones.download import fetch
 from features.backbones.network import Network, Parts, hooked
 from features.backbones.weights import load_strictly, read_state_dict, resample_positions
+from features.backbones.wrappers import unwrapped
 from features.errors import BackboneError
 
 RANDOM_SEED = 0  # `--weights random` is the same network every time
@@ -151,7 +152,9 @@ def load_study(spec: Spec, weights: str | None, image_size: int | None) -> Backb
     module = recipe.build(recipe.architecture, **options)
     if weights != "random":
         file = recipe.published(spec) if weights is None else Path(weights)
+        what = f"{spec.name}'s weights {file}"
         state = recipe.rename(own(read_state_dict(file), recipe.prefixes, recipe.drop))
+        state = unwrapped(state, module.state_dict(), what)
         if recipe.built_for == "image" and "pos_embed" in state:
             state["pos_embed"] = resample_positions(
                 state["pos_embed"],
@@ -159,7 +162,7 @@ def load_study(spec: Spec, weights: str | None, image_size: int | None) -> Backb
                 prefix=module.num_prefix_tokens,
                 antialias=recipe.antialias,
             )
-        load_strictly(module, state, f"{spec.name}'s weights {file}")
+        load_strictly(module, state, what)
     found = recipe.network(module, transform.size)
     return Backbone.of(spec, module, found, transform, base.origin_of(weights))
 

@@ -29,6 +29,7 @@ from features.errors import BackboneError
 from features.images import Transform
 
 RANDOM_SEED = 0
+COLLECTING = "transformers.utils.output_capturing"
 PREFIX = 64  # tokens before those of patches at most: a class token and registers
 REMEDY = (
     "Offline, give a folder that has config.json, preprocessor_config.json and model.safetensors, "
@@ -146,7 +147,6 @@ class Tower:
         self.size, self.prefix = size, 0
         self.absent: set[str] = set()
         self.start, self.patch = 1, 1
-        self.call = getattr(self.module, "get_image_features", self.module)
         taken = inspect.signature(getattr(self.call, "forward", self.call)).parameters
         native = getattr(model.vision, "image_size", size)
         native = native[0] if isinstance(native, list | tuple) else native
@@ -154,6 +154,11 @@ class Tower:
         if "interpolate_pos_encoding" in taken and size != native:
             self.options["interpolate_pos_encoding"] = True
         self.ordered = "noise" in taken and hasattr(model.vision, "mask_ratio")
+
+    @property
+    def call(self) -> Any:
+        """Return what gives the features of images: of two towers a method, else the module."""
+        return getattr(self.module, "get_image_features", self.module)
 
     def network(self, name: str) -> Network:
         """Return the network; of a model with two towers only what images pass stays."""
@@ -169,7 +174,21 @@ class Tower:
         count = max(0, len(states) - self.start)
         self.absent = self._absent(name, noise)
         blocks = self._blocks(count)
-        return Network(self.run, count=count, blocks=blocks, size=self.size, module=self.module)
+        found = Network(self.run, count=count, blocks=blocks, size=self.size, module=self.module)
+        self._take_off_hooks()
+        return found
+
+    def _take_off_hooks(self) -> None:
+        """Take off what transformers puts on a model to collect its states, and again when needed.
+
+        A model that has it can't be sent to another process.
+        """
+        for part in self.module.modules():
+            for key, hook in list(part._forward_hooks.items()):
+                if getattr(hook, "__module__", "") == COLLECTING:
+                    del part._forward_hooks[key]
+            if hasattr(part, "_output_capturing_hooks_installed"):
+                part._output_capturing_hooks_installed = False
 
     def run(self, pixels: Tensor, layers: AbstractSet[str]) -> dict[str, Parts]:
         """Return the parts of layers; block i is the state after it, as transformers counts."""

@@ -18,21 +18,27 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from features.backbones import torchscript
+from features.backbones import torchscript, wrappers
 from features.errors import BackboneError
 
-WRAPPERS = ("state_dict", "model", "teacher")
-DATA_PARALLEL = "module."
 ITEM = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4,
         "QInt32": 4, "Half": 2, "BFloat16": 2, "Short": 2}  # fmt: skip  # bytes; others have one
 LEGACY = 4  # pickles of a file without a zip, the last with the tensors: before PyTorch 1.6
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or PyTorch file; wrapping dicts are opened.
+    """Return the tensors of a file; what training tools wrap them in is taken off (wrappers.py).
 
-    Raises BackboneError for a file that isn't there, isn't weights, or needs code to be read.
+    It is .safetensors, an index of several, or a PyTorch file. Raises BackboneError for a file that
+    isn't there, isn't weights, or needs code to be read.
     """
+    if file.name.endswith(wrappers.INDEX):
+        return wrappers.shards(file, read_state_dict)
+    return wrappers.cleaned(_read(file), f"weights {file}")
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file, its wrapping dicts opened."""
     if not file.is_file():
         raise BackboneError(f"weights {file}: there is no such file")
     try:
@@ -55,16 +61,12 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         raise BackboneError(
             f"weights {file} can't be read ({type(error).__name__}: {reason})"
         ) from None
-    for wrapper in WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
+    state = wrappers.opened(state)
     if not isinstance(state, Mapping):
         raise BackboneError(f"weights {file}: want a state dict (names to tensors)")
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
         raise BackboneError(f"weights {file}: no tensors in it; found {', '.join(map(str, state))}")
-    if all(name.startswith(DATA_PARALLEL) for name in tensors):
-        return {name.removeprefix(DATA_PARALLEL): v for name, v in tensors.items()}
     return tensors
 
 
@@ -165,8 +167,9 @@ def misfit(what: str, error: Exception) -> str:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load a state dict; BackboneError names a missing, unexpected or misshapen tensor."""
+    """Load a state dict, under any prefix; BackboneError names what is missing or doesn't fit."""
     wanted = module.state_dict()
+    state = wrappers.unwrapped(state, wanted, what)
     missing = sorted(wanted.keys() - state.keys())
     extra = sorted(state.keys() - wanted.keys())
     shapes = [
