@@ -62,16 +62,23 @@ class Data:
     rows: NDArray[np.int64]
     features: Features
     y: NDArray[Any]
-    train: NDArray[np.bool_]  # train and val rows
+    train: NDArray[np.bool_]  # train and val rows; all of them where folds test
     n_bad: int
 
 
 def load(
-    store: FeatureStore, manifest: Manifest, feature: str, uncertain: str, device: str = "cpu"
+    store: FeatureStore,
+    manifest: Manifest,
+    feature: str,
+    uncertain: str,
+    device: str = "cpu",
+    *,
+    outer: bool = False,
 ) -> Data:
     """Read what can be probed: committed rows with a label. ProbeError if a split is left empty.
 
-    Features stay in the file where COPIES of them don't fit the memory that is left.
+    outer: whether folds of all rows test, whatever part of the split they are in. Features stay in
+    the file where COPIES of them don't fit the memory that is left.
     """
     done = store.done
     if (done == PENDING).any():
@@ -87,8 +94,8 @@ def load(
     used = np.isin(manifest.split, SPLITS)
     rows = np.flatnonzero((done == DONE) & _labelled(manifest.label) & used)
     y = _targets(manifest.label[rows], uncertain)
-    train = manifest.split[rows] != "test"
-    if not train.any() or train.all():
+    train = (manifest.split[rows] != "test") | outer
+    if not train.any() or (train.all() and not outer):
         raise ProbeError(
             f"{store.path}: no usable image is left "
             f"in the {'test' if train.all() else 'train'} split"

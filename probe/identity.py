@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from features.files import filename
-from features.manifest import Manifest, digest
+from features.manifest import SPLITS, Manifest, digest
 
 if TYPE_CHECKING:
     from features.store import FeatureStore
@@ -84,18 +86,24 @@ class Identity:
 
 
 def data_of(
-    store: FeatureStore, manifest: Manifest, uncertain: str, *, views: bool = False
+    store: FeatureStore,
+    manifest: Manifest,
+    uncertain: str,
+    *,
+    views: bool = False,
+    outer: bool = False,
 ) -> dict[str, Any]:
     """Return the parts of an Identity that a store has: data set, split, labels, features.
 
     uncertain: what -1 and an empty cell count as, labels being others where it is. views: whether
-    stored views are trained on.
+    stored views are trained on. outer: whether all images are tested in folds, so that it doesn't
+    matter which part of a split they are in.
     """
     made = store.fingerprint
     left_out = {"features"} if views else {"features", "views"}
     return {
         "dataset": manifest.dataset,
-        "split_digest": manifest.split_digest(),
+        "split_digest": _tested_in_folds(manifest) if outer else manifest.split_digest(),
         "labels_digest": _labels_digest(manifest, uncertain),
         "backbone": made["backbone"]["name"],
         "weights": made["backbone"]["weights"],
@@ -110,7 +118,7 @@ def is_of(store: FeatureStore, manifest: Manifest, identity: Identity) -> bool:
     """
     return (
         made_by(store, identity)
-        and manifest.split_digest() == identity.split_digest
+        and identity.split_digest in (manifest.split_digest(), _tested_in_folds(manifest))
         and identity.labels_digest in {_labels_digest(manifest, how) for how in UNCERTAIN}
     )
 
@@ -121,6 +129,12 @@ def made_by(store: FeatureStore, identity: Identity) -> bool:
     return bool(identity.extraction) and all(
         made.get(k) == v for k, v in identity.extraction.items()
     )
+
+
+def _tested_in_folds(manifest: Manifest) -> str:
+    """Return a hash of which images are in a split at all, which is what outer folds test."""
+    used = np.isin(manifest.split, SPLITS)
+    return digest(["outer folds", sorted(manifest.id[used].tolist())])
 
 
 def _labels_digest(manifest: Manifest, uncertain: str) -> str:
@@ -173,12 +187,11 @@ def _named(labels: Mapping[str, set[str]]) -> dict[str, str]:
 
 
 def _data_name(one: Identity, known: set[tuple[str, str, str]], columns: Mapping[str, str]) -> str:
+    split = f"split {one.split_digest[:6] or 'unknown'}"
+    labels = f"labels {columns.get(one.labels_digest, one.labels_digest[:6]) or 'unknown'}"
     words = [
-        f"{word} {name or 'unknown'}"
-        for word, name, place in (
-            ("split", one.split_digest[:6], 1),
-            ("labels", columns.get(one.labels_digest, one.labels_digest[:6]), 2),
-        )
+        word
+        for word, place in (("outer folds" if "outer" in one.settings else split, 1), (labels, 2))
         if len({other[place] for other in known}) > 1
     ]
     return f"{one.dataset} ({', '.join(words)})" if words else one.dataset

@@ -68,14 +68,14 @@ def paired_test(
 
     A model is the predictions of its seeds, and its score their mean; seeds with other test images
     than the first of `ours` are left out. DeLong's is for one seed each, and not for few images of
-    a class or no variance. `pairs` is for how many p will be adjusted.
+    a class, no variance, or several folds. `pairs` is for how many p will be adjusted.
     """
     first = ours[0]
     a, b = ([p for p in side if not unpaired(first, p)] for side in (ours, theirs))
     y, subjects = np.asarray(first.labels), np.asarray(first.subjects)
     independent = len(set(first.subjects)) == len(subjects)
     binary = metric.name == "auroc" and y.ndim == 1 and len(first.classes) == 2
-    if binary and independent and len(a) == len(b) == 1:
+    if binary and independent and len(a) == len(b) == 1 and first.fold is None:
         found = delong_test(y == 1, a[0].log_odds[:, 1], b[0].log_odds[:, 1])
         if found:
             return found
@@ -111,14 +111,7 @@ def unpaired(a: Predictions, b: Predictions) -> str:
 def in_order(predictions: Predictions) -> Predictions:
     """Return predictions in the order of their ids."""
     order: NDArray[np.int64] = np.argsort(np.asarray(predictions.ids))
-    return Predictions(
-        ids=[predictions.ids[i] for i in order],
-        subjects=[predictions.subjects[i] for i in order],
-        labels=predictions.labels[order],
-        probabilities=predictions.probabilities[order],
-        classes=predictions.classes,
-        log_odds=predictions.log_odds[order],
-    )
+    return predictions.take(order)
 
 
 def read_checked_predictions(folder: Path, result: Result) -> Predictions:

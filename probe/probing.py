@@ -30,6 +30,8 @@ class ProbeOptions(Scoring):
     folds: int | None = None
     shots: tuple[int | None, ...] | None = None  # training images per class; None in it: all
     seeds: int | None = None  # draws of each number of shots
+    outer: int | str | None = None  # folds that each test once, or "subject": one per subject
+    repeats: int | None = None  # deals of the outer folds
     control: str | None = None  # "shuffle": fit to shuffled labels as well
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
     strict_splits: bool = without_effect(False)  # refuse splits that leak
@@ -55,6 +57,16 @@ class ProbeOptions(Scoring):
             raise ProbeError("a knn head has no strengths: leave --C out, or take --head linear")
         if head != "knn" and (self.k or self.temperature):
             raise ProbeError("--k and --temperature are of --head knn: leave them out")
+        shots, seeds = self.shots or protocol.shots, self.seeds or protocol.seeds
+        if self.outer is not None:
+            if shots != (None,):
+                raise ProbeError(
+                    "--shots draws training images, and --outer trains on all but a fold: leave one"
+                    " of them out"
+                )
+            seeds = self.repeats or 1
+        elif self.repeats:
+            raise ProbeError("--repeats deals outer folds anew: give --outer too")
         if head == "knn":
             protocol = protocols.find("knn") if protocol.head != "knn" else protocol
         scoring = {one.name: getattr(self, one.name) for one in fields(Scoring)}
@@ -66,8 +78,9 @@ class ProbeOptions(Scoring):
             k=tuple(sorted(self.k or protocol.k)),
             temperature=self.temperature or protocol.temperature,
             folds=self.folds or protocol.folds,
-            shots=self.shots or protocol.shots,
-            seeds=self.seeds or protocol.seeds,
+            shots=shots,
+            seeds=seeds,
+            outer=self.outer,
             control=self.control or "",
             uncertain=self.uncertain,
             device=self.device,
@@ -86,7 +99,8 @@ class ProbeSettings(Scoring):
     temperature: float
     folds: int
     shots: tuple[int | None, ...]
-    seeds: int
+    seeds: int  # draws of shots, or deals of outer folds
+    outer: int | str | None  # None: the test split tests
     control: str  # "" for none
     uncertain: str
     device: str
@@ -102,4 +116,4 @@ class ProbeSettings(Scoring):
             tried: dict[str, Any] = {"k": list(self.k), "temperature": self.temperature}
         else:
             tried = {"C": list(C), "tol": self.tol}
-        return tried | {"folds": self.folds}
+        return tried | {"folds": self.folds} | ({"outer": self.outer} if self.outer else {})

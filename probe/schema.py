@@ -53,6 +53,16 @@ class Folds(TypedDict):
     score: NotRequired[Value]
 
 
+class Outer(TypedDict):
+    """Of outer folds that tested every image once: what they are, and of each fold (K,) what."""
+
+    kind: NotRequired[Text]
+    n: NotRequired[list[Count]]
+    scores: NotRequired[list[Value]]
+    C: NotRequired[list[Strength]]
+    chosen: NotRequired[list[float]]
+
+
 class Output(TypedDict):
     """Of one class or finding; of a finding, with the interval of its AUROC."""
 
@@ -157,6 +167,7 @@ NESTED: dict[str, Any] = {  # fields of a Result, beyond their own hints
     "metrics": dict[str, Scored],
     "C": Strength | None,
     "folds": Folds,
+    "outer": Outer,
     "task": Task,
     "classes": Classes,
     "n_train": Count,

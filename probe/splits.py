@@ -25,9 +25,44 @@ def folds(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -
     val = manifest.split[rows] == "val"
     if val.any():
         return Folds("the val split", val[None])
+    return dealt(manifest, rows, k=k, seed=seed)
+
+
+def dealt(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -> Folds:
+    """Return k folds over rows (n,), stratified, by subject, whatever splits are given."""
     part = deal(manifest.subject[rows], manifest.label[rows], [1 / k] * k, seed=seed)
     by = "subject" if manifest.has_subjects else "image"
     return Folds(f"{k} stratified folds by {by}, seed {seed}", part == np.arange(k)[:, None])
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Outer folds: part (n,) is the fold that tests each of n rows, by heads of the other folds."""
+
+    kind: str
+    part: NDArray[np.int64]
+
+
+def outer(manifest: Manifest, rows: NDArray[np.integer], *, k: int | str, seed: int) -> Outer:
+    """Return outer folds over rows (n,): k stratified ones by subject, or "subject", one for each.
+
+    Raises ProbeError for more folds than subjects, and where no subjects are known to leave out.
+    """
+    names, member = np.unique(manifest.subject[rows], return_inverse=True)
+    by = "subject" if manifest.has_subjects else "image"
+    if k == "subject":
+        if not manifest.has_subjects:
+            raise ProbeError(
+                f"{manifest.dataset} has no subjects to leave out one by one: extract again with "
+                "--subject-col, or take a number of --outer folds"
+            )
+        return Outer(f"each of {len(names)} subjects left out in turn", member)
+    if not 2 <= int(k) <= len(names):
+        raise ProbeError(
+            f"{k} outer folds of {len(names)} {by}s: want 2 to {len(names)}, see --outer"
+        )
+    folds = dealt(manifest, rows, k=int(k), seed=seed)
+    return Outer(f"{k} stratified outer folds by {by}, seed {seed}", folds.held_out.argmax(0))
 
 
 def few(

@@ -2,7 +2,8 @@
 
 Choose C (or k) on folds of the training rows, refit on all of them, test once. There is a result
 for each feature, number of shots and seed; those of a feature with the same number of shots are
-fitted together.
+fitted together. With outer folds each image is tested once, by a head that the other folds trained,
+C chosen within them: nested cross-validation, whose heads are all fitted together too.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
-from probe import choose, results, splits
+from probe import choose, results
 from probe.choose import Fit, Selection, TrainingSet
 from probe.data import Data, load
 from probe.heads import Head, fit_heads
@@ -34,9 +34,14 @@ from probe.score.predictions import (
     LabelledPredictions,
     check_scoring,
     labelled_predictions,
+    taught,
 )
+from probe.score.thresholds import HeldOut
 from probe.solve.path import HeadProgress
 from probe.tested import audit_splits, evaluate, metric_of, remarks, scored, to_predictions
+from probe.trials import UNTESTED, Trial, of_outer_folds, trials_of
+
+HEADS = 1 << 30  # bytes of heads that are solved at once
 
 __all__ = ["ProbeOptions", "probe", "probe_all"]
 
@@ -71,8 +76,11 @@ def probe_all(
         metric = metric_of(manifest, asked.metric)
         leaks = audit_splits(store, manifest, strict=asked.strict_splits)
         for feature in _features(store, asked.feature):
-            data = load(store, manifest, feature, resolved.uncertain, resolved.device)
-            check_scoring(manifest, data.rows[~data.train], data.y[~data.train], resolved)
+            nested = resolved.outer is not None
+            how = (resolved.uncertain, resolved.device)
+            data = load(store, manifest, feature, *how, outer=nested)
+            tested = np.ones(len(data.rows), dtype=bool) if nested else ~data.train
+            check_scoring(manifest, data.rows[tested], data.y[tested], resolved)
             problem = _Problem(
                 store=store,
                 manifest=manifest,
@@ -86,12 +94,12 @@ def probe_all(
             )
             for shots in resolved.shots:
                 started = time.perf_counter()
-                subsets = problem.training_sets(shots)
-                chosen = problem.choose(subsets, fit, progress)
-                controls = problem.fit_controls(subsets, fit)
-                seconds = (time.perf_counter() - started) / len(subsets)
-                for subset, one, control in zip(subsets, chosen, controls, strict=True):
-                    found.append(problem.test(subset, one, control, seconds))
+                trials = trials_of(manifest, data, resolved, shots)
+                chosen = problem.choose(trials, fit, progress)
+                controls = problem.fit_controls(trials, fit)
+                seconds = (time.perf_counter() - started) / len(trials)
+                for trial, selections, control in zip(trials, chosen, controls, strict=True):
+                    found.append(problem.test(trial, selections, control, seconds))
     return found
 
 
@@ -115,36 +123,31 @@ class _Problem:
     out: Path
     provenance: dict[str, Any]  # command and versions
 
-    def training_sets(self, shots: int | None) -> list[TrainingSet]:
-        """Return the training sets of a number of shots, one per seed; all rows once."""
-        manifest, data, settings = self.manifest, self.data, self.settings
-        train = np.flatnonzero(data.train)
-        if shots is None:
-            k = _check_folds(settings.folds, manifest, data)
-            folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
-            return [TrainingSet(np.arange(len(train)), folds, settings.seed)]
-        if manifest.task != "multiclass":
-            raise ProbeError(
-                "--shots counts images per class, and images of this data set have several "
-                "findings: leave --shots out, or extract one finding as a class of its own "
-                "(--label-col, --name)"
-            )
-        subsets = []
-        for seed in range(settings.seed, settings.seed + settings.seeds):
-            subject = manifest.subject[data.rows[train]]
-            rows = splits.few(data.y[train], subject, shots, seed=seed)
-            folds = splits.within(manifest, data.rows[train[rows]], k=settings.folds, seed=seed)
-            subsets.append(TrainingSet(rows, folds, seed, shots))
-        return subsets
-
     def choose(
         self,
-        subsets: list[TrainingSet],
+        trials: list[Trial],
         fit: Fit,
         progress: HeadProgress | None = None,
         order: NDArray[np.int64] | None = None,
+    ) -> list[list[Selection]]:
+        """Fit all heads of the trials; order (n,) permutes the labels of the training rows (n,)."""
+        flat = [subset for trial in trials for subset in trial.training_sets]
+        classes = len(self.manifest.classes)
+        one = self.data.features.width * classes * len(self.settings.C or (1,)) * 4  # bytes
+        most = max(1, HEADS // (one * (1 + self.settings.folds)))
+        found = []
+        for start in range(0, len(flat), most):
+            found += self._fit(flat[start : start + most], fit, progress, order)
+        selections = iter(found)
+        return [[next(selections) for _ in trial.training_sets] for trial in trials]
+
+    def _fit(
+        self,
+        subsets: list[TrainingSet],
+        fit: Fit,
+        progress: HeadProgress | None,
+        order: NDArray[np.int64] | None,
     ) -> list[Selection]:
-        """Fit the subsets' heads on the training rows (n,); order (n,) permutes their labels."""
         settings, data = self.settings, self.data
         features, y = data.features.take(data.train), data.y[data.train]
         y = y if order is None else y[order]
@@ -173,31 +176,37 @@ class _Problem:
             **scoring,
         )
 
-    def fit_controls(self, subsets: list[TrainingSet], fit: Fit) -> list[Selection | None]:
-        """Fit the same heads to labels shuffled among each subset's rows, where that is asked."""
+    def fit_controls(self, trials: list[Trial], fit: Fit) -> list[list[Selection] | None]:
+        """Fit the same heads to labels shuffled among each trial's rows, where that is asked."""
         if not self.settings.control:
-            return [None] * len(subsets)
-        found: list[Selection | None] = []
-        for subset in subsets:
+            return [None] * len(trials)
+        found: list[list[Selection] | None] = []
+        for trial in trials:
+            rows = trial.training_sets[0].rows
             order = np.arange(int(self.data.train.sum()))
-            rng = np.random.default_rng([subset.seed, 1])
-            order[subset.rows] = subset.rows[rng.permutation(len(subset.rows))]
-            found += self.choose([subset], fit, order=order)
+            order[rows] = rows[np.random.default_rng([trial.seed, 1]).permutation(len(rows))]
+            found += self.choose([trial], fit, order=order)
         return found
 
     def test(
-        self, subset: TrainingSet, chosen: Selection, control: Selection | None, seconds: float
+        self,
+        trial: Trial,
+        selections: list[Selection],
+        control: list[Selection] | None,
+        seconds: float,
     ) -> results.Result:
-        """Score the test rows once; write the result with its head and predictions; return it."""
+        """Score the tested rows once; write the result with the kept head and predictions."""
         started = time.perf_counter()
-        manifest, data = self.manifest, self.data
-        settings = replace(self.settings, seed=subset.seed)
-        predictions = self._predictions(chosen, subset, settings)
+        manifest, data, kept = self.manifest, self.data, selections[0]
+        settings = replace(self.settings, seed=trial.seed)
+        predictions = self._predictions(trial, selections, settings)
+        held_out = HeldOut(kept.held_out(), [one.held_out() for one in selections[1:]])
+        subset = trial.training_sets[0]
         evaluation = evaluate(
             manifest,
             predictions,
             self.metric,
-            held_out=chosen.held_out(),
+            held_out=held_out,
             chosen_on=subset.folds.kind,
             settings=settings,
         )
@@ -206,11 +215,11 @@ class _Problem:
         notes = remarks(manifest, y_train, predictions, evaluation, settings, uncertain)
         shuffled = None
         if control:
-            answers = self._predictions(control, subset, settings)
+            answers = self._predictions(trial, control, settings)
             score = scored([self.metric], answers, settings)[self.metric.name]
-            shuffled = {"kind": settings.control, "C": control.C} | score
+            shuffled = {"kind": settings.control, "C": control[0].C} | score
         identity = Identity(
-            **data_of(self.store, manifest, settings.uncertain),
+            **data_of(self.store, manifest, settings.uncertain, outer=bool(trial.outer)),
             scenario=f"frozen-{settings.head}",
             head=settings.head,
             feature=self.feature,
@@ -218,40 +227,56 @@ class _Problem:
             metric=self.metric.name,
             scored_by=settings.scored_by,
             shots=subset.shots,
-            seed=subset.seed,
+            seed=trial.seed,
             settings=settings.of_head(settings.strengths(data.features, manifest.classes)),
         )
+        own = dict.fromkeys(note for one in selections for note in (one.note,) if note)
         result = results.result_of(
             identity,
             evaluation,
-            C=chosen.C,
-            folds=chosen.folds,
+            C=kept.C,
+            folds=kept.folds,
+            outer=of_outer_folds(trial, selections, predictions, self.metric),
             n_train=len(subset.rows),
             n_bad=data.n_bad,
             store=str(self.store.path),
             store_fingerprint=self.store.fingerprint_digest,
             predictions="",
             heads="",
-            converged=chosen.converged,
+            converged=all(one.converged for one in selections),
             seconds=round(seconds + time.perf_counter() - started, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=[note for note in (chosen.note, settings.protocol.note) if note] + notes,
+            notes=[*own, *filter(None, [settings.protocol.note]), *notes],
             control=shuffled,
             audit=self.audit,
             **self.provenance,
         )
-        save = partial(self._save, chosen.head, evaluation.thresholds) if chosen.head else None
+        save = partial(self._save, kept.head, evaluation.thresholds) if kept.head else None
         return results.record(self.out, result, to_predictions(predictions, manifest.classes), save)
 
     def _predictions(
-        self, chosen: Selection, subset: TrainingSet, settings: ProbeSettings
+        self, trial: Trial, selections: list[Selection], settings: ProbeSettings
     ) -> LabelledPredictions:
-        """Return a head's predictions of the test rows."""
-        data, test = self.data, ~self.data.train
-        z = torch.cat([chosen.log_odds(X) for X in data.features.take(test).chunks()]).cpu().numpy()
-        y_train = data.y[data.train][subset.rows]
+        """Return what each head says of the rows that it is tested on."""
+        data, y = self.data, self.data.y.copy()
+        z = np.empty((len(y), len(self.manifest.classes)))
+        y_train = data.y[data.train]
+        for k, (subset, chosen) in enumerate(zip(trial.training_sets, selections, strict=True)):
+            rows = np.flatnonzero(trial.tested_by == k)
+            if not len(rows):
+                continue
+            said = [chosen.log_odds(X) for X in data.features.take(rows).chunks()]
+            z[rows] = torch.cat(said).cpu().numpy()
+            y[rows] = taught(data.y[rows], y_train[subset.rows])
+        tested = np.flatnonzero(trial.tested_by != UNTESTED)
         return labelled_predictions(
-            self.manifest, data.rows[test], data.y[test], z, y_train, settings
+            self.manifest,
+            data.rows[tested],
+            y[tested],
+            z[tested],
+            settings,
+            fold=trial.tested_by[tested] - 1 if trial.outer else None,
+            ranked_together=settings.outer == "subject",
         )
 
     @cached_property
@@ -274,12 +299,3 @@ class _Problem:
             features=self.store.fingerprint,
             store_fingerprint=self.store.fingerprint_digest,
         )
-
-
-def _check_folds(k: int, manifest: Manifest, data: Data) -> int:
-    subjects = len(np.unique(manifest.subject[data.rows[data.train]]))
-    if not 2 <= k <= subjects:
-        raise ProbeError(
-            f"{k} folds of {subjects} training subjects: want 2 to {subjects}, see --folds"
-        )
-    return k

@@ -19,6 +19,7 @@ from probe.score.caveats import caveat
 from probe.score.intervals import intervals
 from probe.score.metrics import Metric
 from probe.score.predictions import LabelledPredictions, Scoring
+from probe.score.thresholds import HeldOut
 
 NO_FINDING = {
     "no finding",
@@ -63,14 +64,14 @@ def evaluate(
     predictions: LabelledPredictions,
     metric: Metric,
     *,
-    held_out: tuple[NDArray[Any], NDArray[np.float64]],
+    held_out: HeldOut,
     chosen_on: str,
     settings: Scoring,
 ) -> Evaluation:
     """Score test predictions in every way that a Result says.
 
-    held_out is (y, z) of images outside the test split, (M,) or (M, L) and (M, K), chosen_on what
-    they are. Raises ProbeError where the metric is not defined on the test split.
+    held_out: images that thresholds are chosen on; chosen_on: what these are. Raises ProbeError
+    where the metric is not defined on the test split.
     """
     scores = scored(metrics.of_task(manifest.task), predictions, settings)
     value, low, high = (scores[metric.name][name] for name in ("value", "ci_low", "ci_high"))
@@ -190,7 +191,7 @@ def scored(
         found |= intervals(
             [metric for metric in wanted if metric.ranking == ranking],
             predictions.y,
-            predictions.z if ranking else predictions.p,
+            predictions.scores(next(metric for metric in wanted if metric.ranking == ranking)),
             predictions.subjects,
             n=settings.bootstrap,
             rng=np.random.default_rng(settings.seed),
@@ -208,6 +209,7 @@ def to_predictions(predictions: LabelledPredictions, classes: Sequence[str]) -> 
         probabilities=predictions.p,
         classes=classes,
         log_odds=predictions.z,
+        fold=predictions.ranked_within,
     )
 
 

@@ -131,6 +131,15 @@ probing_options = together(  # of heads that are solved
         "findings per image.",
     ),
     click.option(
+        "--outer",
+        metavar="N|subject",
+        help="Test every image once, in N outer folds by subject (or leave out one subject at a "
+        "time), with --folds inside each: nested cross-validation. Given splits don't count.",
+    ),
+    click.option(
+        "--repeats", type=POSITIVE, help="The number of times that --outer deals its folds anew."
+    ),
+    click.option(
         "--control",
         type=click.Choice(["shuffle"]),
         help="Fit to shuffled labels too, which shows the score without information.",

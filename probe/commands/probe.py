@@ -151,15 +151,15 @@ def say_draws(results: Sequence[Result]) -> None:
     """Print mean and standard deviation over the seeds of each number of shots, where several."""
     from statistics import mean, stdev
 
-    draws: dict[tuple[str, int], list[float]] = {}
+    draws: dict[tuple[str, str], list[float]] = {}
     for result in results:
-        if result.shots:
-            draws.setdefault((result.feature, result.shots), []).append(result.value)
+        what = f"{result.shots} shots" if result.shots else "outer folds" * bool(result.outer)
+        draws.setdefault((result.feature, what), []).append(result.value)
     several = len({feature for feature, _ in draws}) > 1
-    for (feature, shots), values in draws.items():
-        if len(values) > 1:
+    for (feature, what), values in draws.items():
+        if len(values) > 1 and what:
             echo(
-                f"  {f'{feature}, ' if several else ''}{shots} shots: {results[0].metric} "
+                f"  {f'{feature}, ' if several else ''}{what}: {results[0].metric} "
                 f"{mean(values):.3f}, sd {stdev(values):.3f} over {len(values)} seeds"
             )
 
@@ -188,6 +188,7 @@ def refuse(trained: bool) -> None:
     """Raise UsageError where an option was given that goes with the other kind of head."""
     ctx = click.get_current_context()
     solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
+    solved_only |= {"outer", "repeats"}
     solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
     trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
     foreign = solved_only if trained else trained_only
@@ -276,13 +277,14 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
 
     cell = [result.feature] if several else []
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
+    cell += [f"seed {result.seed}"] if result.outer and several else []
     chosen = f"C = {result.C:.3g}" if result.C else ""
     for name, key in (("k", "chosen"), ("l2", "l2")):
         chosen = f"{name} = {result.folds[key]:g}" if key in result.folds else chosen
     echo(
         f"{' '.join([f'{result.dataset} x {result.backbone}', *cell])}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
-        f"on {result.n_test} test images, {chosen}{about_labels(result)}"
+        f"on {result.n_test} {tested_in(result)}, {chosen}{about_labels(result)}"
     )
     if result.heads and not several:
         echo(f"  head: {out / result.heads}")
@@ -306,6 +308,15 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
         echo("  the backbone's weights are random: the score says nothing about it", err=True)
     if not result.converged:
         echo("  not every head converged: see the result's notes and folds", err=True)
+
+
+def tested_in(result: Result) -> str:
+    """Say how the images were tested."""
+    if not result.outer:
+        return "test images"
+    scores = [v for v in result.outer.get("scores", ()) if v is not None]
+    spread = f", by fold {min(scores):.3f} to {max(scores):.3f}" if scores else ""
+    return f"images, each tested once ({result.outer['kind']}{spread})"
 
 
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:

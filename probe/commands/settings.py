@@ -34,11 +34,12 @@ def probing_of(given: dict[str, Any], **more: Any) -> probing.ProbeOptions:
     from features.devices import resolve_device
     from probe.probing import ProbeOptions
 
-    names = ("feature", "temperature", "folds", "control", "seeds", "seed")
+    names = ("feature", "temperature", "folds", "repeats", "control", "seeds", "seed")
     return ProbeOptions(
         C=parse_strengths(given["strengths"]),
         k=parse_counts(given["neighbours"], "--k"),
         shots=parse_shots(given["shots"]),
+        outer=parse_outer(given["outer"]),
         device=resolve_device(given["device"]),
         **{name: given[name] for name in names},
         **scoring_of(given),
@@ -102,6 +103,17 @@ def parse_counts(text: str | None, option: str) -> tuple[int, ...] | None:
             f"{text!r}: want whole numbers from 1 on with commas between them", param_hint=option
         )
     return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def parse_outer(text: str | None) -> int | str | None:
+    """Return the value of --outer."""
+    if text is None or text == "subject":
+        return text
+    if not text.isdecimal() or int(text) < 2:
+        raise click.BadParameter(
+            f"{text!r}: want a number of folds, 2 or more, or subject", param_hint="--outer"
+        )
+    return int(text)
 
 
 def parse_shots(text: str | None) -> tuple[int | None, ...] | None:

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from probe.score.calibration import reliability
 from probe.score.caveats import few
 from probe.score.groups import subgroups
 from probe.score.intervals import SAID, intervals
-from probe.score.metrics import METRICS, Metric, per_output
+from probe.score.metrics import METRICS, Metric, per_output, scores_for
 from probe.score.predictions import LabelledPredictions, Scoring
-from probe.score.thresholds import at_thresholds
+from probe.score.thresholds import HeldOut, at_thresholds
 
 
 def extras(
@@ -22,13 +21,13 @@ def extras(
     classes: Sequence[str],
     metric: Metric,
     *,
-    held_out: tuple[NDArray[Any], NDArray[np.float64]],
+    held_out: HeldOut,
     chosen_on: str,
     settings: Scoring,
 ) -> dict[str, Any]:
     """Return what a Result says beside its scores, by the names of its fields.
 
-    held_out is (y, z) of images outside the test split, shapes (M,) or (M, L) and (M, K).
+    held_out: what thresholds are chosen on, see thresholds.py.
     """
     again: dict[str, Any] = {
         "n": settings.bootstrap,
@@ -50,6 +49,7 @@ def extras(
             {name: predictions.columns[name] for name in settings.by},
             metric,
             classes,
+            fold=predictions.ranked_within,
             **again,
         ),
         "thresholds": {
@@ -64,7 +64,7 @@ def _outputs(
     predictions: LabelledPredictions, classes: Sequence[str], *, n: int, seed: int, method: str
 ) -> dict[str, dict[str, float | None]]:
     """Return what per_output says, of findings with the interval of their AUROC."""
-    found = per_output(predictions.y, predictions.z, classes)
+    found = per_output(predictions.y, predictions.z, classes, predictions.ranked_within)
     if predictions.y.ndim == 1:
         return found
     metric = METRICS["multilabel", "auroc"]
@@ -73,7 +73,10 @@ def _outputs(
             continue
         known = ~np.isnan(predictions.y[:, k])
         y, z = (values[known, k : k + 1] for values in (predictions.y, predictions.z))
+        fold = predictions.ranked_within
+        fold = None if fold is None else fold[known]
+        p = scores_for(metric, z, fold)
         rng, subjects = np.random.default_rng(seed), predictions.subjects[known]
-        score = intervals([metric], y, z, subjects, n=n, rng=rng, method=method)[metric.name]
+        score = intervals([metric], y, p, subjects, n=n, rng=rng, method=method)[metric.name]
         output |= {end: score[end] for end in ("ci_low", "ci_high")}
     return found

@@ -30,11 +30,14 @@ def subgroups(
     metric: Metric,
     classes: Sequence[str],
     *,
+    fold: NDArray[Any] | None = None,
     n: int,
     seed: int,
     method: str,
 ) -> list[dict[str, Any]]:
     """Return the metric with its interval in every group of every column, (N,) each; subjects (N,).
+
+    fold (N,) is the fold whose head gave each row, where there are several.
 
     A mean over outputs (findings, classes) is over those that every group of a column has, so that
     groups can be held against each other; where no output is in all groups, over each group's own.
@@ -54,7 +57,7 @@ def subgroups(
             found = intervals(
                 [reduced],
                 y_kept,
-                scores_for(reduced, z_kept),
+                scores_for(reduced, z_kept, None if fold is None else fold[rows]),
                 subjects[rows],
                 n=n,
                 rng=np.random.default_rng(seed),

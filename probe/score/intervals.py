@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import norm, t
 
+from probe.score.folded import Scores
 from probe.score.metrics import Metric, evaluate, mean_score
 from probe.score.resampling import (
     BLOCK,
@@ -55,7 +56,7 @@ BOUNDS = dict.fromkeys(("kappa", "quadratic_kappa", "mcc"), (-1.0, 1.0)) | {
 def intervals(
     metrics: Sequence[Metric],
     y: NDArray[Any],
-    p: NDArray[Any],
+    p: Scores,
     subject: NDArray[Any],
     *,
     n: int,
@@ -83,7 +84,7 @@ def intervals(
 def _bayesian(
     metrics: Sequence[Metric],
     y: NDArray[Any],
-    p: NDArray[Any],
+    p: Scores,
     subject: NDArray[Any],
     values: dict[str, float],
     *,
@@ -186,7 +187,7 @@ def mean_influences(
 def interval_of_mean(
     metric: Metric,
     y: NDArray[Any],
-    seeds: Sequence[NDArray[Any]],
+    seeds: Sequence[Scores],
     subject: NDArray[Any],
     *,
     n: int,
@@ -247,7 +248,7 @@ def sides_of(y: NDArray[Any], subject: NDArray[Any]) -> list[tuple[int, int, int
 def _efron(
     metrics: Sequence[Metric],
     y: NDArray[Any],
-    p: NDArray[Any],
+    p: Scores,
     subject: NDArray[Any],
     values: dict[str, float],
     *,
@@ -269,7 +270,7 @@ def _efron(
 
 
 def _jackknife(
-    metric: Metric, y: NDArray[Any], p: NDArray[Any], subject: NDArray[Any]
+    metric: Metric, y: NDArray[Any], p: Scores, subject: NDArray[Any]
 ) -> NDArray[np.float64]:
     """Return the metric without each subject (or each of MAX_GROUPS groups of them) in turn."""
     names, member = np.unique(subject, return_inverse=True)

@@ -24,6 +24,7 @@ import numpy as np
 from features.errors import ProbeError
 from probe.score import agreement, log_odds, ranking
 from probe.score.calibration import confidence_of, expected_error
+from probe.score.folded import Folded, Scores, scorer_of
 from probe.score.metric_names import list_from, resolve
 
 Array: TypeAlias = Any  # numpy arrays; their dtypes vary with the task
@@ -39,21 +40,25 @@ SPECIFICITY = 0.9  # at which sensitivity is read off
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: `make` (y, p) -> scorer, whether more is better, and what it is called.
+    """A score: `of` (y, p) -> scorer, whether more is better, and what it is called.
 
-    ranking: only the order of each class's scores over the images counts, so that `make` takes
+    ranking: only the order of each class's scores over the images counts, so that `of` takes
     whatever grows with p, ranks or log-odds.
     """
 
     name: str
     title: str
-    make: Callable[[Array, Array], Scorer]
+    of: Callable[[Array, Array], Scorer]
     task: str  # "multiclass", "multilabel"
     higher: bool = True  # False of a loss, which is about probabilities
     ranking: bool = False
 
+    def make(self, y: Array, p: Scores) -> Scorer:
+        """Return a function of weights (B, N) of the images of y and p; of Folded p, by fold."""
+        return scorer_of(self.of, y, p)
 
-def evaluate(metric: Metric, y: Array, p: Array, weights: Array | None = None) -> Array:
+
+def evaluate(metric: Metric, y: Array, p: Scores, weights: Array | None = None) -> Array:
     """Return the metric under each weighting, (B,); weights (B, N) default to one row of ones."""
     scorer = metric.make(y, p)
     if weights is None:
@@ -74,9 +79,14 @@ def evaluate_log_odds(metric: Metric, y: Array, z: Array, weights: Array | None 
     return evaluate(metric, y, scores_for(metric, z), weights)
 
 
-def scores_for(metric: Metric, z: Array) -> Array:
-    """Return what the metric takes of log-odds z (N, K): z where it ranks, else probabilities."""
-    return z if metric.ranking else log_odds.probabilities(z)
+def scores_for(metric: Metric, z: Array, fold: Array | None = None) -> Scores:
+    """Return what the metric takes of log-odds z (N, K): z where it ranks, else probabilities.
+
+    fold (N,) says which of several heads gave each row: ranks are then taken within folds.
+    """
+    if not metric.ranking:
+        return log_odds.probabilities(z)
+    return z if fold is None else Folded(z, fold)
 
 
 # --- one output at a time -----------------------------------------------------------------------
@@ -263,17 +273,21 @@ def unranked(y: Array, classes: Sequence[str]) -> list[str]:
     return [name for name, both_sides in zip(classes, both, strict=True) if not both_sides]
 
 
-def per_output(y: Array, p: Array, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def per_output(
+    y: Array, p: Array, classes: Sequence[str], fold: Array | None = None
+) -> dict[str, dict[str, float | None]]:
     """Return AUROC, average precision and the number of positives of every class or finding.
 
-    y (N,) or (N, L); p (N, K) or (N, L): log-odds, or what else grows with probabilities.
+    y (N,) or (N, L); p (N, K) or (N, L): log-odds, or what else grows with probabilities. fold
+    (N,): of which fold each row is, where several heads gave them.
     """
     names = classes if y.ndim == 2 or len(classes) > 2 else classes[1:]
     ones = np.ones((1, len(y)))
     out = {}
     for name, (truth, score) in zip(names, one_vs_rest(y, p), strict=True):
-        area = float(ranking.auroc(truth, score)(ones)[0])
-        ap = float(ranking.average_precision(truth, score)(ones)[0])
+        scores = score if fold is None else Folded(score, fold)
+        area = float(scorer_of(ranking.auroc, truth, scores)(ones)[0])
+        ap = float(scorer_of(ranking.average_precision, truth, scores)(ones)[0])
         defined = np.isfinite(area)
         out[name] = {
             "auroc": area if defined else None,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from probe.score.delong import delong_difference
+from probe.score.folded import Folded, Scores, joined, with_scores
 from probe.score.intervals import Scale, ends, mean_influences, stretch
 from probe.score.metrics import Metric, mean_score
 from probe.score.resampling import Array, anchored, bayesian, in_blocks, midranks
@@ -44,8 +45,8 @@ class Difference:
 def compare(
     metric: Metric,
     y: NDArray[Any],
-    a: NDArray[Any] | Sequence[NDArray[Any]],
-    b: NDArray[Any] | Sequence[NDArray[Any]],
+    a: Scores | Sequence[Scores],
+    b: Scores | Sequence[Scores],
     subject: NDArray[Any],
     *,
     n: int,
@@ -87,8 +88,8 @@ def compare(
     return Difference(value, low, high, p, test, floor)
 
 
-def _seeds(p: NDArray[Any] | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    return [p] if isinstance(p, np.ndarray) else list(p)
+def _seeds(p: Scores | Sequence[Scores]) -> list[Scores]:
+    return [p] if isinstance(p, np.ndarray | Folded) else list(p)
 
 
 def _less(a: Array | None, b: Array | None) -> Array | None:
@@ -98,8 +99,8 @@ def _less(a: Array | None, b: Array | None) -> Array | None:
 def _exchanged(
     metric: Metric,
     y: NDArray[Any],
-    ours: Sequence[NDArray[Any]],
-    theirs: Sequence[NDArray[Any]],
+    ours: Sequence[Scores],
+    theirs: Sequence[Scores],
     subject: NDArray[Any],
 ) -> Callable[[int, np.random.Generator], Array]:
     """Return a function of B and rng: the difference after exchanging subjects at random, (B,).
@@ -112,8 +113,9 @@ def _exchanged(
     both = []
     for k in range(count):
         pair = ours[k % len(ours)], theirs[k % len(theirs)]
-        pair = (midranks(pair[0]), midranks(pair[1])) if metric.ranking else pair
-        both.append(metric.make(twice, np.concatenate(pair)))
+        if metric.ranking:
+            pair = with_scores(pair[0], midranks), with_scores(pair[1], midranks)
+        both.append(metric.make(twice, joined(pair)))
     names, member = np.unique(subject, return_inverse=True)
 
     def differences(size: int, rng: np.random.Generator) -> Array:

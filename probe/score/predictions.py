@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from features.errors import ProbeError
 from features.manifest import Manifest
 from probe.score import log_odds
+from probe.score.folded import Scores
 from probe.score.intervals import METHODS
+from probe.score.metrics import Metric, scores_for
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class LabelledPredictions:
     columns: Mapping[str, NDArray[Any]]
     has_subjects: bool = True  # else images are taken as independent
     alone: int = 0  # images without a unit, each of which is one of its own
+    fold: NDArray[np.int64] | None = None  # (N,) the outer fold whose head gave each row, if any
+    ranked_together: bool = False  # over all folds, where a fold has too few images to be ranked
 
     @property
     def independent(self) -> str:
@@ -60,27 +64,37 @@ class LabelledPredictions:
         """Return the probabilities, of z's shape (N, K) or (N, L)."""
         return log_odds.probabilities(self.z)
 
+    @property
+    def ranked_within(self) -> NDArray[np.int64] | None:
+        """Return the folds (N,) that images are ranked within; None where all are together."""
+        return None if self.ranked_together else self.fold
+
+    def scores(self, metric: Metric) -> Scores:
+        """Return what the metric takes of them, (N, K) or (N, L)."""
+        return scores_for(metric, self.z, self.ranked_within) if metric.ranking else self.p
+
 
 def labelled_predictions(
     manifest: Manifest,
     rows: NDArray[np.integer],
     y: NDArray[Any],
     z: NDArray[np.float64],
-    y_train: NDArray[Any],
     settings: Scoring,
+    *,
+    fold: NDArray[np.int64] | None = None,
+    ranked_together: bool = False,
 ) -> LabelledPredictions:
     """Return what is scored: one prediction per image, or per unit.
 
-    rows (N,) of the manifest; y (N,) or (N, L), z (N, K) or (N, L) of these. A finding that
-    training showed one side of only has no label here: a head can't rank it, and scored it would be
-    .5.
+    rows (N,) of the manifest; y (N,) or (N, L), z (N, K) or (N, L) and fold (N,) of these.
     """
-    if y.ndim == 2:
-        both = (y_train == 1).any(0) & (y_train == 0).any(0)
-        y = np.where(both, y, np.nan)
     columns = {name: column(manifest, name, rows) for name in settings.by}
     ids, subjects = manifest.id[rows], manifest.subject[rows]
-    per_image = LabelledPredictions(ids, subjects, y, z, columns, manifest.has_subjects)
+    per_image = LabelledPredictions(
+        *(ids, subjects, y, z, columns, manifest.has_subjects),
+        fold=fold,
+        ranked_together=ranked_together,
+    )
     if settings.aggregate is None:
         return per_image
     return aggregate(per_image, column(manifest, settings.unit, rows), settings.aggregate)
@@ -90,7 +104,18 @@ def check_scoring(
     manifest: Manifest, rows: NDArray[np.integer], y: NDArray[Any], settings: Scoring
 ) -> None:
     """Raise ProbeError where columns or units can't be scored, before a fit; rows (N,)."""
-    labelled_predictions(manifest, rows, y, np.zeros((len(y), len(manifest.classes))), y, settings)
+    labelled_predictions(manifest, rows, y, np.zeros((len(y), len(manifest.classes))), settings)
+
+
+def taught(y: NDArray[Any], y_train: NDArray[Any]) -> NDArray[Any]:
+    """Return the labels y, (N,) or (N, L), without findings that training had one side of only.
+
+    A head can't rank such a finding, and scored it would be .5. y_train is (n,) or (n, L).
+    """
+    if y.ndim == 1:
+        return y
+    both = (y_train == 1).any(0) & (y_train == 0).any(0)
+    return np.where(both, y, np.nan)
 
 
 def column(manifest: Manifest, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
@@ -145,5 +170,10 @@ def aggregate(images: LabelledPredictions, units: NDArray[Any], how: str) -> Lab
         )
         for name, v in images.columns.items()
     }
-    subjects, known = images.subjects[first], images.has_subjects
-    return LabelledPredictions(names, subjects, y, z, mixed, known, int(alone.sum()))
+    fold = None if images.fold is None else images.fold[first]  # folds keep a subject together
+    return LabelledPredictions(
+        *(names, images.subjects[first], y, z, mixed, images.has_subjects),
+        alone=int(alone.sum()),
+        fold=fold,
+        ranked_together=images.ranked_together,
+    )

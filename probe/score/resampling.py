@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from probe.score.folded import Scores, joined, with_scores
 from probe.score.metrics import Metric
 
 LEVEL = 0.95
@@ -80,7 +81,7 @@ def in_blocks(
 def bootstrap(
     metrics: Sequence[Metric],
     y: NDArray[Any],
-    p: NDArray[Any],
+    p: Scores,
     subject: NDArray[Any],
     *,
     n: int,
@@ -118,7 +119,7 @@ class Anchored:
 def anchored(
     metric: Metric,
     y: NDArray[Any],
-    p: NDArray[Any],
+    p: Scores,
     subject: NDArray[Any],
     *,
     turned: bool = False,
@@ -133,25 +134,26 @@ def anchored(
     if not metric.higher or p.size > HUGE:
         return Anchored(metric.make(y, p), np.zeros(0))
     if metric.ranking:
-        p = midranks(p)
-    labels, right, wrong = _anchors(y, p, ranking=metric.ranking)
+        p = with_scores(p, midranks)
+    labels, right, wrong = _anchors(y, p.shape, ranking=metric.ranking)
     if turned:
         right, wrong = wrong, right
     each = len(y) / len(np.unique(subject))
     share = RANKED * np.sqrt(each) if metric.ranking else decided * each
     # Each finding is ranked or decided by itself, and has anchors of its own; classes share them.
     A = 2 * len(labels) if y.ndim == 1 else 4
-    scorer = metric.make(np.concatenate([y, labels, labels]), np.concatenate([p, right, wrong]))
+    scorer = metric.make(np.concatenate([y, labels, labels]), joined([p, right, wrong]))
     return Anchored(scorer, np.full(2 * len(labels), share / max(1, A)))
 
 
 def _anchors(
-    y: NDArray[Any], p: NDArray[Any], *, ranking: bool
+    y: NDArray[Any], shape: tuple[int, ...], *, ranking: bool
 ) -> tuple[NDArray[Any], Array, Array]:
     """Return labels of anchors, and for each what is all right and what is all wrong to say.
 
     Of classes, one anchor for each that is there; of findings, one with and one without each that
-    the test set has both of, not known of the others. Answers (N,) are right or wrong calls.
+    the test set has both of, not known of the others. shape is that of the answers, (N, K), (N, L)
+    or, of right and wrong calls, (N,).
     """
     if y.ndim == 2:
         both = np.flatnonzero((y == 1).any(0) & (y == 0).any(0))
@@ -160,15 +162,15 @@ def _anchors(
         is_right = labels == 1
     else:
         labels = np.unique(y)
-        if p.ndim == 1:
+        if len(shape) == 1:
             return labels, labels.astype(float), 1 - labels
-        is_right = labels[:, None] == np.arange(p.shape[1])
+        is_right = labels[:, None] == np.arange(shape[1])
     if ranking:
-        high, low = len(p) + 1.0, 0.0
+        high, low = shape[0] + 1.0, 0.0
         return labels, np.where(is_right, high, low), np.where(is_right, low, high)
     if y.ndim == 2:
         return labels, is_right.astype(float), 1.0 - is_right
-    K = p.shape[1]
+    K = shape[1]
     furthest = np.where(labels < K - 1 - labels, K - 1, 0)  # of ordered classes too
     return labels, is_right.astype(float), np.eye(K)[furthest]
 

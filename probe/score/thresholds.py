@@ -1,11 +1,13 @@
 """Sensitivity and specificity at a threshold that was chosen on other images than the test split's.
 
-Those are what folds or the val split held out.
+Those are what folds or the val split held out. Shapes: N test images, M held-out ones, K classes, L
+findings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,16 @@ from probe.score.intervals import intervals
 from probe.score.metrics import Metric, one_vs_rest
 from probe.score.predictions import LabelledPredictions
 from probe.score.ranking import totals
+
+Labelled = tuple[NDArray[Any], NDArray[np.float64]]  # y (M,) or (M, L), log-odds z (M, K)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What thresholds are chosen on: for the head that is kept, and for each outer fold's head."""
+
+    final: Labelled
+    folds: Sequence[Labelled] = ()  # none where one head gave all predictions
 
 
 def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> float | None:
@@ -41,7 +53,7 @@ def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> flo
 
 
 def at_thresholds(
-    held_out: tuple[NDArray[Any], NDArray[np.float64]],
+    held_out: HeldOut,
     predictions: LabelledPredictions,
     classes: Sequence[str],
     *,
@@ -52,22 +64,28 @@ def at_thresholds(
 ) -> dict[str, dict[str, Any]]:
     """Return per finding (or of two classes, the second) threshold, sensitivity and specificity.
 
-    The threshold is chosen on held_out, (y, z) of images that are not in the test split; the rest
-    is measured on the predictions, with intervals. It is a probability; `log_odds` is what calls
-    were made by, None where infinite; `positives` and `negatives` count the images it was chosen
-    on. Of more than two classes there are none.
+    The threshold is chosen on what was held out for the head that is kept; the rest is measured on
+    the predictions, with intervals, each fold's by the threshold of its own head. It is a
+    probability; `log_odds` is what calls are made by, None where infinite; `positives` and
+    `negatives` count the images it was chosen on. Of more than two classes there are none.
     """
     if predictions.y.ndim == 1 and predictions.z.shape[1] != 2:
         return {}
     names = classes if predictions.y.ndim == 2 else classes[1:]
     out: dict[str, dict[str, Any]] = {}
-    chosen = zip(one_vs_rest(*held_out), one_vs_rest(predictions.y, predictions.z), strict=True)
-    for name, (before, (truth, score)) in zip(names, chosen, strict=True):
-        threshold = choose_threshold(*before, rule)
+    heads = [one_vs_rest(*held_out.final), *(one_vs_rest(*fold) for fold in held_out.folds)]
+    chosen = zip(*heads, strict=True), one_vs_rest(predictions.y, predictions.z)
+    for name, (before, *by_fold), (truth, score) in zip(names, *chosen, strict=True):
+        threshold = choose_threshold(before[0], before[1], rule)
         if threshold is None:
             continue
+        limits = [choose_threshold(of[0], of[1], rule) for of in by_fold] or [threshold]
+        # A fold whose head was given one side only has no threshold, and calls nothing.
+        limit = np.array([np.nan if one is None else one for one in limits])
+        limit = limit[predictions.fold if predictions.fold is not None else 0]
+        truth = np.where(np.isnan(limit), np.nan, truth)
         known = ~np.isnan(truth)
-        called = (score >= threshold).astype(float)
+        called = (score >= limit).astype(float)
         out[name] = {
             "threshold": float(log_odds.probabilities(np.array(threshold))),
             "log_odds": threshold if np.isfinite(threshold) else None,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from probe.score.folded import Scores
 from probe.score.intervals import Scale, influences, stretch
 from probe.score.metrics import Metric, evaluate
 from probe.score.resampling import LEVEL, Array, anchored, bayesian
@@ -56,7 +57,7 @@ class Winner:
 def choose(
     metric: Metric,
     y: NDArray[Any],
-    models: Sequence[Sequence[NDArray[Any]]],
+    models: Sequence[Sequence[Scores]],
     subject: NDArray[Any],
     *,
     n: int,

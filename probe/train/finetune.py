@@ -31,7 +31,8 @@ from features.store import FeatureStore
 from probe import protocols, results
 from probe.heads import fit_heads
 from probe.score import metrics
-from probe.score.predictions import labelled_predictions
+from probe.score.predictions import labelled_predictions, taught
+from probe.score.thresholds import HeldOut
 from probe.tested import evaluate, remarks, to_predictions
 from probe.train import checkpoints
 from probe.train.feeds import Images, StoredFeatures, recipe_of
@@ -201,14 +202,13 @@ def _tested(
         predict(model, task, part, training.batch_size, device) for part in (task.val, rows.test)
     )
     scoring = replace(settings, seed=training.seed)
-    predictions = labelled_predictions(
-        manifest, rows.test, task.y[rows.test], z_test, task.y[task.train], scoring
-    )
+    y = taught(task.y[rows.test], task.y[task.train])
+    predictions = labelled_predictions(manifest, rows.test, y, z_test, scoring)
     evaluation = evaluate(
         manifest,
         predictions,
         task.metric,
-        held_out=(task.y[task.val], z_val),
+        held_out=HeldOut((task.y[task.val], z_val)),
         chosen_on=rows.chosen_on,
         settings=scoring,
     )

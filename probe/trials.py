@@ -1,0 +1,117 @@
+"""Which rows train and which are tested, for each result of a feature.
+
+A trial is what one result is of. Its training sets are fitted together with those of all other
+trials; each has folds of its own that choose C. Rows are numbered as in Data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import ProbeError
+from features.manifest import Manifest
+from probe import splits
+from probe.choose import Selection, TrainingSet
+from probe.data import Data
+from probe.probing import ProbeSettings
+from probe.score import metrics
+from probe.score.predictions import LabelledPredictions
+
+UNTESTED = -1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one result is of: training sets, and whose head is tested on which of the N rows.
+
+    The first training set's head is the one that is kept. tested_by (N,) is the number of a
+    training set, or UNTESTED. Of outer folds, set 1 + f is without fold f, which its head is tested
+    on, and the first set is all rows.
+    """
+
+    training_sets: tuple[TrainingSet, ...]
+    tested_by: NDArray[np.int64]
+    outer: str = ""  # what outer folds these are; "" where the first head is tested
+
+    @property
+    def seed(self) -> int:
+        """Return what drew it."""
+        return self.training_sets[0].seed
+
+
+def trials_of(
+    manifest: Manifest, data: Data, settings: ProbeSettings, shots: int | None
+) -> list[Trial]:
+    """Return the trials of a number of shots, one per seed: draws of shots, deals of outer folds.
+
+    Raises ProbeError for more folds than subjects, and for shots of images with several labels.
+    """
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    if settings.outer is not None:
+        return [_nested(manifest, data, settings, seed) for seed in seeds]
+    train, tested_by = np.flatnonzero(data.train), np.where(data.train, UNTESTED, 0)
+    if shots is None:
+        k = _check_folds(settings.folds, manifest, data.rows[train])
+        folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
+        return [Trial((TrainingSet(np.arange(len(train)), folds, settings.seed),), tested_by)]
+    if manifest.task != "multiclass":
+        raise ProbeError(
+            "--shots counts images per class, and images of this data set have several "
+            "findings: leave --shots out, or extract one finding as a class of its own "
+            "(--label-col, --name)"
+        )
+    trials = []
+    for seed in seeds:
+        rows = splits.few(data.y[train], manifest.subject[data.rows[train]], shots, seed=seed)
+        folds = splits.within(manifest, data.rows[train[rows]], k=settings.folds, seed=seed)
+        trials.append(Trial((TrainingSet(rows, folds, seed, shots),), tested_by))
+    return trials
+
+
+def _nested(manifest: Manifest, data: Data, settings: ProbeSettings, seed: int) -> Trial:
+    """Return the trial of one deal of outer folds, each training set with inner folds."""
+    assert settings.outer is not None
+    outer = splits.outer(manifest, data.rows, k=settings.outer, seed=seed)
+    sets = []
+    for without in (UNTESTED, *range(int(outer.part.max()) + 1)):
+        kept = np.flatnonzero(outer.part != without)
+        k = _check_folds(settings.folds, manifest, data.rows[kept])
+        inner = splits.dealt(manifest, data.rows[kept], k=k, seed=seed)
+        sets.append(TrainingSet(kept, inner, seed))
+    return Trial(tuple(sets), 1 + outer.part, outer.kind)
+
+
+def _check_folds(k: int, manifest: Manifest, rows: NDArray[np.integer]) -> int:
+    subjects = len(np.unique(manifest.subject[rows]))
+    if not 2 <= k <= subjects:
+        raise ProbeError(
+            f"{k} folds of {subjects} training subjects: want 2 to {subjects}, see --folds"
+        )
+    return k
+
+
+def of_outer_folds(
+    trial: Trial,
+    selections: Sequence[Selection],
+    predictions: LabelledPredictions,
+    metric: metrics.Metric,
+) -> dict[str, Any]:
+    """Return what a result says of its outer folds: what they are, and of each score, size, C."""
+    if not trial.outer:
+        return {}
+    folds = [np.flatnonzero(predictions.fold == f) for f in range(len(selections) - 1)]
+    said: dict[str, Any] = {"kind": trial.outer, "n": [len(rows) for rows in folds]}
+    if not predictions.ranked_together:
+        each = [
+            metrics.evaluate_log_odds(metric, predictions.y[rows], predictions.z[rows])[0]
+            for rows in folds
+        ]
+        said["scores"] = [float(v) if np.isfinite(v) else None for v in each]
+    name = "chosen" if "chosen" in selections[0].folds else "C"
+    own = [one.folds.get("chosen") if name == "chosen" else one.C for one in selections[1:]]
+    return said | ({} if None in own else {name: own})
