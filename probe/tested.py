@@ -158,6 +158,11 @@ def remarks(
     notes += no_finding_note(manifest, found)
     if uncertain:
         notes.append(f"uncertain labels: {uncertain}")
+    if predictions.ranked_together:
+        notes.append(
+            "AUROC and its like: images of all folds are ranked together, each by its own fold's "
+            "head, as a fold is too small to be ranked; that is too low on average (Airola 2011)"
+        )
     if not predictions.has_subjects:
         notes.append("no subjects are known: images are taken as independent")
     ends = found.ci_low, found.ci_high

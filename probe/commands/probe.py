@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     Probe = Callable[[Path, tuple[str, ...]], list[Result]]  # store, columns to score by
 
+FEW = 1000  # images
 SHOWN = 8  # stores of a folder that an error names
 
 
@@ -182,6 +183,23 @@ def say_results(results: Sequence[Result], out: Path, *, trained: bool) -> None:
         )
     say_draws(results)
     say_audit(results[0])
+    say_outer(results[0])
+
+
+def say_outer(result: Result) -> None:
+    """Say on standard error that more images could be tested, where few are and no split is given.
+
+    FEW images: of more a fifth is enough to test, and folds take longer. It isn't the default: the
+    numbers of one test split are what others compare with, and what `finetune` can be held against.
+    """
+    drawn = any(note.startswith("split: drawn") for note in result.notes)
+    images = result.n_train + result.n_test
+    if drawn and not result.outer and not result.shots and images < FEW and result.n_train:
+        echo(
+            f"  --outer 5 would test each of the {images} images once, and not {result.n_test} of "
+            "them: the interval would be shorter",
+            err=True,
+        )
 
 
 def refuse(trained: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from probe.score.folded import Scores, joined, with_scores
+from probe.score.folded import Folded, Scores, joined, with_scores
 from probe.score.metrics import Metric
 
 LEVEL = 0.95
@@ -30,6 +30,7 @@ MAX_GROUPS = 2000  # groups of subjects at most whose influence is measured one 
 # than one that is called wrongly. Chosen by simulation (benchmarks/bench_statistics.py).
 DECIDED, RANKED = 0.6, 0.15
 FLAWLESS = 2.0  # where every decision is right: Clopper and Pearson's lower end, as Laplace's prior
+MIN_SHAPE = 0.25  # of gamma weights: that of 2.7 subjects
 HUGE = 1 << 27  # scores of a test set that is not copied for anchors, which hardly move so many
 MANY = 200  # subjects of a class with which no correction for few is worth its time
 
@@ -52,13 +53,19 @@ def bootstrap_weights(subject: NDArray[Any], n: int, rng: np.random.Generator) -
     return np.ascontiguousarray(counts.T)[member].T
 
 
-def bayesian_weights(subject: NDArray[Any], n: int, rng: np.random.Generator) -> Array:
+def bayesian_weights(
+    subject: NDArray[Any], n: int, rng: np.random.Generator, shape: Array | None = None
+) -> Array:
     """Return weights of the Bayesian bootstrap of the subjects, exponential with mean 1, (n, N).
 
-    No subject and so no class is ever lost.
+    shape (N,): gamma weights of these shapes and mean 1 instead. No subject and so no class is ever
+    lost.
     """
-    names, member = np.unique(subject, return_inverse=True)
-    return rng.standard_exponential((len(names), n))[member].T
+    names, first, member = np.unique(subject, return_index=True, return_inverse=True)
+    if shape is None:
+        return rng.standard_exponential((len(names), n))[member].T
+    own = shape[first][:, None]
+    return (rng.standard_gamma(own, (len(names), n)) / own)[member].T
 
 
 def in_blocks(
@@ -108,6 +115,7 @@ class Anchored:
 
     scorer: Scorer  # weights (B, N + A) -> (B,)
     prior: Array
+    shape: Array | None = None  # (N,) of the gamma weights of images; None for exponential ones
 
     def value(self, weights: NDArray[Any] | None = None, n: int = 0) -> Array:
         """Return the scores of weightings (B, N), or of n images alike; anchors at their mean."""
@@ -143,7 +151,30 @@ def anchored(
     # Each finding is ranked or decided by itself, and has anchors of its own; classes share them.
     A = 2 * len(labels) if y.ndim == 1 else 4
     scorer = metric.make(np.concatenate([y, labels, labels]), joined([p, right, wrong]))
-    return Anchored(scorer, np.full(2 * len(labels), share / max(1, A)))
+    shape = _shapes(y, p.fold, subject) if isinstance(p, Folded) else None
+    return Anchored(scorer, np.full(2 * len(labels), share / max(1, A)), shape)
+
+
+def _shapes(y: NDArray[Any], fold: NDArray[Any], subject: NDArray[Any]) -> Array:
+    """Return the shape of each image's gamma weight, (N,), so that few of a fold spread enough.
+
+    With m subjects of a class in a fold, their mean under weights of shape a has the variance
+    s^2 (m - 1) / (m (m a + 1)), where s^2 / m is wanted, so a = (m - 2) / m. Of exponential weights
+    (a = 1) it is too small by (m - 1) / (m + 1): little for a whole test set, much for the few of a
+    fold. y (N,) or (N, L): of findings, m is the middle one of the rarer sides.
+    """
+    m = np.empty(len(y))
+    for f in np.unique(fold):
+        rows = np.flatnonzero(fold == f)
+        if y.ndim == 1:
+            for k in np.unique(y[rows]):
+                mine = rows[y[rows] == k]
+                m[mine] = len(np.unique(subject[mine]))
+            continue
+        rarer = np.minimum((y[rows] == 1).sum(0), (y[rows] == 0).sum(0))
+        share = len(np.unique(subject[rows])) / len(rows)
+        m[rows] = max(1.0, share * float(np.median(rarer[rarer > 0]))) if rarer.any() else 1.0
+    return np.asarray(np.maximum((m - 2) / m, MIN_SHAPE))
 
 
 def _anchors(
@@ -193,9 +224,11 @@ def bayesian(
 
     Anchors' weights are gamma with their prior as shape; scorers with as many anchors share them.
     """
+    shapes = [one.shape for one in scorers if one.shape is not None]
+    shape = np.mean(shapes, axis=0) if shapes else None
 
     def score(size: int, own: np.random.Generator) -> Array:
-        weights = bayesian_weights(subject, size, own)
+        weights = bayesian_weights(subject, size, own, shape)
         given: dict[tuple[float, ...], Array] = {}
         out = []
         for one in scorers:
