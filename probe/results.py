@@ -128,6 +128,14 @@ class Result:
         return ""
 
     @property
+    def tested(self) -> str:
+        """Say on what it was tested: "49 test images", or all images in outer folds."""
+        one = "" if self.n_test == 1 else "s"
+        if not self.outer:
+            return f"{self.n_test} test image{one}"
+        return f"{self.n_test} image{one}, each tested once by a head without its outer fold"
+
+    @property
     def identity(self) -> Identity:
         """Return what tells it from other results."""
         return Identity(**{f.name: getattr(self, f.name) for f in fields(Identity)})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 from features.errors import ProbeError
 from features.manifest import Manifest
@@ -25,30 +28,46 @@ def folds(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -
     val = manifest.split[rows] == "val"
     if val.any():
         return Folds("the val split", val[None])
-    return dealt(manifest, rows, k=k, seed=seed)
-
-
-def dealt(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -> Folds:
-    """Return k folds over rows (n,), stratified, by subject, whatever splits are given."""
-    part = deal(manifest.subject[rows], manifest.label[rows], [1 / k] * k, seed=seed)
     by = "subject" if manifest.has_subjects else "image"
+    return dealt(manifest.subject[rows], manifest.label[rows], k=k, seed=seed, by=by)
+
+
+def dealt(
+    group: NDArray[np.str_], label: NDArray[np.integer], *, k: int, seed: int, by: str
+) -> Folds:
+    """Return k stratified folds of rows, by their groups (n,) and labels, (n,) or (n, L)."""
+    part = deal(group, label, [1 / k] * k, seed=seed)
     return Folds(f"{k} stratified folds by {by}, seed {seed}", part == np.arange(k)[:, None])
 
 
 @dataclass(frozen=True)
 class Outer:
-    """Outer folds: part (n,) is the fold that tests each of n rows, by heads of the other folds."""
+    """Outer folds of n rows: part (n,) is the fold that tests each, by a head of the other folds.
+
+    group (n,) names what must stay together, in inner folds too.
+    """
 
     kind: str
     part: NDArray[np.int64]
+    group: NDArray[np.str_]
+    by: str
 
 
-def outer(manifest: Manifest, rows: NDArray[np.integer], *, k: int | str, seed: int) -> Outer:
+def outer(
+    manifest: Manifest,
+    rows: NDArray[np.integer],
+    *,
+    k: int | str,
+    seed: int,
+    hashes: Sequence[str] | None = None,
+) -> Outer:
     """Return outer folds over rows (n,): k stratified ones by subject, or "subject", one for each.
 
-    Raises ProbeError for more folds than subjects, and where no subjects are known to leave out.
+    hashes (N,), of each image's bytes: subjects that share a file are dealt as one. Raises
+    ProbeError for more folds than subjects, and where no subjects are known to leave out.
     """
-    names, member = np.unique(manifest.subject[rows], return_inverse=True)
+    group = _together(manifest.subject[rows], [hashes[i] for i in rows] if hashes else None)
+    names, member = np.unique(group, return_inverse=True)
     by = "subject" if manifest.has_subjects else "image"
     if k == "subject":
         if not manifest.has_subjects:
@@ -56,13 +75,30 @@ def outer(manifest: Manifest, rows: NDArray[np.integer], *, k: int | str, seed: 
                 f"{manifest.dataset} has no subjects to leave out one by one: extract again with "
                 "--subject-col, or take a number of --outer folds"
             )
-        return Outer(f"each of {len(names)} subjects left out in turn", member)
+        return Outer(f"each of {len(names)} subjects left out in turn", member, group, by)
     if not 2 <= int(k) <= len(names):
         raise ProbeError(
             f"{k} outer folds of {len(names)} {by}s: want 2 to {len(names)}, see --outer"
         )
-    folds = dealt(manifest, rows, k=int(k), seed=seed)
-    return Outer(f"{k} stratified outer folds by {by}, seed {seed}", folds.held_out.argmax(0))
+    part = deal(group, manifest.label[rows], [1 / int(k)] * int(k), seed=seed)
+    return Outer(f"{k} stratified outer folds by {by}, seed {seed}", part, group, by)
+
+
+def _together(subject: NDArray[np.str_], hashes: Sequence[str] | None) -> NDArray[np.str_]:
+    """Return a group for each row (n,): its subject, or the first of those that share files."""
+    if hashes is None:
+        return subject
+    names, member = np.unique(subject, return_inverse=True)
+    known = [i for i, one in enumerate(hashes) if one]
+    _, file = np.unique([hashes[i] for i in known], return_inverse=True)
+    # A graph of subjects and files, an edge for each image: what is connected stays together.
+    size = len(names) + len(known)
+    edges = csr_matrix(
+        (np.ones(len(known)), (member[known], len(names) + file)), shape=(size, size)
+    )
+    component = connected_components(edges, directed=False)[1][: len(names)]
+    _, first, place = np.unique(component, return_index=True, return_inverse=True)
+    return np.asarray(names[first[place]][member])
 
 
 def few(

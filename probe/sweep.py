@@ -74,12 +74,12 @@ def probe_all(
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
         metric = metric_of(manifest, asked.metric)
-        leaks = audit_splits(store, manifest, strict=asked.strict_splits)
+        outer = resolved.outer is not None
+        leaks = audit_splits(store, manifest, strict=asked.strict_splits, outer=outer)
         for feature in _features(store, asked.feature):
-            nested = resolved.outer is not None
             how = (resolved.uncertain, resolved.device)
-            data = load(store, manifest, feature, *how, outer=nested)
-            tested = np.ones(len(data.rows), dtype=bool) if nested else ~data.train
+            data = load(store, manifest, feature, *how, outer=outer)
+            tested = np.ones(len(data.rows), dtype=bool) if outer else ~data.train
             check_scoring(manifest, data.rows[tested], data.y[tested], resolved)
             problem = _Problem(
                 store=store,
@@ -94,7 +94,7 @@ def probe_all(
             )
             for shots in resolved.shots:
                 started = time.perf_counter()
-                trials = trials_of(manifest, data, resolved, shots)
+                trials = trials_of(manifest, data, resolved, shots, store.hashes())
                 chosen = problem.choose(trials, fit, progress)
                 controls = problem.fit_controls(trials, fit)
                 seconds = (time.perf_counter() - started) / len(trials)
@@ -212,7 +212,8 @@ class _Problem:
         )
         uncertain = settings.uncertain if manifest.task == "multilabel" else ""
         y_train = data.y[data.train][subset.rows]
-        notes = remarks(manifest, y_train, predictions, evaluation, settings, uncertain)
+        dealt = replace(manifest, split_from=trial.outer) if trial.outer else manifest
+        notes = remarks(dealt, y_train, predictions, evaluation, settings, uncertain)
         shuffled = None
         if control:
             answers = self._predictions(trial, control, settings)

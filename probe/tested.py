@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.audit import audit
 from features.errors import ProbeError
-from features.manifest import NUMBER, Manifest
+from features.manifest import NUMBER, SPLITS, Manifest
 from features.store import DONE, FeatureStore
 from probe.results import Evaluation, Predictions
 from probe.score import evaluation, metrics
@@ -45,15 +46,24 @@ def metric_of(manifest: Manifest, asked: str | None) -> Metric:
     return metrics.find(name, manifest.task)
 
 
-def audit_splits(store: FeatureStore, manifest: Manifest, *, strict: bool) -> dict[str, Any]:
-    """Return what the audit of the splits found. Raises ProbeError for leaks where `strict`."""
+def audit_splits(
+    store: FeatureStore, manifest: Manifest, *, strict: bool, outer: bool = False
+) -> dict[str, Any]:
+    """Return what the audit of the splits found. Raises ProbeError for leaks where `strict`.
+
+    outer: images are tested in outer folds, which keep subjects and identical files together, so
+    that nothing leaks, whatever part of the split they are in.
+    """
+    if outer:
+        split = np.where(np.isin(manifest.split, SPLITS), SPLITS[0], manifest.split)
+        manifest = replace(manifest, split=split)
     found = audit(manifest, hashes=store.hashes(), usable=store.done == DONE)
     if strict and found.leaks:
         raise ProbeError(
             f"{store.path}: {found.line()}. See `medprobe audit {store.path}`, or --split drawn"
         )
     return {
-        "line": found.line(),
+        "line": found.line().replace("the splits", "the outer folds" if outer else "the splits"),
         "leaks": len(found.leaks),
         "conflicts": len(found.conflicts),
     }

@@ -45,18 +45,25 @@ class Trial:
 
 
 def trials_of(
-    manifest: Manifest, data: Data, settings: ProbeSettings, shots: int | None
+    manifest: Manifest,
+    data: Data,
+    settings: ProbeSettings,
+    shots: int | None,
+    hashes: Sequence[str] | None = None,
 ) -> list[Trial]:
     """Return the trials of a number of shots, one per seed: draws of shots, deals of outer folds.
+
+    hashes (N,) of the bytes of the manifest's images: identical ones are in one outer fold.
 
     Raises ProbeError for more folds than subjects, and for shots of images with several labels.
     """
     seeds = range(settings.seed, settings.seed + settings.seeds)
     if settings.outer is not None:
-        return [_nested(manifest, data, settings, seed) for seed in seeds]
+        return [_nested(manifest, data, settings, seed, hashes) for seed in seeds]
     train, tested_by = np.flatnonzero(data.train), np.where(data.train, UNTESTED, 0)
     if shots is None:
-        k = _check_folds(settings.folds, manifest, data.rows[train])
+        subjects = len(np.unique(manifest.subject[data.rows[train]]))
+        k = _check_folds(settings.folds, subjects)
         folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
         return [Trial((TrainingSet(np.arange(len(train)), folds, settings.seed),), tested_by)]
     if manifest.task != "multiclass":
@@ -73,21 +80,27 @@ def trials_of(
     return trials
 
 
-def _nested(manifest: Manifest, data: Data, settings: ProbeSettings, seed: int) -> Trial:
+def _nested(
+    manifest: Manifest,
+    data: Data,
+    settings: ProbeSettings,
+    seed: int,
+    hashes: Sequence[str] | None,
+) -> Trial:
     """Return the trial of one deal of outer folds, each training set with inner folds."""
     assert settings.outer is not None
-    outer = splits.outer(manifest, data.rows, k=settings.outer, seed=seed)
+    outer = splits.outer(manifest, data.rows, k=settings.outer, seed=seed, hashes=hashes)
     sets = []
     for without in (UNTESTED, *range(int(outer.part.max()) + 1)):
         kept = np.flatnonzero(outer.part != without)
-        k = _check_folds(settings.folds, manifest, data.rows[kept])
-        inner = splits.dealt(manifest, data.rows[kept], k=k, seed=seed)
+        k = _check_folds(settings.folds, len(np.unique(outer.group[kept])))
+        label = manifest.label[data.rows[kept]]
+        inner = splits.dealt(outer.group[kept], label, k=k, seed=seed, by=outer.by)
         sets.append(TrainingSet(kept, inner, seed))
     return Trial(tuple(sets), 1 + outer.part, outer.kind)
 
 
-def _check_folds(k: int, manifest: Manifest, rows: NDArray[np.integer]) -> int:
-    subjects = len(np.unique(manifest.subject[rows]))
+def _check_folds(k: int, subjects: int) -> int:
     if not 2 <= k <= subjects:
         raise ProbeError(
             f"{k} folds of {subjects} training subjects: want 2 to {subjects}, see --folds"

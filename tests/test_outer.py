@@ -53,7 +53,7 @@ def test_the_same_C_and_probabilities_as_scikit_learn_in_every_outer_fold(tmp_pa
     said = read_predictions(tmp_path / "out" / result.predictions)
     for f in range(4):
         train = rows[part != f]
-        inner = dealt(manifest, train, k=3, seed=2).held_out
+        inner = dealt(SUBJECT[train], y[train], k=3, seed=2, by="subject").held_out
         cv = [(np.flatnonzero(~held), np.flatnonzero(held)) for held in inner]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,6 +87,21 @@ def test_no_subject_is_tested_by_a_head_that_saw_it_and_the_kept_head_has_all(tm
     assert called == truth  # trained on all, it knows each subject
     model = LogisticRegression(C=1e4, tol=1e-10, max_iter=10_000).fit(codes, y)
     assert (model.predict(codes) == y).all()
+
+
+def test_identical_images_of_two_subjects_are_in_one_fold():
+    manifest = make_manifest(Y2, subject=SUBJECT)
+    plain = outer(manifest, np.arange(N), k=5, seed=0).part
+    a, b, c = (np.flatnonzero(plain == f)[0] for f in (0, 1, 2))
+    hashes = [f"{i:064x}" for i in range(N)]
+    hashes[b] = hashes[a]
+    hashes[c ^ 1] = hashes[b ^ 1]  # the other image of each subject
+    part = outer(manifest, np.arange(N), k=5, seed=0, hashes=hashes).part
+    assert len({part[i] for i in (a, a ^ 1, b, b ^ 1, c, c ^ 1)}) == 1
+    for subject in np.unique(SUBJECT):
+        assert len(set(part[subject == SUBJECT])) == 1
+    apart = outer(manifest, np.arange(N), k=5, seed=0, hashes=[""] * N).part
+    np.testing.assert_array_equal(apart, plain)
 
 
 def test_rankings_are_averaged_over_folds_and_decisions_are_pooled(tmp_path):
