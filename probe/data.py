@@ -101,12 +101,13 @@ def load(
 
 
 def _labelled(label: NDArray[np.int32]) -> NDArray[np.bool_]:
-    there = label[:, None] != NO_LABEL if label.ndim == 1 else label != NOT_STATED
-    return np.asarray(there.any(1))
+    """Return which images have a label, (N,), or a stated finding; label (N,) or (N, L)."""
+    stated = label[:, None] != NO_LABEL if label.ndim == 1 else label != NOT_STATED
+    return np.asarray(stated.any(1))
 
 
 def _targets(label: NDArray[np.int32], uncertain: str) -> NDArray[Any]:
-    """Return class indices as they are; states of findings as 1, 0 or NaN (left out)."""
+    """Return class indices (N,) as they are; states of findings (N, L) as 1, 0 or NaN."""
     if label.ndim == 1:
         return label.astype(np.int64)
     y = np.full(label.shape, np.nan)

@@ -48,6 +48,7 @@ def confusion(predictions: Predictions) -> NDArray[np.int64]:
 
 
 def _confusion(counts: NDArray[np.int64], classes: Sequence[str], stem: str) -> Heat:
+    """Draw counts (K, K), label by predicted class, coloured by their share of the label."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right, N, K = int(np.trace(counts)), int(counts.sum()), len(classes)
     return Heat(

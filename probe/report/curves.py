@@ -88,7 +88,7 @@ def _curves(truth: NDArray[Any], score: NDArray[Any], weights: Array) -> tuple[A
 
 
 def _alone(truth: NDArray[Any], subjects: NDArray[Any]) -> str:
-    """Say on which side of an output there is one subject only; "" where on neither."""
+    """Return on which side of truth (N,) there is one subject (N,) only; "" where on neither."""
     for value, word in ((1, "with"), (0, "without")):
         if len(np.unique(subjects[truth == value])) < 2:
             return f"one test {{}} {word} it"
