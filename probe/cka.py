@@ -87,9 +87,9 @@ def _shared(stores: Sequence[FeatureStore]) -> list[NDArray[np.int64]]:
             f"{names} have {len(common)} images in common: want {LEAST}, of the same data set"
         )
     shared = []
-    for names, rows in zip(ids, done, strict=True):
-        order = np.argsort(names)
-        shared.append(rows[order][np.searchsorted(names[order], np.sort(common))])
+    for own, rows in zip(ids, done, strict=True):
+        order = np.argsort(own)
+        shared.append(rows[order][np.searchsorted(own[order], np.sort(common))])
     return shared
 
 

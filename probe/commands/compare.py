@@ -46,9 +46,10 @@ def compare(
 ) -> None:
     """Say whether the models of RESULTS differ: in pairs on each data set, by ranks over all.
 
-    The p of a pair is of a permutation test by subject, or of DeLong's for the AUROC of two classes
-    and independent images, and Holm's for the number of pairs of a data set. The best model of a
-    data set is also held against the rest with an allowance for having searched for it.
+    A pair's p-value is of a permutation test by subject, or of DeLong's test for the AUROC of two
+    classes and independent images. It is adjusted by Holm's method for the number of pairs of a
+    data set. The best model of a data set is also compared with the rest by a test that corrects
+    for having selected it.
 
     \b
     medprobe compare results
