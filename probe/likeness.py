@@ -86,13 +86,13 @@ def measure(chunks: Chunks, subjects: NDArray[Any]) -> Seen | None:
         return mean + shift, variance.clamp(min=0).sqrt()
 
     others = [moments(torch.arange(parts) != p) for p in range(parts)]
-    found = torch.zeros(len(part), dtype=torch.float64)
+    far = torch.zeros(len(part), dtype=torch.float64)
     for rows, X in _with_places(chunks):
         for p, (mean, scale) in enumerate(others):
-            mine = part[rows] == p
-            found[rows.start : rows.stop][mine] = distances(X[mine], mean, scale)
+            of_part = part[rows] == p
+            far[rows.start : rows.stop][of_part] = distances(X[of_part], mean, scale)
     mean, scale = moments(torch.ones(parts, dtype=torch.bool))
-    return Seen(mean, scale, float(np.quantile(found.numpy(), SHARE)), len(part))
+    return Seen(mean, scale, float(np.quantile(far.numpy(), SHARE)), len(part))
 
 
 def _with_places(chunks: Chunks) -> Iterator[tuple[slice, Tensor]]:
