@@ -65,12 +65,12 @@ def probe_all(
     """Probe a store and return a result per feature, number of shots and seed.
 
     Writes heads, predictions and lines of results.jsonl into `out`. fit solves linear heads, in
-    this process or over rows that others hold. Raises StoreError for a store
-    that can't be read, ProbeError for labels or options no head can be fitted to.
+    this process or over rows that others hold. Raises StoreError for a store that can't be read,
+    ProbeError for labels or options that no head can be fitted to.
     """
     asked = settings or ProbeOptions()
     resolved = asked.resolve()
-    found = []
+    found: list[results.Result] = []
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
         metric = metric_of(manifest, asked.metric)
@@ -104,6 +104,7 @@ def probe_all(
 
 
 def _features(store: FeatureStore, asked: str | None) -> list[str]:
+    """Return the feature asked for, the store's default, or with "all" every vector in it."""
     if asked != "all":
         return [asked or store.default_feature]
     return [name for name, shape in store.features.items() if len(shape) == 1]

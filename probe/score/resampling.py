@@ -95,7 +95,10 @@ def bootstrap(
     rng: np.random.Generator,
     draw: DrawWeights = bootstrap_weights,
 ) -> dict[str, Array]:
-    """Return every metric's scores on the same n resamples of the subjects, name -> (n,)."""
+    """Return every metric's scores on the same n resamples of the subjects, name -> (n,).
+
+    y (N,) or (N, L), p (N, K) or (N, L), subject (N,).
+    """
     scorers = {metric.name: metric.make(y, p) for metric in metrics}
 
     def score(size: int, own: np.random.Generator) -> Array:
@@ -220,9 +223,10 @@ def bayesian(
     n: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Return what each scorer gives in the same n draws of the Bayesian bootstrap, (n, scorers).
+    """Return each scorer's scores in the same n draws of the Bayesian bootstrap, (n, scorers).
 
-    Anchors' weights are gamma with their prior as shape; scorers with as many anchors share them.
+    subject (N,). Anchors' weights are gamma with their prior as shape; scorers with as many anchors
+    share them.
     """
     shapes = [one.shape for one in scorers if one.shape is not None]
     shape = np.mean(shapes, axis=0) if shapes else None
