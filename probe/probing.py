@@ -21,7 +21,7 @@ class Settings(Scoring):
     """How to probe, as asked. None takes the protocol's, the store's or the task's own."""
 
     protocol: str = "dinov2-logreg"
-    head: str | None = None  # linear or knn
+    head: str | None = None  # linear, knn or zero-shot
     feature: str | None = None  # "all": every vector in the store
     metric: str | None = None
     C: tuple[float, ...] | None = None
@@ -55,6 +55,9 @@ class Settings(Scoring):
             raise ProbeError("a knn head has no strengths: leave --C out, or take --head linear")
         if head != "knn" and (self.k or self.temperature):
             raise ProbeError("--k and --temperature are of --head knn: leave them out")
+        if head == "zero-shot":
+            protocol = protocols.find(head)
+            self._check_untrained()
         if head == "knn":
             protocol = protocols.find("knn") if protocol.head != "knn" else protocol
         scoring = {one.name: getattr(self, one.name) for one in fields(Scoring)}
@@ -73,6 +76,15 @@ class Settings(Scoring):
             device=self.device,
             tol=self.tol,
         )
+
+    def _check_untrained(self) -> None:
+        """Raise ProbeError for settings of training, where there is none."""
+        names = {"C": self.C, "folds": self.folds, "shots": self.shots, "seeds": self.seeds}
+        for name, value in (names | {"control": self.control}).items():
+            if value is not None:
+                raise ProbeError(
+                    f"a zero-shot head is not trained: leave --{name} out, or take --head linear"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

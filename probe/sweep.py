@@ -37,6 +37,7 @@ from probe.score.predictions import (
 )
 from probe.solve.path import Progress
 from probe.tested import audit_splits, evaluate, metric_of, remarks, scored, to_predictions
+from probe.zero_shot import HEAD, Asked, ZeroShot, zero_shot
 
 __all__ = ["Settings", "probe", "probe_all"]
 
@@ -56,21 +57,26 @@ def probe_all(
     versions: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     fit: Fit = fit_heads,
+    text: Asked | None = None,
 ) -> list[results.Result]:
     """Probe a store and return a result per feature, number of shots and seed.
 
     Writes heads, predictions and lines of results.jsonl into `out`. fit solves linear heads, in
-    this process or over rows that others hold. Raises StoreError for a store
-    that can't be read, ProbeError for labels or options no head can be fitted to.
+    this process or over rows that others hold. text: the prompts of a zero-shot head. Raises
+    StoreError for a store that can't be read, ProbeError for labels or options no head can be
+    fitted to.
     """
     asked = settings or Settings()
     resolved = asked.resolve()
+    if (resolved.head == HEAD) != (text is not None):
+        raise ProbeError("prompts (--prompts) and --head zero-shot go together: give both, or none")
     found = []
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
         metric = metric_of(manifest, asked.metric)
         leaks = audit_splits(store, manifest, strict=asked.strict_splits)
-        for feature in _features(store, asked.feature):
+        made = zero_shot(store, manifest, text, asked.feature) if text else None
+        for feature in [made.feature] if made else _features(store, asked.feature):
             data = load(store, manifest, feature, resolved.uncertain, resolved.device)
             check_scoring(manifest, data.rows[~data.train], data.y[~data.train], resolved)
             problem = _Problem(
@@ -83,6 +89,7 @@ def probe_all(
                 audit=leaks,
                 out=out,
                 about={"command": command, "versions": dict(versions or {})},
+                text=made,
             )
             for shots in resolved.shots:
                 started = time.perf_counter()
@@ -114,11 +121,14 @@ class _Problem:
     audit: dict[str, Any]
     out: Path
     about: dict[str, Any]
+    text: ZeroShot | None = None
 
     def training_sets(self, shots: int | None) -> list[TrainingSet]:
         """Return the training sets of a number of shots, one per seed; all rows once."""
         manifest, data, settings = self.manifest, self.data, self.settings
         train = np.flatnonzero(data.train)
+        if self.text:
+            return [self.text.training_set(settings.seed)]
         if shots is None:
             k = _check_folds(settings.folds, manifest, data)
             folds = splits.folds(manifest, data.rows[train], k=k, seed=settings.seed)
@@ -148,6 +158,8 @@ class _Problem:
         settings, data = self.settings, self.data
         features, y = data.features.take(data.train), data.y[data.train]
         y = y if order is None else y[order]
+        if self.text:
+            return [self.text.selection(features, y)]
         about: dict[str, Any] = {"classes": self.manifest.classes, "metric": self.metric}
         if settings.head == "linear" and settings.protocol.l2 is not None:
             return choose.least_squares(features, y, subsets, l2=settings.protocol.l2, **about)
@@ -202,8 +214,9 @@ class _Problem:
             settings=settings,
         )
         uncertain = settings.uncertain if manifest.task == "multilabel" else ""
-        y_train = data.y[data.train][subset.rows]
-        notes = remarks(manifest, y_train, predictions, evaluation, settings, uncertain)
+        notes = remarks(
+            manifest, self._taught(subset), predictions, evaluation, settings, uncertain
+        )
         shuffled = None
         if control:
             answers = self._predictions(control, subset, settings)
@@ -219,7 +232,9 @@ class _Problem:
             scored_by=settings.scored_by,
             shots=subset.shots,
             seed=subset.seed,
-            settings=settings.of_head(settings.strengths(data.features, manifest.classes)),
+            settings=self.text.settings()
+            if self.text
+            else settings.of_head(settings.strengths(data.features, manifest.classes)),
         )
         result = results.result_of(
             identity,
@@ -250,20 +265,27 @@ class _Problem:
         """Return a head's predictions of the test rows."""
         data, test = self.data, ~self.data.train
         z = torch.cat([chosen.log_odds(X) for X in data.features.take(test).chunks()]).cpu().numpy()
-        y_train = data.y[data.train][subset.rows]
         return labelled_predictions(
-            self.manifest, data.rows[test], data.y[test], z, y_train, settings
+            self.manifest, data.rows[test], data.y[test], z, self._taught(subset), settings
         )
+
+    def _taught(self, subset: TrainingSet) -> NDArray[Any]:
+        """Return the labels (n,) or (n, L) that a head was shown."""
+        return self.text.taught() if self.text else self.data.y[self.data.train][subset.rows]
 
     @cached_property
     def _seen(self) -> Seen | None:
         """Return statistics of all training rows, by which `predict` tells unlike images."""
+        if self.text:
+            return None
         data = self.data
         features, rows = data.features.take(data.train), data.rows[data.train]
         return measure(features.chunks, self.manifest.subject[rows])
 
     def _save(self, head: Head, about: Mapping[str, Any], folder: Path) -> None:
-        """Write heads.json and heads.safetensors, with what the head reads."""
+        """Write heads.json and heads.safetensors, with what the head reads; prompts beside it."""
+        if self.text:
+            self.text.save(folder)
         head.save(
             folder / "heads",
             self._seen,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from features.cluster import Cluster
     from probe.cluster import RowWorkers
     from probe.results import Result
+    from probe.zero_shot import Asked
 
     Probe = Callable[[Path, tuple[str, ...]], list[Result]]  # store, columns to score by
 
@@ -56,9 +57,22 @@ SHOWN = 8  # stores of a folder that an error names
 )
 @click.option(
     "--head",
-    type=click.Choice(["linear", "knn", "deit"]),
+    type=click.Choice(["linear", "knn", "deit", "zero-shot"]),
     help="The kind of head instead of the protocol's; deit trains an appended DeiT on "
-    "the store's tokens.",
+    "the store's tokens, zero-shot takes its weights from --prompts.",
+)
+@click.option(
+    "--prompts",
+    type=FILE,
+    metavar="FILE",
+    help="Texts of the classes, for --head zero-shot: a line `class: prompt` each, and templates"
+    " with {} (docs/zero-shot.md).",
+)
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="The weights that the store's features were made with, where of a file, for --head"
+    " zero-shot.",
 )
 @probing_options
 @scoring_options
@@ -190,6 +204,7 @@ def refuse(trained: bool) -> None:
     solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
     solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
     trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
+    solved_only |= {"prompts", "weights"}
     foreign = solved_only if trained else trained_only
     for parameter in ctx.command.params:
         by_default = ctx.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT
@@ -211,16 +226,36 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     with engine_of(given) as cluster, row_workers(cluster) as team:
         fit = team.fit_heads if team else fit_heads
         settings = probing_of(given, protocol=given["protocol"], head=given["head"])
+        text = prompts_of(given)
         refuse_seeds(settings)
         if team and settings.resolve().head != "linear":
             raise click.UsageError("--engine ray fits linear heads: leave it out for others")
 
         def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
             how: dict[str, Any] = {"settings": replace(settings, by=by), "fit": fit, **provenance()}
+            how["text"] = text
             with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
                 return probe_all(store, out=out, progress=passes(show), **how)
 
         yield probe_one
+
+
+def prompts_of(given: dict[str, Any]) -> Asked | None:
+    """Return what a zero-shot head is made of; None for others. Raises UsageError."""
+    from probe.zero_shot import HEAD, Asked
+
+    if HEAD not in (given["head"], given["protocol"]):
+        for name in ("prompts", "weights"):
+            if given[name] is not None:
+                raise click.UsageError(
+                    f"--{name} goes with --head zero-shot: give that, or leave it out"
+                )
+        return None
+    if given["prompts"] is None:
+        raise click.UsageError(
+            "--head zero-shot wants --prompts FILE: a line `class: prompt` for every class"
+        )
+    return Asked(given["prompts"], given["weights"])
 
 
 def row_workers(cluster: Cluster | None) -> AbstractContextManager[RowWorkers | None]:
@@ -277,6 +312,7 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
     cell = [result.feature] if several else []
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
     chosen = f"C = {result.C:.3g}" if result.C else ""
+    chosen = "nothing trained" if result.head == "zero-shot" else chosen
     for name, key in (("k", "chosen"), ("l2", "l2")):
         chosen = f"{name} = {result.folds[key]:g}" if key in result.folds else chosen
     echo(

@@ -21,7 +21,10 @@ from probe.results import Result
 
 COLOURS = 8  # of a chart, as in report.js
 REFERENCES = ("deit", "resnet152", "efficientnet_lite0")  # the study's, and other supervised ones
-SCENARIOS = ("frozen-linear", "frozen-deit", "frozen-knn", "unfrozen-linear", "unfrozen-deit")
+SCENARIOS = (
+    *("frozen-zero-shot", "frozen-linear", "frozen-deit", "frozen-knn"),
+    *("unfrozen-linear", "unfrozen-deit"),
+)
 
 
 def gain(found: Sequence[Column]) -> Iterator[Chart]:
