@@ -44,7 +44,7 @@ def run_locally(question: Callable[..., Any], *args: Any, **given: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExtractionSettings:
     """How to extract. Batch size in images; None chooses it, and the workers, by measurement."""
 
     layers: str = "last"  # or "all", or a list: "3,7,final"
@@ -102,7 +102,7 @@ def plan(
     manifest: Manifest,
     backbone: Backbone,
     out: Path,
-    settings: Settings,
+    settings: ExtractionSettings,
     ask: Ask = run_locally,
 ) -> Plan:
     """Compare what is asked with what is there; changes nothing.
@@ -171,7 +171,7 @@ def _for_comparison(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[st
 
 
 def begin(
-    planned: Plan, manifest: Manifest, settings: Settings, *, relabel: bool = True
+    planned: Plan, manifest: Manifest, settings: ExtractionSettings, *, relabel: bool = True
 ) -> list[FeatureStore]:
     """Return the stores that are to be filled, open for writing: the main one, then one to add.
 
@@ -202,7 +202,11 @@ def begin(
 
 
 def _grow(
-    store: FeatureStore, planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
+    store: FeatureStore,
+    planned: Plan,
+    manifest: Manifest,
+    settings: ExtractionSettings,
+    batch_size: int,
 ) -> None:
     """Have a store take in the other images of a manifest, if its own are as they were."""
     check_sources(store, manifest.take(manifest.rows_of(store.manifest())), settings)
@@ -211,7 +215,7 @@ def _grow(
 
 
 def _open_adding(
-    planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
+    planned: Plan, manifest: Manifest, settings: ExtractionSettings, batch_size: int
 ) -> FeatureStore:
     """Return the store of features to be added: one that was begun, or a new one."""
     asked = planned.fingerprint | {"features": sorted(planned.missing)}
@@ -245,7 +249,7 @@ def _create(
     names: tuple[str, ...],
     made_from: Mapping[str, Any],
     manifest: Manifest,
-    settings: Settings,
+    settings: ExtractionSettings,
     batch_size: int | None = None,
 ) -> None:
     shutil.rmtree(parts_folder(path), ignore_errors=True)  # of a store that was here before
@@ -259,7 +263,7 @@ def _create(
     )
 
 
-def _batch_size(planned: Plan, manifest: Manifest, settings: Settings) -> int:
+def _batch_size(planned: Plan, manifest: Manifest, settings: ExtractionSettings) -> int:
     about = (planned.backbone, planned.precision, settings.device, len(manifest))
     return settings.batch_size or int(planned.ask(_tuned, *about))
 
@@ -271,7 +275,7 @@ def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:
     return tuning.batch_size(backbone, device, dtype, images)
 
 
-def check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
+def check_sources(store: FeatureStore, manifest: Manifest, settings: ExtractionSettings) -> None:
     """See that no image has changed since it was read.
 
     See twins.changed_files for how they are compared. Bad images are tried again. A changed one is

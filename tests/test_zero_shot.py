@@ -21,10 +21,10 @@ from features.backbones import load_backbone, text_transformers
 from features.datasets import Options, open_dataset
 from features.errors import BackboneError, ProbeError
 from features.extract import extract
-from features.plan import Settings as Extraction
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 from probe.heads import Head
-from probe.probing import Settings
+from probe.probing import ProbeOptions
 from probe.results import load
 from probe.sweep import probe
 from probe.zero_shot import Asked, zero_shot
@@ -51,6 +51,9 @@ TOWERS = {  # more of open_clip's model_cfg
 }
 
 
+OPTIONS = ProbeOptions(head="zero-shot", bootstrap=100)
+
+
 def made(tmp_path, *, findings=False):
     """36 images of 64 pixels, the three classes one a third brighter than the other."""
     rng = np.random.default_rng(0)
@@ -70,7 +73,7 @@ def made(tmp_path, *, findings=False):
 
 def extracted(tmp_path, name, weights=None, *, findings=False, **how):
     backbone = load_backbone(name, weights)
-    settings = Extraction(precision="float32", exact=True, **how)
+    settings = ExtractionSettings(precision="float32", exact=True, **how)
     manifest = made(tmp_path, findings=findings)
     [report] = extract(manifest, [backbone], out=tmp_path / "features", settings=settings)
     return report.store
@@ -226,7 +229,7 @@ def test_findings_weigh_the_positive_prompt_against_the_negative(tmp_path):
         assert (found.head.predict_proba(X)[:, k] - p).abs().max() < 1e-5
     with pytest.raises(ProbeError, match=r"^dark: want `finding: positive \| negative` of this"):
         head_of(store, written(tmp_path, "dark: dark\nmid: a | b\npale: c | d"))
-    result = probe(store, out=tmp_path / "out", settings=Settings(head="zero-shot", bootstrap=100),
+    result = probe(store, out=tmp_path / "out", settings=OPTIONS,
                    text=Asked(written(tmp_path, "\n".join(lines))))  # fmt: skip
     assert result.task == "multilabel" and set(result.thresholds["outputs"]) == set(CLASSES)
 
@@ -304,7 +307,7 @@ def test_prompts_are_part_of_a_result_s_identity_and_how_they_are_written_is_not
         probe(
             store,
             out=tmp_path / "out",
-            settings=Settings(head="zero-shot", bootstrap=100),
+            settings=OPTIONS,
             text=Asked(written(tmp_path, text)),
         ).identity.digest
         for text in texts
@@ -437,7 +440,7 @@ def test_a_text_that_is_too_long_is_said(tmp_path):
     found, _ = head_of(store, prompts)
     assert found.too_long == (long,)  # 24 tokens with both ends: 22 words fit
     result = probe(store, out=tmp_path / "out", text=Asked(prompts),
-                   settings=Settings(head="zero-shot", bootstrap=100))  # fmt: skip
+                   settings=OPTIONS)  # fmt: skip
     assert any("doesn't read the end of 1 texts" in note for note in result.notes)
 
 
