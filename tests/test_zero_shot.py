@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch.nn.functional import normalize
 
 from cli import cli
 from features import backbones
-from features.backbones import load_backbone, text_transformers
+from features.backbones import load_backbone, text_open_clip, text_transformers
 from features.datasets import Options, open_dataset
 from features.errors import BackboneError, ProbeError
 from features.extract import extract
@@ -151,6 +152,32 @@ def test_weights_and_logits_are_open_clip_s(tmp_path, kind):
     assert (mine - logits).abs().max() < 1e-4
     assert (found.bias is None) == (model.logit_bias is None)
     assert (found.head.predict_proba(X) - logits.softmax(-1)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_text_tower_of_transformers_within_open_clip_is_loaded_with_its_tokenizer(tmp_path):
+    """As BiomedCLIP's: the tower's configuration from one place, the tokenizer beside the model."""
+    import open_clip
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "image", *CLASSES]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = transformers.BertConfig(**sizes, intermediate_size=64, vocab_size=len(words))
+    transformers.BertModel(bert).save_pretrained(tmp_path / "bert")
+    text = {"hf_model_name": str(tmp_path / "bert"), "hf_tokenizer_name": "medprobe/none"}
+    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
+    openclip(VIT, {}, tmp_path, text_cfg={**text, "context_length": 12})
+    name = f"local-dir:{tmp_path}"
+    model, tokenizer = open_clip.create_model(name).eval(), open_clip.get_tokenizer(name)
+    found, _ = head_of(extracted(tmp_path, f"openclip:{name}"), written(tmp_path))
+    W = open_clip.build_zero_shot_classifier(model, tokenizer, CLASSES, TEMPLATES)
+    assert (found.head.coef / found.scale - W.T).abs().max() < 1e-6
+    assert (W[:, 0] - W[:, 1]).abs().max() > 1e-3
+    shutil.rmtree(tmp_path / "bert")
+    with pytest.raises(BackboneError, match="text tower's configuration is of .*bert: fetch it"):
+        text_open_clip.load_any(name, None)
 
 
 @torch.no_grad()
@@ -344,6 +371,7 @@ def test_another_feature_other_weights_and_other_backbones_are_refused(tmp_path)
     with pytest.raises(BackboneError, match="these weights hold another image tower"):
         head_of(store, prompts, str(tmp_path / "other.safetensors"))
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(BackboneError, match="holds a tuned image tower alone"):
         head_of(store, prompts, str(tmp_path / "run"))
     other = extracted(tmp_path, "timm:test_vit", "random")
@@ -457,6 +485,7 @@ def test_a_text_that_is_too_long_is_said(tmp_path):
         (("--head", "zero-shot", "--prompts", "x", "--epochs", "3"), "--epochs goes with a head"),
         (("--head", "zero-shot", "--prompts", "x", "--k", "3"), "--k and --temperature are of"),
         (("--head", "zero-shot", "--prompts", "x", "--protocol", "mieb"), "has a linear head"),
+        (("--head", "zero-shot", "--protocol", "study"), "a linear or a deit head, not zero-shot"),
     ],
 )
 def test_options_that_mean_nothing_to_a_zero_shot_head_are_refused(tmp_path, words, said):

@@ -75,7 +75,7 @@ def load_text(
     loader = LOADERS.get(spec.loader.partition(":")[0] if spec else library if rest else "")
     if loader is None:
         raise BackboneError(f"{name} has no text tower: those that have one are {HAVE}")
-    if weights and Path(weights).is_dir():
+    if weights and (Path(weights) / "run.json").is_file():
         raise BackboneError(
             f"{weights} holds a tuned image tower alone: its images are no longer in the space of "
             "texts; take features of the published weights"

@@ -6,7 +6,8 @@ They are built and loaded as open_clip does it; the tokenizer is the one that it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,15 @@ def load_study(name: str, weights: str | None) -> TextTower:
 def _load(model: Model, name: str, file: Path | None, features: tuple[str, ...]) -> TextTower:
     """Return the text tower of a file, of random weights where there is none."""
     text = dict(model.config["text_cfg"])
-    if "hf_model_name" in text:
-        text["hf_model_pretrained"] = False  # all of it is in the model's own file
-    size = any_open_clip.side(model.config["vision_cfg"].get("image_size", 224))
-    with torch.random.fork_rng(), base.quiet(), no_remote_code():
-        torch.manual_seed(RANDOM_SEED)
-        whole = any_open_clip.build(model, size, text)
+    whole = _build(model, name, text)
+    with _as_open_clip():
         tokenizer = _tokenizer(model, name, text)
-    whole.requires_grad_(False)
     bias = model.config.get("init_logit_bias")
     scale = float(model.config.get("init_logit_scale") or whole.logit_scale)
     if file is not None:
-        state = _state(whole, file, f"{name}'s weights {file}")
-        scale = float(state["logit_scale"])
-        found = state.get("logit_bias", None if bias is None else 0.0)  # 0 as open_clip has it
-        bias = None if found is None else float(found)
+        logit = _load_weights(whole, file, f"{name}'s weights {file}")
+        scale = logit["logit_scale"]
+        bias = logit.get("logit_bias", None if bias is None else 0.0)  # 0 as open_clip has it
     tower = whole.text.eval()
     length = int(text.get("context_length", CONTEXT))
 
@@ -85,6 +80,26 @@ def _load(model: Model, name: str, file: Path | None, features: tuple[str, ...])
         return [one for one, end in zip(texts, ends, strict=True) if (end != end[-1]).any()]
 
     return TextTower(embed, too_long, features, math.exp(scale), bias)
+
+
+def _build(model: Model, name: str, text: dict[str, Any]) -> Any:
+    """Build a model with its own text tower; all weights are random."""
+    inner = text.get("hf_model_name")
+    if inner:
+        text = {**text, "hf_model_pretrained": False}  # all of it is in the model's own file
+    remedy = f"Its text tower's configuration is of {inner}: fetch it once where the hub can be "
+    remedy += "reached, or name a folder that has it as hf_model_name in open_clip_config.json"
+    size = any_open_clip.side(model.config["vision_cfg"].get("image_size", 224))
+    with base.loading(name, remedy if inner else REMEDY), _as_open_clip():
+        return any_open_clip.build(model, size, text).requires_grad_(False)
+
+
+@contextmanager
+def _as_open_clip() -> Iterator[None]:
+    """Have open_clip build what it builds: quietly, the same each time, no code of others run."""
+    with torch.random.fork_rng(), base.quiet(), no_remote_code():
+        torch.manual_seed(RANDOM_SEED)
+        yield
 
 
 def _tokenizer(model: Model, name: str, text: dict[str, Any]) -> Any:
@@ -108,7 +123,7 @@ def _tokenizer(model: Model, name: str, text: dict[str, Any]) -> Any:
         return open_clip.get_tokenizer(model.name.partition("/")[0])
 
 
-def _state(whole: Any, file: Path, what: str) -> dict[str, Tensor]:
+def _load_weights(whole: Any, file: Path, what: str) -> dict[str, float]:
     """Load a text tower; return the logit's scale and bias as the file has them.
 
     As open_clip.factory.load_checkpoint does, which renames the towers of older files.
@@ -130,7 +145,7 @@ def _state(whole: Any, file: Path, what: str) -> dict[str, Tensor]:
     except (RuntimeError, KeyError, AttributeError, AssertionError) as error:
         raise BackboneError(misfit(what, error)) from None
     load_strictly(whole.text, {k.removeprefix("text."): v for k, v in resized.items()}, what)
-    return {k: v.float() for k, v in state.items() if k in ("logit_scale", "logit_bias")}
+    return {k: float(v) for k, v in state.items() if k in ("logit_scale", "logit_bias")}
 
 
 def _older(whole: Any) -> list[str]:

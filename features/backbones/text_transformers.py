@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from features.backbones import base
-from features.backbones.from_transformers import REMEDY, fetch, quiet
+from features.backbones.from_transformers import fetch, quiet
 from features.backbones.network import leaves
 from features.backbones.text import (
     TextTower,
@@ -25,6 +25,10 @@ from features.backbones.text import (
 from features.backbones.weights import load_strictly, read_state_dict
 from features.errors import BackboneError
 
+REMEDY = (
+    "Offline, give a folder that has the whole model, its image processor and its tokenizer, as "
+    "hf:FOLDER"
+)
 NEEDED = ("get_image_features", "get_text_features", "logit_scale")
 
 
@@ -72,9 +76,11 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     tokenizers: Any = AutoTokenizer
+    place, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    given = {"revision": revision} if revision else {}
     remedy = tokenizer_remedy("beside config.json, as hf:FOLDER")
     with base.loading(f"hf:{name}", remedy):
-        found = tokenizers.from_pretrained(name, trust_remote_code=False)
+        found = tokenizers.from_pretrained(place, trust_remote_code=False, **given)
         check_vocabulary(found, f"hf:{name}", remedy)
         return found
 

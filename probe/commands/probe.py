@@ -273,8 +273,8 @@ def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     from probe.train.finetune import train_on_store
 
     head = given["head"] or "linear"
-    if head == "knn":
-        raise click.UsageError("--protocol study has a linear or a deit head, not knn")
+    if head in ("knn", "zero-shot"):
+        raise click.UsageError(f"--protocol study has a linear or a deit head, not {head}")
     protocol = "study" if given["protocol"] == "study" else "finetune"
 
     def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
