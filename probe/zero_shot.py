@@ -88,18 +88,20 @@ class ZeroShot:
             log_odds=self.head.log_odds,
             head=self.head,
             C=None,
-            folds={"kind": "nothing: no head is fitted, and no C chosen"},
+            folds={},
             converged=True,
             note=self._note(),
             held_out=held_out,
         )
 
     def _note(self) -> str:
-        """Say which texts are longer than the text tower reads."""
-        n = len(self.too_long)
-        return (
-            f"the text tower doesn't read the end of {n} texts, {self.too_long[0]!r}" if n else ""
+        """Say which texts it is made of, and which are longer than the text tower reads."""
+        texts = self.prompts.texts()
+        long = len(self.too_long)
+        cut = (
+            f"; of {long} the text tower doesn't read the end, {self.too_long[0]!r}" if long else ""
         )
+        return f"nothing trained: {len(texts)} texts, the first {texts[0]!r}{cut}"
 
     def save(self, folder: Path) -> None:
         """Write prompts.json and prompts.safetensors: texts by class, and embeddings (T, D)."""

@@ -469,7 +469,7 @@ def test_a_text_that_is_too_long_is_said(tmp_path):
     assert found.too_long == (long,)  # 24 tokens with both ends: 22 words fit
     result = probe(store, out=tmp_path / "out", text=Asked(prompts),
                    settings=OPTIONS)  # fmt: skip
-    assert any("doesn't read the end of 1 texts" in note for note in result.notes)
+    assert "of 1 the text tower doesn't read the end, 'word word" in result.notes[0]
 
 
 @pytest.mark.parametrize(
