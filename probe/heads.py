@@ -49,20 +49,23 @@ class Head:
     intercept: Tensor
     classes: tuple[str, ...]
     kind: str  # "softmax", "sigmoid" (one per class), or "binary" (one, of the second class)
-    C: float
+    C: float | None  # None of a head that was not fitted
     seen: Seen | None = None  # what it was trained on, of a head that was loaded and says so
+    unit: bool = False  # whether it takes features scaled to length 1 (zero_shot.py)
 
     def __repr__(self) -> str:
         """Return its kind and sizes."""
         return (
             f"Head({self.kind} of {len(self.classes)} classes, {self.coef.shape[1]} features, "
-            f"C = {self.C:g})"
+            + (f"C = {self.C:g})" if self.C is not None else "not fitted)")
         )
 
     def log_odds(self, X: Tensor) -> Tensor:
         """Return log-odds (N, K) of classes, or of L labels (N, L), float64; see log_odds.py."""
         coef = self.coef.double()
-        return log_odds.of_logits(X.to(coef) @ coef.T + self.intercept.double(), self.kind)
+        X = X.to(coef)
+        X = torch.nn.functional.normalize(X, dim=-1) if self.unit else X
+        return log_odds.of_logits(X @ coef.T + self.intercept.double(), self.kind)
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return probabilities (N, K), rows summing to 1, or of L labels (N, L), float64.
@@ -91,6 +94,7 @@ class Head:
             "kind": self.kind,
             "classes": self.classes,
             "C": self.C,
+            **({"unit": True} if self.unit else {}),
         }
         text = json.dumps(words | about, indent=2)  # ASCII: names of files may be any bytes
         write_whole(path.with_suffix(".json"), (text + "\n").encode())
@@ -121,8 +125,9 @@ class Head:
                 intercept,
                 classes,
                 about["kind"],
-                float(about["C"]),
+                None if about["C"] is None else float(about["C"]),
                 Seen.of(tensors, about),
+                about.get("unit", False),
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ProbeError(

@@ -244,7 +244,7 @@ def model_parts(identities: Sequence[Identity], *, settings: bool = True) -> lis
 
 def in_scenario(scenario: str) -> str:
     """Return a scenario as one says it: "frozen, linear"."""
-    return scenario.replace("-", ", ")
+    return scenario.replace("-", ", ", 1)
 
 
 def _word(one: Identity, part: str) -> str:

@@ -68,7 +68,8 @@ def paired_test(
 
     A model is the predictions of its seeds, and its score their mean; seeds with other test images
     than the first of `ours` are left out. DeLong's takes one seed of each, ENOUGH images of each
-    class (delong.py), some variance and no outer folds. `pairs` is the number of pairs that p is adjusted for.
+    class (delong.py), some variance and no outer folds. `pairs` is the number of pairs that p is
+    adjusted for.
     """
     first = ours[0]
     a, b = ([p for p in side if not unpaired(first, p)] for side in (ours, theirs))

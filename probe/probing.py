@@ -21,7 +21,7 @@ class ProbeOptions(Scoring):
     """How to probe, as asked. None takes the protocol's, the store's or the task's own."""
 
     protocol: str = "dinov2-logreg"
-    head: str | None = None  # linear or knn
+    head: str | None = None  # linear, knn or zero-shot
     feature: str | None = None  # "all": every vector in the store
     metric: str | None = None
     C: tuple[float, ...] | None = None
@@ -57,6 +57,9 @@ class ProbeOptions(Scoring):
             raise ProbeError("a knn head has no strengths: leave --C out, or take --head linear")
         if head != "knn" and (self.k or self.temperature):
             raise ProbeError("--k and --temperature are of --head knn: leave them out")
+        if head == "zero-shot":
+            protocol = protocols.find(head)
+            self._check_untrained()
         shots, seeds = self.shots or protocol.shots, self.seeds or protocol.seeds
         if self.outer is not None:
             if shots != (None,):
@@ -86,6 +89,15 @@ class ProbeOptions(Scoring):
             device=self.device,
             tol=self.tol,
         )
+
+    def _check_untrained(self) -> None:
+        """Raise ProbeError for settings of training, where there is none."""
+        names = ("C", "folds", "shots", "seeds", "outer", "repeats", "control")
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ProbeError(
+                    f"a zero-shot head is not trained: leave --{name} out, or take --head linear"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,12 @@ PROTOCOLS = {
             source="Caron et al. 2021, arXiv:2104.14294; facebookresearch/dinov2, "
             "dinov2/eval/knn.py: cosine similarity, temperature 0.07; folds choose k",
         ),
+        Protocol(
+            name="zero-shot",
+            head="zero-shot",
+            source="Radford et al. 2021, arXiv:2103.00020, 3.1; mlfoundations/open_clip, "
+            "zero_shot_classifier.py: texts of --prompts, nothing is trained",
+        ),
     )
 }
 

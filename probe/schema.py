@@ -222,7 +222,8 @@ class Head(TypedDict):
     format: Literal["medprobe-head"]
     kind: Literal["softmax", "sigmoid", "binary"]
     classes: Classes
-    C: Strength
+    C: Strength | None
+    unit: NotRequired[bool]
 
 
 class SeenImages(TypedDict):

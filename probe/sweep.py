@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
 from probe import choose, results
@@ -40,6 +41,7 @@ from probe.score.thresholds import HeldOut
 from probe.solve.path import HeadProgress
 from probe.tested import audit_splits, evaluate, metric_of, remarks, scored, to_predictions
 from probe.trials import UNTESTED, Trial, of_outer_folds, trials_of
+from probe.zero_shot import HEAD, Asked, ZeroShot, zero_shot
 
 HEADS = 1 << 30  # bytes of heads that are solved at once
 
@@ -61,22 +63,27 @@ def probe_all(
     versions: Mapping[str, str] | None = None,
     progress: HeadProgress | None = None,
     fit: Fit = fit_heads,
+    text: Asked | None = None,
 ) -> list[results.Result]:
     """Probe a store and return a result per feature, number of shots and seed.
 
     Writes heads, predictions and lines of results.jsonl into `out`. fit solves linear heads, in
-    this process or over rows that others hold. Raises StoreError for a store that can't be read,
-    ProbeError for labels or options that no head can be fitted to.
+    this process or over rows that others hold. text: the prompts of a zero-shot head. Raises
+    StoreError for a store that can't be read, ProbeError for labels or options that no head can be
+    fitted to.
     """
     asked = settings or ProbeOptions()
     resolved = asked.resolve()
+    if (resolved.head == HEAD) != (text is not None):
+        raise ProbeError("prompts (--prompts) and --head zero-shot go together: give both, or none")
     found: list[results.Result] = []
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
         metric = metric_of(manifest, asked.metric)
         outer = resolved.outer is not None
         leaks = audit_splits(store, manifest, strict=asked.strict_splits, outer=outer)
-        for feature in _features(store, asked.feature):
+        made = zero_shot(store, manifest, text, asked.feature) if text else None
+        for feature in [made.feature] if made else _features(store, asked.feature):
             how = (resolved.uncertain, resolved.device)
             data = load(store, manifest, feature, *how, outer=outer)
             tested = np.ones(len(data.rows), dtype=bool) if outer else ~data.train
@@ -91,10 +98,11 @@ def probe_all(
                 audit=leaks,
                 out=out,
                 provenance={"command": command, "versions": dict(versions or {})},
+                text=made,
             )
             for shots in resolved.shots:
                 started = time.perf_counter()
-                trials = trials_of(manifest, data, resolved, shots, store.hashes())
+                trials = problem.trials(shots)
                 chosen = problem.choose(trials, fit, progress)
                 controls = problem.fit_controls(trials, fit)
                 seconds = (time.perf_counter() - started) / len(trials)
@@ -123,6 +131,15 @@ class _Problem:
     audit: dict[str, Any]
     out: Path
     provenance: dict[str, Any]  # command and versions
+    text: ZeroShot | None = None
+
+    def trials(self, shots: int | None) -> list[Trial]:
+        """Return the trials of a number of shots; of a head that nothing trains, one."""
+        data, settings = self.data, self.settings
+        if self.text:
+            tested_by = np.where(data.train, UNTESTED, 0)
+            return [Trial((self.text.training_set(settings.seed),), tested_by)]
+        return trials_of(self.manifest, data, settings, shots, self.store.hashes())
 
     def choose(
         self,
@@ -152,6 +169,8 @@ class _Problem:
         settings, data = self.settings, self.data
         features, y = data.features.take(data.train), data.y[data.train]
         y = y if order is None else y[order]
+        if self.text:
+            return [self.text.selection(features, y)]
         scoring: dict[str, Any] = {"classes": self.manifest.classes, "metric": self.metric}
         if settings.head == "linear" and settings.protocol.l2 is not None:
             return choose.least_squares(features, y, subsets, l2=settings.protocol.l2, **scoring)
@@ -212,9 +231,9 @@ class _Problem:
             settings=settings,
         )
         uncertain = settings.uncertain if manifest.task == "multilabel" else ""
-        y_train = data.y[data.train][subset.rows]
         dealt = replace(manifest, split_from=trial.outer) if trial.outer else manifest
-        notes = remarks(dealt, y_train, predictions, evaluation, settings, uncertain)
+        shown = self._taught(subset)
+        notes = remarks(dealt, shown, predictions, evaluation, settings, uncertain)
         shuffled = None
         if control:
             answers = self._predictions(trial, control, settings)
@@ -230,7 +249,9 @@ class _Problem:
             scored_by=settings.scored_by,
             shots=subset.shots,
             seed=trial.seed,
-            settings=settings.of_head(settings.strengths(data.features, manifest.classes)),
+            settings=self.text.settings()
+            if self.text
+            else settings.of_head(settings.strengths(data.features, manifest.classes)),
         )
         own = dict.fromkeys(note for one in selections for note in (one.note,) if note)
         result = results.result_of(
@@ -262,14 +283,13 @@ class _Problem:
         """Return what each head says of the rows that it is tested on."""
         data, y = self.data, self.data.y.copy()
         z = np.empty((len(y), len(self.manifest.classes)))
-        y_train = data.y[data.train]
         for k, (subset, chosen) in enumerate(zip(trial.training_sets, selections, strict=True)):
             rows = np.flatnonzero(trial.tested_by == k)
             if not len(rows):
                 continue
             said = [chosen.log_odds(X) for X in data.features.take(rows).chunks()]
             z[rows] = torch.cat(said).cpu().numpy()
-            y[rows] = taught(data.y[rows], y_train[subset.rows])
+            y[rows] = taught(data.y[rows], self._taught(subset))
         tested = np.flatnonzero(trial.tested_by != UNTESTED)
         return labelled_predictions(
             self.manifest,
@@ -281,15 +301,23 @@ class _Problem:
             ranked_together=settings.outer == "subject",
         )
 
+    def _taught(self, subset: TrainingSet) -> NDArray[Any]:
+        """Return the labels (n,) or (n, L) that a head was shown."""
+        return self.text.taught() if self.text else self.data.y[self.data.train][subset.rows]
+
     @cached_property
     def _seen(self) -> Seen | None:
         """Return statistics of all training rows, by which `predict` tells unlike images."""
+        if self.text:
+            return None
         data = self.data
         features, rows = data.features.take(data.train), data.rows[data.train]
         return measure(features.chunks, self.manifest.subject[rows])
 
     def _save(self, head: Head, thresholds: Mapping[str, Any], folder: Path) -> None:
-        """Write heads.json and heads.safetensors, with what the head reads."""
+        """Write heads.json and heads.safetensors, with what the head reads; prompts beside it."""
+        if self.text:
+            self.text.save(folder)
         head.save(
             folder / "heads",
             self._seen,

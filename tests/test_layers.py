@@ -42,10 +42,19 @@ HOMES = {
     "plotly": {"probe.report.page"},
     "pyarrow": {"features.datasets.reading"},
     "pydicom": {"features.dicom", "features.dicom_grey"},
-    "open_clip": {"features.backbones.any_open_clip", "features.backbones.from_open_clip"},
+    "open_clip": {
+        "features.backbones.any_open_clip",
+        "features.backbones.from_open_clip",
+        "features.backbones.text_open_clip",
+    },
     "ray": {"features.cluster", "probe.cluster"},
     "rich": {"features.console"},
-    "safetensors": {"features.backbones.weights", "probe.train.checkpoints", "probe.heads"},
+    "safetensors": {
+        "features.backbones.weights",
+        "probe.train.checkpoints",
+        "probe.heads",
+        "probe.zero_shot",
+    },
     "timm": {
         "features.backbones.any_timm",
         "features.backbones.from_timm",
@@ -54,7 +63,10 @@ HOMES = {
     },
     "threadpoolctl": {"probe.report.processes"},
     "umap": {"probe.report.stores"},
-    "transformers": {"features.backbones.from_transformers"},
+    "transformers": {
+        "features.backbones.from_transformers",
+        "features.backbones.text_transformers",
+    },
     "zstandard": {"features.datasets.reading"},
 }
 

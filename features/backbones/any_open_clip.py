@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -55,12 +56,12 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
     Raises BackboneError for a name, weights or a size that don't fit, whatever open_clip raises.
     """
     with base.loading(f"openclip:{name}", REMEDY):
-        model = _model(name, weights)
-        native = int(_side(model.config["vision_cfg"].get("image_size", 224)))
+        model = find(name, weights)
+        native = int(side(model.config["vision_cfg"].get("image_size", 224)))
         size = image_size or native
         with torch.random.fork_rng(), base.quiet():
             torch.manual_seed(RANDOM_SEED)
-            whole = _build(model, size)
+            whole = build(model, size, NO_TEXT)
         tower = whole.visual
         if weights != "random":
             _load_weights(whole, model, weights, size)
@@ -71,14 +72,15 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         return Backbone.of(spec, tower, found, transform, base.origin_of(weights))
 
 
-def _side(size: Any) -> int:
+def side(size: Any) -> int:
+    """Return the side of square images. Raises BackboneError for others."""
     sides = set(size) if isinstance(size, tuple | list) else {size}
     if len(sides) > 1:
         raise BackboneError(f"images of {size} pixels: want a model of square images")
     return int(sides.pop())
 
 
-def _model(name: str, weights: str | None) -> Model:
+def find(name: str, weights: str | None) -> Model:
     """Return what a name stands for: a model of the library's list, the hub's, or a folder's."""
     import open_clip
     from open_clip.transform import PreprocessCfg
@@ -160,21 +162,21 @@ def _from_hub(name: str, repository: str, file: str) -> Path:
         ) from None
 
 
-def _build(model: Model, size: int) -> Any:
-    """Build a model with the smallest of text towers: images don't pass there."""
+def build(model: Model, size: int, text: Mapping[str, Any]) -> Any:
+    """Build a model with a text tower of open_clip's text_cfg, such as NO_TEXT, the smallest."""
     import open_clip
 
     config = deepcopy(model.config)
     config["vision_cfg"] |= {"image_size": size}
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"] |= {
-            "image_size": _side(model.config["vision_cfg"].get("image_size", 224)),
+            "image_size": side(model.config["vision_cfg"].get("image_size", 224)),
             "timm_model_pretrained": False,
         }
     return open_clip.CustomTextCLIP(
         embed_dim=config["embed_dim"],
         vision_cfg=config["vision_cfg"],
-        text_cfg=dict(NO_TEXT),
+        text_cfg=dict(text),
         quick_gelu=config.get("quick_gelu", False),
     )
 
@@ -184,7 +186,7 @@ def _load_weights(whole: Any, model: Model, weights: str | None, size: int) -> N
     from open_clip.convert import convert_state_dict
     from open_clip.model import resize_pos_embed
 
-    file = Path(weights) if weights else _published(model)
+    file = Path(weights) if weights else published(model)
     state = read_state_dict(file)
     what = f"openclip:{model.name}'s weights {file}"
     try:
@@ -196,11 +198,12 @@ def _load_weights(whole: Any, model: Model, weights: str | None, size: int) -> N
         raise BackboneError(misfit(what, error)) from None
     state = {key.removeprefix("visual."): value for key, value in state.items()}
     load_strictly(whole.visual, state, what)
-    if hasattr(whole.visual, "set_input_size") and size != _side(whole.visual.image_size):
+    if hasattr(whole.visual, "set_input_size") and size != side(whole.visual.image_size):
         whole.visual.set_input_size(size)
 
 
-def _published(model: Model) -> Path:
+def published(model: Model) -> Path:
+    """Return the file of a model's published weights, fetched the first time."""
     from open_clip.pretrained import download_pretrained_from_url
 
     if model.folder:
@@ -326,9 +329,7 @@ def _final(tower: Any, embedding: Tensor, normed: list[Tensor]) -> Parts:
 def _spec_of(model: Model, tower: Any, found: Network, transform: Transform) -> Spec:
     """Return the facts about a tower, at its own size."""
     trunk = getattr(tower, "trunk", None)
-    patch = (
-        any_timm.patch_of(trunk) if trunk is not None else _side(getattr(tower, "patch_size", 1))
-    )
+    patch = any_timm.patch_of(trunk) if trunk is not None else side(getattr(tower, "patch_size", 1))
     source, _, rest = model.name.rpartition(":")
     architecture = rest if source else rest.partition("/")[0]
     default = default_feature(found, architecture)

@@ -65,8 +65,8 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
     Raises BackboneError for one that can't be fetched or takes no images, whatever transformers
     raises. One whose processor can't be followed exactly has a transform that only --fit mends.
     """
-    with base.loading(f"hf:{name}", REMEDY), _quiet():
-        model = _fetch(name, published=weights is None)
+    with base.loading(f"hf:{name}", REMEDY), quiet():
+        model = fetch(name, published=weights is None)
         if base.origin_of(weights) == "file":
             what = f"hf:{name}'s weights {weights}"
             load_strictly(model.module, read_state_dict(Path(str(weights))), what)
@@ -82,7 +82,7 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Have transformers print no warnings, and no progress off a terminal."""
     from transformers.utils import logging as library
 
@@ -97,7 +97,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _fetch(name: str, *, published: bool) -> Model:
+def fetch(name: str, *, published: bool) -> Model:
     """Return a model, its weights random, the same every time, if not `published`."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 

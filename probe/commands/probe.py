@@ -32,7 +32,15 @@ from probe.commands.arguments import (
     scoring_options,
 )
 from probe.commands.finetune import about_labels, say, say_audit, say_notes, say_tuned
-from probe.commands.settings import DEIT, LOOP, probing_of, refuse_seeds, seeds_of, training_of
+from probe.commands.settings import (
+    DEIT,
+    LOOP,
+    probing_of,
+    prompts_of,
+    refuse_seeds,
+    seeds_of,
+    training_of,
+)
 
 if TYPE_CHECKING:
     from features.cluster import Cluster
@@ -57,9 +65,22 @@ SHOWN = 8  # stores of a folder that an error names
 )
 @click.option(
     "--head",
-    type=click.Choice(["linear", "knn", "deit"]),
+    type=click.Choice(["linear", "knn", "deit", "zero-shot"]),
     help="The kind of head instead of the protocol's; deit trains an appended DeiT on "
-    "the store's tokens.",
+    "the store's tokens, zero-shot takes its weights from --prompts.",
+)
+@click.option(
+    "--prompts",
+    type=FILE,
+    metavar="FILE",
+    help="Texts of the classes, for --head zero-shot: a line `class: prompt` each, and templates"
+    " with {} (docs/zero-shot.md).",
+)
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="The weights that the store's features were made with, where of a file, for --head"
+    " zero-shot.",
 )
 @probing_options
 @scoring_options
@@ -209,6 +230,7 @@ def refuse(trained: bool) -> None:
     solved_only |= {"outer", "repeats"}
     solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
     trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
+    solved_only |= {"prompts", "weights"}
     foreign = solved_only if trained else trained_only
     for parameter in ctx.command.params:
         by_default = ctx.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT
@@ -230,12 +252,14 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     with engine_of(given) as cluster, row_workers(cluster) as team:
         fit = team.fit_heads if team else fit_heads
         settings = probing_of(given, protocol=given["protocol"], head=given["head"])
+        text = prompts_of(given)
         refuse_seeds(settings)
         if team and settings.resolve().head != "linear":
             raise click.UsageError("--engine ray fits linear heads: leave it out for others")
 
         def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
             how: dict[str, Any] = {"settings": replace(settings, by=by), "fit": fit, **provenance()}
+            how["text"] = text
             with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
                 return probe_all(store, out=out, progress=passes(show), **how)
 
@@ -257,8 +281,8 @@ def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     from probe.train.finetune import train_on_store
 
     head = given["head"] or "linear"
-    if head == "knn":
-        raise click.UsageError("--protocol study has a linear or a deit head, not knn")
+    if head in ("knn", "zero-shot"):
+        raise click.UsageError(f"--protocol study has a linear or a deit head, not {head}")
     protocol = "study" if given["protocol"] == "study" else "finetune"
 
     def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
@@ -297,6 +321,7 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
     cell += [f"seed {result.seed}"] if result.outer and several else []
     chosen = f"C = {result.C:.3g}" if result.C else ""
+    chosen = "nothing trained" if result.head == "zero-shot" else chosen
     for name, key in (("k", "chosen"), ("l2", "l2")):
         chosen = f"{name} = {result.folds[key]:g}" if key in result.folds else chosen
     echo(

@@ -13,7 +13,10 @@ from probe.report.gather import Entry, by_column, measure, more_is_better
 from probe.report.verdict import Column, Standing
 
 REFERENCES = ("deit", "resnet152", "efficientnet_lite0")  # the study's, and other supervised ones
-SCENARIOS = ("frozen-linear", "frozen-deit", "frozen-knn", "unfrozen-linear", "unfrozen-deit")
+SCENARIOS = (
+    *("frozen-zero-shot", "frozen-linear", "frozen-deit", "frozen-knn"),
+    *("unfrozen-linear", "unfrozen-deit"),
+)
 
 
 def gain(found: Sequence[Column]) -> Iterator[Chart]:
