@@ -68,7 +68,8 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         transform = _transform(model.preprocess, size)
         spec = _spec_of(model, tower, found, _transform(model.preprocess, native))
         spec.transform(size)  # raises for a size that the patches don't fill
-        return Backbone.of(spec, tower, found, transform, base.origin_of(weights))
+        library = _library(model, tower, transform)
+        return Backbone.of(spec, tower, found, transform, base.origin_of(weights), library)
 
 
 def _side(size: Any) -> int:
@@ -239,6 +240,15 @@ def _transform(config: dict[str, Any], size: int) -> Transform:
         fit=FITS[mode],
         fill=(fill, fill, fill) if isinstance(fill, int) else tuple(fill),
     )
+
+
+def _library(model: Model, tower: Any, transform: Transform) -> base.Library:
+    """Return open_clip's own transform, and what encode_image does before it normalises."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(**model.preprocess | {"size": (transform.size, transform.size)})
+    pixels = image_transform_v2(config, is_train=False)
+    return base.Library(transform, "final/pooled", pixels, lambda x: _embedding(tower(x)))
 
 
 def _network(tower: Any, size: int) -> Network:

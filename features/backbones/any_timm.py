@@ -54,7 +54,8 @@ def load_any(
         transform = transform_of(module, f"timm:{name}", image_size)
         found = network_of(module, transform.size)
         spec = _spec_of(name, module, found, transform)
-        return Backbone.of(spec, module, found, transform, base.origin_of(weights))
+        library = _library(module, found, transform)
+        return Backbone.of(spec, module, found, transform, base.origin_of(weights), library)
 
 
 def _check_name(name: str) -> None:
@@ -144,11 +145,7 @@ def transform_of(module: Any, name: str, image_size: int | None) -> Transform:
 
     Source: timm/data/transforms_factory.py, transforms_imagenet_eval.
     """
-    from timm.data.config import resolve_data_config
-
-    config: dict[str, Any] = resolve_data_config(  # type: ignore[no-untyped-call]
-        pretrained_cfg=module.pretrained_cfg
-    )
+    config = _config(module)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise BackboneError(
@@ -165,6 +162,36 @@ def transform_of(module: Any, name: str, image_size: int | None) -> Transform:
         fit=FITS[config["crop_mode"]],
         fill=tuple(round(255 * v) for v in mean) if config["crop_mode"] == "border" else (0, 0, 0),
     )
+
+
+def _config(module: Any) -> dict[str, Any]:
+    from timm.data.config import resolve_data_config
+
+    found: dict[str, Any] = resolve_data_config(  # type: ignore[no-untyped-call]
+        pretrained_cfg=module.pretrained_cfg
+    )
+    return found
+
+
+def _library(module: Any, found: Network, transform: Transform) -> base.Library | None:
+    """Return timm's own transform and embedding; of models that pool nothing the class token."""
+    from timm.data.transforms_factory import create_transform
+
+    feature = next((f for f in ("final/pooled", "final/cls") if f in found.features), None)
+    if feature is None:
+        return None
+    side = {"input_size": (3, transform.size, transform.size)}
+    pixels = create_transform(**_config(module) | side, is_training=False)
+
+    def embed(x: Tensor) -> Tensor:
+        last = module.forward_features(x)
+        if feature == "final/cls":
+            token: Tensor = last[:, 0]
+            return token
+        embedding: Tensor = module.forward_head(last, pre_logits=True)
+        return embedding
+
+    return base.Library(transform, feature, pixels, embed)
 
 
 def network_of(module: Any, size: int) -> Network:

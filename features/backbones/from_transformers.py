@@ -80,7 +80,9 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         spec = _spec_of(name, model, found, own, tower.patch)
         spec.transform(size)  # raises for a size that the patches don't fill
         transform = processors.resized(own, size)
-        return Backbone.of(spec, model.module, found, transform, base.origin_of(weights))
+        library = tower.library(own, found) if isinstance(followed, Followed) else None
+        origin = base.origin_of(weights)
+        return Backbone.of(spec, model.module, found, transform, origin, library)
 
 
 @contextmanager
@@ -190,6 +192,27 @@ class Tower:
         found = Network(self.run, count=count, blocks=blocks, size=self.size, module=self.module)
         self._take_off_hooks()
         return found
+
+    def library(self, transform: Transform, found: Network) -> base.Library | None:
+        """Return the processor and the forward of transformers, as they are called there."""
+        pooled = "final/pooled" in found.features
+        if not pooled and "final/cls" not in found.features:
+            return None
+
+        def pixels(image: Any) -> Tensor:
+            values: Tensor = self.model.processor(image, return_tensors="pt")["pixel_values"][0]
+            x = values.as_subclass(Tensor)
+            return x.flip(0) if self.flipped else x
+
+        def embed(x: Tensor) -> Tensor:
+            out = self._outputs(x, hidden=False)
+            if not pooled:
+                last: Tensor = out.last_hidden_state
+                return last[:, 0]
+            given: Tensor = out if isinstance(out, Tensor) else out.pooler_output
+            return given.flatten(1)
+
+        return base.Library(transform, "final/pooled" if pooled else "final/cls", pixels, embed)
 
     def _take_off_hooks(self) -> None:
         """Take off what transformers puts on a model to collect its states, and again when needed.
