@@ -359,6 +359,7 @@ def _same_as_its_library(name, folder, case):
         ("uni@v2", ("MahmoodLab/UNI", "v2")),
         ("openclip:hf-hub:org/model@refs/pr/4", ("org/model", "refs/pr/4")),
         ("eva-x-small@abc", ("MapleF/eva_x", "abc")),
+        ("eva-x-small@refs/pr/4", ("MapleF/eva_x", "refs/pr/4")),
         ("rad-dino", ("microsoft/rad-dino", "main")),
     ],
 )
@@ -390,6 +391,14 @@ def test_of_a_gated_model_the_page_and_the_token_s_variable_are_named(name, monk
     assert f"asked for on https://huggingface.co/{row.repository}; then set the variable" in text
     assert "HF_TOKEN" in text
     assert len(text) < 1200
+
+
+@pytest.mark.parametrize("name", [*KNOWN, "uni@", "rad-dino@a b", "retfound@..", "monet@/"])
+@pytest.mark.parametrize("weights", [None, "nowhere.pth"])
+def test_nothing_but_backbone_error_leaves_a_name(name, weights, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BackboneError):
+        load_backbone(name, weights)
 
 
 def test_a_file_that_cannot_be_fetched_is_named_with_its_page():

@@ -118,13 +118,17 @@ def _say_activation(
     architecture: str, tag: str, config: dict[str, Any], published: dict[str, Any]
 ) -> None:
     """Warn, as open_clip does, of weights that were trained with another activation."""
+    import open_clip
+
     quick = [bool(one.get("quick_gelu", False)) for one in (config, published)]
     if published and quick[0] != quick[1]:
         names = ["GELU", "QuickGELU"]
         other = f"{architecture}-quickgelu" if quick[1] else architecture.removesuffix("-quickgelu")
+        there = other != architecture and other in open_clip.list_models()
+        remedy = f"want openclip:{other}/{tag}" if there else "it has no name with the other"
         warnings.warn(
             f"openclip:{architecture}/{tag}: open_clip builds it with {names[quick[0]]}, and its "
-            f"weights were trained with {names[quick[1]]}: want openclip:{other}/{tag}",
+            f"weights were trained with {names[quick[1]]}: {remedy}",
             stacklevel=2,
         )
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from features.backbones import base
 from features.backbones.base import Backbone
@@ -68,8 +69,9 @@ def _fetched(row: Known, revision: str) -> Path:
             f"{row.name}'s weights are a file that can't be fetched from here: get it from "
             f"{row.page} and give it with --weights FILE"
         )
-    url = row.file.replace("/resolve/main/", f"/resolve/{revision}/") if revision else row.file
-    return fetch(url, row.name)
+    part = f"/resolve/{quote(revision or 'main', safe='')}/"
+    with base.loading(row.name, f"Get its file from {row.page} and give it with --weights FILE"):
+        return fetch(row.file.replace("/resolve/main/", part), row.name)
 
 
 def _as_its_authors(found: Backbone, row: Known, name: str, weights: str) -> Backbone:
