@@ -6,6 +6,7 @@ What comes out is judged by the model's own library, built as the authors' code 
 
 import argparse
 import json
+import os
 import warnings
 from dataclasses import replace
 
@@ -423,6 +424,18 @@ def test_a_revision_stands_in_the_fingerprint_and_in_the_store_s_name(tmp_path, 
 def test_names_near_one_of_the_table_are_said():
     with pytest.raises(BackboneError, match="did you mean rad-dino"):
         load_backbone("raddino")
+
+
+def test_a_cell_is_another_after_a_change_in_a_model_s_folder(tmp_path):
+    from probe.cells import _stat, _weights_file
+
+    openclip(VIT, {}, tmp_path)
+    before = _stat(_weights_file(str(tmp_path)))
+    assert before
+    file = tmp_path / "open_clip_model.safetensors"
+    file.write_bytes(file.read_bytes() + b" ")
+    os.utime(file, ns=(2**61, 2**61))
+    assert _stat(_weights_file(str(tmp_path))) != before
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -105,7 +105,9 @@ KNOWN = {
         Known("biomedclip", f"{CLIP}microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
               EVERY, "MIT", "arXiv:2303.00915; its model card"),
         Known("medsiglip", f"{HF}google/medsiglip-448", EVERY,
-              "Health AI Developer Foundations", "github.com/Google-Health/medsiglip", gated=True),
+              "Health AI Developer Foundations", "github.com/Google-Health/medsiglip", gated=True,
+              note="images are resized by its processor; its authors' own evaluation resized them "
+                   "by tf.image.resize without antialiasing"),
         Known("medsam", "timm:samvit_base_patch16", EVERY, "Apache-2.0",
               "github.com/bowang-lab/MedSAM: MedSAM_Inference.py",
               file="https://github.com/bowang-lab/MedSAM",
