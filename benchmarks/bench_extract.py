@@ -27,7 +27,7 @@ from features.datasets import open_dataset
 from features.devices import PRECISIONS, resolve_precision
 from features.extract import extract
 from features.images import decode
-from features.plan import Settings
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 
 CORES = os.cpu_count()
@@ -83,7 +83,12 @@ def end_to_end(manifest, backbones, **settings):
     """Images per second of a whole run, from the list of files to the closed store."""
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
-        extract(manifest, backbones, out=Path(out), settings=Settings(batch_size=BATCH, **settings))
+        extract(
+            manifest,
+            backbones,
+            out=Path(out),
+            settings=ExtractionSettings(batch_size=BATCH, **settings),
+        )
         return len(manifest) / (time.perf_counter() - start)
 
 
@@ -153,9 +158,9 @@ def table_of_speeds():
 
 def decode_seconds(manifest, transform):
     """Seconds of one core to read and decode an image as extraction does."""
-    from features.workers import Recipe, load
+    from features.workers import ImageRecipe, load
 
-    recipe = Recipe((transform,))
+    recipe = ImageRecipe((transform,))
     files = [manifest.root / p for p in manifest.path[:24]]
     return float(np.median([load(file, recipe)[0].seconds for file in files]))
 

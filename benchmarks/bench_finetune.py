@@ -18,7 +18,7 @@ from torch import nn
 from features.backbones import load_backbone
 from features.datasets import open_dataset
 from features.extract import extract
-from features.plan import Settings
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 from probe.train.feeds import Images, Stored, recipe_of
 from probe.train.token_head import token_head
@@ -71,7 +71,7 @@ def main():
             manifest,
             [backbone],
             out=folder,
-            settings=Settings(tokens=True, precision="float32"),
+            settings=ExtractionSettings(tokens=True, precision="float32"),
         )
         rows = np.arange(len(manifest))
         backbone = load_backbone("deit", "random")

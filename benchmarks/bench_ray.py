@@ -83,10 +83,10 @@ def extraction(engine, cores, folder):
     from features.datasets import open_dataset
     from features.distributed import fill_by
     from features.extract import extract
-    from features.plan import Settings
+    from features.plan import ExtractionSettings
 
     manifest, backbone = open_dataset(f"folder:{folder}"), load_backbone("efficientnet_lite0")
-    settings, fill = Settings(batch_size=16), None
+    settings, fill = ExtractionSettings(batch_size=16), None
     if engine == "ray":
         from features.cluster import Cluster
 

@@ -56,7 +56,7 @@ def store(folder, dataset, backbone, test, rng):
 def main():
     """Print what the report took."""
     from probe.report import write_report
-    from probe.sweep import Settings, probe
+    from probe.sweep import ProbeOptions, probe
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--test", type=int, default=5000)
@@ -69,7 +69,7 @@ def main():
         for d in range(given.datasets):
             for b in range(given.backbones):
                 path = store(folder / "features", f"set{d}", f"backbone{b}", given.test, rng)
-                settings = Settings(C=(0.1,), by=("sex",), bootstrap=200)
+                settings = ProbeOptions(C=(0.1,), by=("sex",), bootstrap=200)
                 probe(path, out=folder / "results", settings=settings)
         start = time.perf_counter()
         index = write_report([folder / "results"], folder / "report")

@@ -14,7 +14,7 @@ from features.parsing import parse_fold, parse_names, parse_window
 if TYPE_CHECKING:
     from features.cluster import Cluster
     from features.datasets import Options
-    from features.plan import Settings
+    from features.plan import ExtractionSettings
 
 LONGEST = 30_000  # characters of a command that a store keeps; an attribute has 64 kB at most
 Command: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
@@ -256,15 +256,15 @@ def say_random(weights: Mapping[str, str | None]) -> None:
         echo(f"random weights, not the published ones: {', '.join(names)}", err=True)
 
 
-def extraction_of(given: dict[str, Any], **more: Any) -> Settings:
+def extraction_of(given: dict[str, Any], **more: Any) -> ExtractionSettings:
     """Return what to extract, of those options that a command has."""
     from features.devices import resolve_device
-    from features.plan import Settings
+    from features.plan import ExtractionSettings
 
     names = ["layers", "tokens", "views", "view_seed", "exact", "precision", "frame"]
     names += ["workers", "on_error", "overwrite"]
     pools = given.get("pools")
-    return Settings(
+    return ExtractionSettings(
         **{name: given[name] for name in names if name in given},
         **more,
         pools=tuple(pools.split(",")) if pools else (),

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.manifest import SPLITS, Manifest
-from features.workers import Loaded, Recipe, Workers
+from features.workers import ImageRecipe, Loaded, Workers
 
 BLOCK = 2048  # images on a side of a block of cosines: 16 MB
 SHOWN = 1000  # near-duplicate pairs that are kept, the most alike first
@@ -204,7 +204,7 @@ def hash_images(
     """Return hashes of each image's bytes and of its decoded pixels, and row -> why it is bad."""
     loaded: list[Loaded] = []
     waiting: deque[Future[Loaded]] = deque()
-    recipe = Recipe((), window=window, frame=frame, hash_pixels=True)
+    recipe = ImageRecipe((), window=window, frame=frame, hash_pixels=True)
     with Workers(recipe, min(cpu_count() or 1, max(1, len(manifest)))) as workers:
         for i in range(len(manifest) + AHEAD):
             if i < len(manifest):

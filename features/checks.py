@@ -73,8 +73,8 @@ class Fingerprint(TypedDict):
     versions: NotRequired[dict[str, str]]
 
 
-class Certified(TypedDict):
-    """What certificate.py measures; numbers are null that were not."""
+class ParityFields(TypedDict):
+    """What parity.py measures; numbers are null that were not."""
 
     feature: str
     images: Count
@@ -89,7 +89,7 @@ class Root(TypedDict):
     """Attributes of the file."""
 
     fingerprint: Text
-    certificate: NotRequired[Text]
+    parity: NotRequired[Text]
     default_feature: Text
     batch_size: Annotated[int, least(1)]
 
@@ -124,8 +124,8 @@ def check_store(
     try:
         check(dict(attributes), Root, "")
         check(parse(attributes["fingerprint"]), Fingerprint, "fingerprint")
-        if "certificate" in attributes:
-            check(parse(attributes["certificate"]), Certified, "certificate")
+        if "parity" in attributes:
+            check(parse(attributes["parity"]), ParityFields, "parity")
         check(dict(about), About, "")
         check(parse(about["classes"]), Annotated[list[str], distinct], "classes")
         _check_extents(extents, path.stat().st_size)

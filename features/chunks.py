@@ -44,22 +44,22 @@ def chunks(
     manifest: Manifest,
     jobs: Sequence[Job],
     workers: Workers,
-    left: NDArray[np.bool_],
+    skipped: NDArray[np.bool_],
     *,
     most: int,
     stop: Callable[[], bool],
 ) -> Iterator[Chunk]:
     """Yield what has to be computed, in order, decoded ahead; no more once `stop` says so.
 
-    Rows that are `left` (N,) are not read. While the passes have to wait for pixels, there are more
-    workers each time, up to `most`.
+    Rows that are `skipped` (N,) are not read. While the passes have to wait for pixels, there are
+    more workers each time, up to `most`.
     """
     step, needed = chunk_size(jobs), np.any([job.needs() for job in jobs], axis=0)
     starts = [s for s in range(0, len(manifest), step) if needed[s : s + step].any()]
-    seen = _SeenBytes(manifest, jobs, left)
+    seen = _SeenBytes(manifest, jobs, skipped)
     pinned = any(job.device.startswith("cuda") for job in jobs)
     begun = (
-        _begin(manifest, np.arange(s, min(s + step, len(manifest))), workers, left, pinned)
+        _begin(manifest, np.arange(s, min(s + step, len(manifest))), workers, skipped, pinned)
         for s in starts
     )
     waiting = deque(islice(begun, 1 + AHEAD))
@@ -82,7 +82,7 @@ def _begin(
     manifest: Manifest,
     rows: NDArray[np.int64],
     workers: Workers,
-    left: NDArray[np.bool_],
+    skipped: NDArray[np.bool_],
     pinned: bool,
 ) -> _Decoding:
     """Have workers decode rows (n,) into memory, which is pinned where a GPU reads it."""
@@ -99,7 +99,7 @@ def _begin(
     elsewhere.set_result(Loaded(reason="its bytes are in another row"))
     loading = [
         elsewhere
-        if left[i]
+        if skipped[i]
         else workers.load(manifest.file(int(i)), [memoryview(b[k]).cast("B") for b in blocks])
         for k, i in enumerate(rows)
     ]
@@ -109,10 +109,10 @@ def _begin(
 class _SeenBytes:
     """Which bytes were seen in which row: 16 bytes of the hash each.
 
-    From the first row on, but for rows that are left and done: what has their bytes is their copy.
+    From the first row on, but for skipped rows that are done: what has their bytes is their copy.
     """
 
-    def __init__(self, manifest: Manifest, jobs: Sequence[Job], left: NDArray[np.bool_]) -> None:
+    def __init__(self, manifest: Manifest, jobs: Sequence[Job], skipped: NDArray[np.bool_]) -> None:
         self._first: dict[bytes, int] = {}
         self._next = 0
         done = np.any([job.store.done == DONE for job in jobs], axis=0)
@@ -121,7 +121,7 @@ class _SeenBytes:
             for job in jobs:
                 rows = job.store.done == DONE
                 self._stored[rows] = job.store.columns["manifest/hash"].read()[rows]
-            for i in np.flatnonzero(left & (self._stored != b"")).tolist():
+            for i in np.flatnonzero(skipped & (self._stored != b"")).tolist():
                 self._first.setdefault(bytes.fromhex(self._stored[i].decode())[:16], i)
 
     def copies(self, rows: NDArray[np.int64], images: Sequence[Loaded]) -> dict[int, int]:

@@ -27,7 +27,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from features.errors import ClusterError, MedprobeError
 from features.interpreters import elsewhere
-from features.plan import Settings
+from features.plan import ExtractionSettings
 
 LOSSES = 3  # workers that may be lost at one row
 LOOK = 0.2  # seconds between two looks at how far the workers are, for up to CROWD of them
@@ -112,7 +112,7 @@ class Cluster:
         """Return how many workers the largest machine has room for."""
         return max(self.share.times(m) for m in self._machines())
 
-    def settle(self, settings: Settings) -> Settings:
+    def settle(self, settings: ExtractionSettings) -> ExtractionSettings:
         """Return settings of an extraction as they are for workers here."""
         workers = settings.workers or max(1, int(self.share.cpus))
         return replace(settings, device=self.device, workers=workers)

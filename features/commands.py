@@ -38,9 +38,9 @@ from features.parsing import parse_batch_size, parse_fit, parse_normalize, weigh
 if TYPE_CHECKING:
     from features.backbones import Backbone, Known
     from features.estimate import Estimate
-    from features.extract import Report
+    from features.extract import ExtractionReport
     from features.manifest import Manifest
-    from features.plan import Settings
+    from features.plan import ExtractionSettings
 
 
 @click.command()
@@ -304,7 +304,7 @@ def as_names(names: Sequence[str]) -> str:
     return shlex.quote(file.getvalue())
 
 
-def say_report(report: Report) -> None:
+def say_report(report: ExtractionReport) -> None:
     """Print what became of a store, and on standard error what is bad."""
     bad = report.bad
     done = f"{report.computed} images computed"
@@ -323,7 +323,7 @@ def say_report(report: Report) -> None:
         echo(f"  {count} images: {remark}", err=True)
 
 
-def refuse_empty(reports: Sequence[Report]) -> None:
+def refuse_empty(reports: Sequence[ExtractionReport]) -> None:
     """Raise FaultFound where no image of a store could be read."""
     for r in reports:
         if r.images and len(r.bad) == r.images:
@@ -334,7 +334,12 @@ def refuse_empty(reports: Sequence[Report]) -> None:
 
 
 def say_estimate(
-    manifest: Manifest, backbones: list[Backbone], out: Path, settings: Settings, *, json_: bool
+    manifest: Manifest,
+    backbones: list[Backbone],
+    out: Path,
+    settings: ExtractionSettings,
+    *,
+    json_: bool,
 ) -> None:
     """Print what --dry-run found; exit 1 where no file is there."""
     from features.estimate import estimate
@@ -354,7 +359,7 @@ def say_estimate(
         raise FaultFound(nothing_there(manifest.dataset, files))
 
 
-def say_stores(estimates: list[Estimate], decoding: float, settings: Settings) -> None:
+def say_stores(estimates: list[Estimate], decoding: float, settings: ExtractionSettings) -> None:
     """Print what filling the stores will take."""
     as_table(
         [

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from features.backbones import Backbone
 from features.duplicates import Files, fill_copies, hashes, measure
 from features.errors import ClusterError, MedprobeError, StoreError
-from features.extract import Progress, Stop, fill
+from features.extract import ImageProgress, Stop, fill
 from features.jobs import Job, taken_by_all
 from features.manifest import Manifest
 from features.parts import Part, clear, deal, gather
-from features.plan import Settings
-from features.workers import Recipe, Workers
+from features.plan import ExtractionSettings
+from features.workers import ImageRecipe, Workers
 
 ROUNDS = 3  # a second one only where images change while they are read
 MEASURED, HASHED = 4096, 256  # files in one call
@@ -72,7 +72,7 @@ class RowRange:
 class Worker:
     """Fills parts, one after the other; it can be asked how far it is meanwhile."""
 
-    def __init__(self, backbones: Sequence[Backbone], settings: Settings) -> None:
+    def __init__(self, backbones: Sequence[Backbone], settings: ExtractionSettings) -> None:
         self._backbones, self._settings = backbones, settings
         self._decoders: Workers | None = None
         self._stopped = False
@@ -122,7 +122,7 @@ class Worker:
             ) from error
         return self._now[1:]
 
-    def _fill(self, part: Part, progress: Progress) -> None:
+    def _fill(self, part: Part, progress: ImageProgress) -> None:
         with ExitStack() as stack:
             jobs = []
             for shard in part.shards:
@@ -135,11 +135,11 @@ class Worker:
                 self._settings,
                 progress,
                 lambda: self._stopped,
-                left=part.left,
+                skipped=part.skipped,
                 workers_of=self._decoders_of,
             )
 
-    def _decoders_of(self, recipe: Recipe, count: int) -> AbstractContextManager[Workers]:
+    def _decoders_of(self, recipe: ImageRecipe, count: int) -> AbstractContextManager[Workers]:
         """Return processes that decode, kept from part to part."""
         if self._decoders and self._decoders.recipe != recipe:
             self._close()
@@ -157,8 +157,8 @@ def fill_by(
     pool_of: Callable[..., AbstractContextManager[Pool]],
     manifest: Manifest,
     jobs: Sequence[Job],
-    settings: Settings,
-    progress: Progress | None,
+    settings: ExtractionSettings,
+    progress: ImageProgress | None,
     stop: Stop,
 ) -> None:
     """Fill the jobs' stores by workers: an engine of extract.extract.
@@ -174,8 +174,8 @@ def fill_by(
             files = _files(pool, manifest, jobs, stop)
             taken = taken_by_all(jobs)
             first = files.first(taken)
-            left = taken | (first != np.arange(len(first)))
-            parts = deal(manifest, jobs, left, pool.room())
+            skipped = taken | (first != np.arange(len(first)))
+            parts = deal(manifest, jobs, skipped, pool.room())
             _fill(pool, parts, len(manifest), jobs, progress, stop)
             if stop():
                 raise KeyboardInterrupt
@@ -219,7 +219,7 @@ def _fill(
     parts: Sequence[Part],
     total: int,
     jobs: Sequence[Job],
-    progress: Progress | None,
+    progress: ImageProgress | None,
     stop: Stop,
 ) -> None:
     """Have the parts filled, and gather each while others are filled."""

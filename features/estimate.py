@@ -17,9 +17,9 @@ from features.backbones import Backbone
 from features.devices import PRECISIONS
 from features.layout import row_bytes
 from features.manifest import Manifest
-from features.plan import Settings, plan
+from features.plan import ExtractionSettings, plan
 from features.store import PENDING, FeatureStore
-from features.workers import Recipe, load
+from features.workers import ImageRecipe, load
 
 SAMPLE = 16  # images that are decoded, evenly spread over the manifest
 
@@ -44,7 +44,7 @@ class Estimate:
 
 
 def estimate(
-    manifest: Manifest, backbones: Sequence[Backbone], *, out: Path, settings: Settings
+    manifest: Manifest, backbones: Sequence[Backbone], *, out: Path, settings: ExtractionSettings
 ) -> tuple[list[Estimate], float]:
     """Return an estimate per backbone, and the seconds that decoding takes all cores.
 
@@ -86,11 +86,11 @@ def estimate(
 
 
 def _seconds_to_decode(
-    manifest: Manifest, backbones: Sequence[Backbone], settings: Settings
+    manifest: Manifest, backbones: Sequence[Backbone], settings: ExtractionSettings
 ) -> float:
     """Return seconds per image with all workers."""
     transforms = tuple(dict.fromkeys(backbone.transform for backbone in backbones))
-    recipe = Recipe(
+    recipe = ImageRecipe(
         transforms,
         settings.exact,
         settings.views,

@@ -26,14 +26,14 @@ from features.jobs import Chunk, Commits, Job, taken_by_all
 from features.lock import writing
 from features.manifest import Manifest
 from features.parts import recover
-from features.plan import Ask, Plan, Settings, begin, plan, run_locally, store_path
+from features.plan import Ask, ExtractionSettings, Plan, begin, plan, run_locally, store_path
 from features.presence import missing_line, need_some
 from features.store import FeatureStore
-from features.workers import Recipe, Workers
+from features.workers import ImageRecipe, Workers
 
 
 @dataclass(frozen=True)
-class Report:
+class ExtractionReport:
     """What became of one store's rows: computed now, there before, or bad (these are neither)."""
 
     store: Path
@@ -47,9 +47,11 @@ class Report:
     twin: Path | None = None  # the store of the same images that features were copied from
 
 
-Progress = Callable[[int, int, int], None]  # images done, images in all, bad ones among them
+ImageProgress = Callable[[int, int, int], None]  # images done, images in all, bad ones among them
 Stop = Callable[[], bool]
-Engine = Callable[[Manifest, list[Job], Settings, Progress | None, Stop], None]
+ExtractionEngine = Callable[
+    [Manifest, list[Job], ExtractionSettings, ImageProgress | None, Stop], None
+]
 
 
 def extract(
@@ -57,13 +59,13 @@ def extract(
     backbones: Sequence[Backbone],
     *,
     out: Path,
-    settings: Settings | None = None,
-    progress: Progress | None = None,
+    settings: ExtractionSettings | None = None,
+    progress: ImageProgress | None = None,
     stop: Stop = lambda: False,
-    engine: Engine | None = None,
+    engine: ExtractionEngine | None = None,
     ask: Ask = run_locally,
     relabel: bool = True,
-) -> list[Report]:
+) -> list[ExtractionReport]:
     """Fill out/<dataset>/<backbone>.h5 for every backbone and return what was done.
 
     engine fills the stores: `fill` does it in this process, distributed.py on other machines; ask
@@ -75,7 +77,7 @@ def extract(
     changed), StoreLockedError where another process writes to one, StoreError where the disk is
     full, and with on_error="fail" ImageError at the first bad image.
     """
-    settings = settings or Settings()
+    settings = settings or ExtractionSettings()
     with ExitStack() as stack:
         begun: list[tuple[Plan, list[Job]]] = []
         for backbone in backbones:
@@ -102,7 +104,7 @@ def extract(
     return reports
 
 
-def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
+def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> ExtractionReport:
     """Bring added features home, and say what was done."""
     main, *added = jobs
     for job in added:
@@ -112,7 +114,7 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
     bad = {str(manifest.path[i]): reason for i, reason in main.store.bad().items()}
     good = len(manifest) - len(bad)
     computed = good - min(job.good for job in jobs)
-    return Report(
+    return ExtractionReport(
         store=planned.path,
         backbone=planned.backbone.spec.name,
         images=len(manifest),
@@ -125,7 +127,7 @@ def _finish(manifest: Manifest, planned: Plan, jobs: Sequence[Job]) -> Report:
     )
 
 
-def _say_missing(manifest: Manifest, reports: Sequence[Report]) -> None:
+def _say_missing(manifest: Manifest, reports: Sequence[ExtractionReport]) -> None:
     """Warn of files that are not there: how many, where they were looked for, and one of them."""
     bad = reports[0].bad if reports else {}  # all stores have the same images
     gone = [path for path, reason in bad.items() if reason == NOT_FOUND]
@@ -138,17 +140,17 @@ def _say_missing(manifest: Manifest, reports: Sequence[Report]) -> None:
 def fill(
     manifest: Manifest,
     jobs: Sequence[Job],
-    settings: Settings,
-    progress: Progress | None,
+    settings: ExtractionSettings,
+    progress: ImageProgress | None,
     stop: Stop,
     *,
-    left: NDArray[np.bool_] | None = None,
-    workers_of: Callable[[Recipe, int], AbstractContextManager[Workers]] = Workers,
+    skipped: NDArray[np.bool_] | None = None,
+    workers_of: Callable[[ImageRecipe, int], AbstractContextManager[Workers]] = Workers,
 ) -> None:
     """Fill the jobs' stores: chunk by chunk, for every job batch by batch.
 
-    Rows that are `left` (N,), and those that all stores had before they grew, are not read, and are
-    in no batch. workers_of(recipe, count) gives the processes that decode.
+    Rows that are `skipped` (N,), and those that all stores had before they grew, are not read, and
+    are in no batch. workers_of(recipe, count) gives the processes that decode.
     """
     jobs = [job for job in jobs if job.computed]
     todo = np.any([job.todo for job in jobs], axis=0) if jobs else np.zeros(len(manifest), bool)
@@ -158,14 +160,14 @@ def fill(
     if not jobs:
         return
     taken = taken_by_all(jobs)
-    left = taken if left is None else left | taken
+    skipped = taken if skipped is None else skipped | taken
     for job in jobs:
         job.backbone.to(job.device, job.dtype)
     recipe = _recipe(jobs, settings)
     cores = os.cpu_count() or 1
     count, most = settings.workers or min(2, cores), settings.workers or cores
     with workers_of(recipe, count) as workers, Commits() as commits:
-        for chunk in chunks(manifest, jobs, workers, left, most=most, stop=stop):
+        for chunk in chunks(manifest, jobs, workers, skipped, most=most, stop=stop):
             asked = todo[chunk.rows]
             wrong = [k for k, image in enumerate(chunk.images) if image.reason and asked[k]]
             if wrong and settings.on_error == "fail":
@@ -181,9 +183,9 @@ def fill(
         raise KeyboardInterrupt
 
 
-def _recipe(jobs: Sequence[Job], settings: Settings) -> Recipe:
+def _recipe(jobs: Sequence[Job], settings: ExtractionSettings) -> ImageRecipe:
     """Return how images are decoded, once for all jobs."""
-    return Recipe(
+    return ImageRecipe(
         transforms=tuple(dict.fromkeys(job.backbone.transform for job in jobs)),
         exact=settings.exact,
         views=max(job.n_views for job in jobs),
@@ -194,7 +196,7 @@ def _recipe(jobs: Sequence[Job], settings: Settings) -> Recipe:
 
 
 def _fill_chunk(
-    jobs: Sequence[Job], chunk: Chunk, recipe: Recipe, commits: Commits, stop: Stop
+    jobs: Sequence[Job], chunk: Chunk, recipe: ImageRecipe, commits: Commits, stop: Stop
 ) -> None:
     """Compute a chunk's batches for every job and have them committed; none once `stop` says so."""
     for job in jobs:

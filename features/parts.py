@@ -22,7 +22,7 @@ from features.errors import StoreError
 from features.jobs import Job, chunk_size
 from features.lock import writing
 from features.manifest import Manifest
-from features.plan import Settings, check_sources, parts_folder
+from features.plan import ExtractionSettings, check_sources, parts_folder
 from features.store import PENDING, FeatureStore
 
 MIN_IMAGES, MAX_IMAGES = 128, 4096  # of a part: fewer cost more to begin, more lose more at the end
@@ -69,11 +69,11 @@ class ShardStore:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows (n,) of a data set, ascending: whole batches. Those `left` (n,) are in no batch."""
+    """Rows (n,) of a data set, ascending: whole batches. Those `skipped` (n,) are in no batch."""
 
     rows: NDArray[np.int64]
     images: Manifest
-    left: NDArray[np.bool_]
+    skipped: NDArray[np.bool_]
     shards: tuple[ShardStore, ...]
 
     def in_hand(self) -> tuple[int, str]:
@@ -91,10 +91,10 @@ class Part:
 
 
 def deal(
-    manifest: Manifest, jobs: Sequence[Job], left: NDArray[np.bool_], workers: int
+    manifest: Manifest, jobs: Sequence[Job], skipped: NDArray[np.bool_], workers: int
 ) -> list[Part]:
-    """Return what is still to be done as parts, a few for each worker; left (N,) is left out."""
-    todo = [job.todo & ~left for job in jobs]
+    """Return what is still to be done as parts, a few for each worker; skipped (N,) is left out."""
+    todo = [job.todo & ~skipped for job in jobs]
     anywhere, step = np.any(todo, axis=0), chunk_size(jobs)
     chunks = [s for s in range(0, len(manifest), step) if anywhere[s : s + step].any()]
     share = len(chunks) * step // max(PARTS, 4 * workers)
@@ -117,7 +117,7 @@ def deal(
             for number, (job, wanted) in enumerate(zip(jobs, todo, strict=True))
             if wanted[rows].any()
         )
-        parts.append(Part(rows, manifest.take(rows), left[rows], shards))
+        parts.append(Part(rows, manifest.take(rows), skipped[rows], shards))
     for job in jobs:
         parts_folder(job.store.path).mkdir(exist_ok=True)
     return parts
@@ -132,7 +132,7 @@ def gather(part: Part, jobs: Sequence[Job]) -> None:
         _remove(shard.path)
 
 
-def recover(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
+def recover(store: FeatureStore, manifest: Manifest, settings: ExtractionSettings) -> None:
     """Take in the parts that an earlier run left behind, as far as they were filled.
 
     One that can't be opened, or was made from something else, is removed. Raises StaleStoreError

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from features import dicom, tuning
 from features.backbones import Backbone
-from features.certificate import Certificate, certify
 from features.devices import PRECISIONS, resolve_precision
 from features.effects import without_effect
 from features.errors import StaleStoreError, StoreError
@@ -31,10 +30,11 @@ from features.files import filename
 from features.fingerprint import fingerprint, in_words
 from features.layout import VIEWS
 from features.manifest import Manifest
+from features.parity import Parity, certify
 from features.stale import REMEDY, STALE, of_other_images, other_labels, two_roots
 from features.store import BAD, DONE, FeatureStore
 from features.twins import changed_files, copy_twin, find_twin
-from features.workers import Recipe
+from features.workers import ImageRecipe
 
 SHOWN = 5  # how many of a list an error names
 
@@ -47,7 +47,7 @@ def run_locally(question: Callable[..., Any], *args: Any, **given: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExtractionSettings:
     """How to extract. Batch size in images; None chooses it, and the workers, by measurement."""
 
     layers: str = "last"  # or "all", or a list: "3,7,final"
@@ -71,8 +71,8 @@ class Plan:
     """What is asked of one backbone. `missing` features are to be made; `new` is a new store.
 
     grows: the store is there, and has some of the images. twin: a store under another name that a
-    new one is copied from. ask puts a question about the device. certificate: of a new store whose
-    model has a library to compare with.
+    new one is copied from. ask puts a question about the device. parity: the certificate of a new
+    store whose model has a library to compare with.
     """
 
     path: Path
@@ -85,7 +85,7 @@ class Plan:
     grows: bool = False
     twin: Path | None = None
     ask: Ask = run_locally
-    certificate: Certificate | None = None
+    parity: Parity | None = None
 
     @property
     def adding(self) -> Path:
@@ -107,7 +107,7 @@ def plan(
     manifest: Manifest,
     backbone: Backbone,
     out: Path,
-    settings: Settings,
+    settings: ExtractionSettings,
     ask: Ask = run_locally,
 ) -> Plan:
     """Compare what is asked with what is there; changes nothing.
@@ -135,12 +135,12 @@ def plan(
         seed=settings.view_seed,
         dicom=dicom.applied(manifest.path.tolist(), settings.window, settings.frame),
     )
-    certificate = _certificate(path, asked, manifest, backbone, settings, ask)
-    if certificate and settings.precision == "auto":
-        precision = certificate.settled(precision)
+    parity = _parity(path, asked, manifest, backbone, settings, ask)
+    if parity and settings.precision == "auto":
+        precision = parity.settled(precision)
         asked["precision"] = precision
     planned = Plan(
-        path, backbone, precision, shapes, tuple(shapes), True, asked, False, None, ask, certificate
+        path, backbone, precision, shapes, tuple(shapes), True, asked, False, None, ask, parity
     )
     if settings.overwrite == "always":
         return planned
@@ -170,25 +170,25 @@ def plan(
     return planned
 
 
-def _certificate(
+def _parity(
     path: Path,
     asked: Mapping[str, Any],
     manifest: Manifest,
     backbone: Backbone,
-    settings: Settings,
+    settings: ExtractionSettings,
     ask: Ask,
-) -> Certificate | None:
-    """Return the certificate of a store that is there, or one that is made now for a new one."""
+) -> Parity | None:
+    """Return the certificate of a store that is there, or one that is made for a new one."""
     if backbone.library is None:
         return None
     if settings.overwrite != "always" and path.is_file():
         with suppress(StoreError), FeatureStore.open(path) as store:
             same = ("backbone", "image", "normalize")
             if all(store.fingerprint.get(part) == asked[part] for part in same):
-                return Certificate(**store.certificate) if store.certificate else None
+                return Parity(**store.parity) if store.parity else None
     reduced = asked["precision"] if settings.precision == "auto" else "float32"
-    recipe = Recipe((), window=settings.window, frame=settings.frame)
-    found: Certificate = ask(certify, backbone, manifest, recipe, settings.device, reduced)
+    recipe = ImageRecipe((), window=settings.window, frame=settings.frame)
+    found: Parity = ask(certify, backbone, manifest, recipe, settings.device, reduced)
     found.say(backbone.spec.name, reduced, exact=settings.exact)
     return found
 
@@ -208,7 +208,7 @@ def _for_comparison(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[st
 
 
 def begin(
-    planned: Plan, manifest: Manifest, settings: Settings, *, relabel: bool = True
+    planned: Plan, manifest: Manifest, settings: ExtractionSettings, *, relabel: bool = True
 ) -> list[FeatureStore]:
     """Return the stores that are to be filled, open for writing: the main one, then one to add.
 
@@ -239,7 +239,11 @@ def begin(
 
 
 def _grow(
-    store: FeatureStore, planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
+    store: FeatureStore,
+    planned: Plan,
+    manifest: Manifest,
+    settings: ExtractionSettings,
+    batch_size: int,
 ) -> None:
     """Have a store take in the other images of a manifest, if its own are as they were."""
     check_sources(store, manifest.take(manifest.rows_of(store.manifest())), settings)
@@ -248,7 +252,7 @@ def _grow(
 
 
 def _open_adding(
-    planned: Plan, manifest: Manifest, settings: Settings, batch_size: int
+    planned: Plan, manifest: Manifest, settings: ExtractionSettings, batch_size: int
 ) -> FeatureStore:
     """Return the store of features to be added: one that was begun, or a new one."""
     asked = planned.fingerprint | {"features": sorted(planned.missing)}
@@ -268,10 +272,8 @@ def _copy(planned: Plan, twin: Path, manifest: Manifest) -> None:
     shutil.rmtree(parts_folder(planned.path), ignore_errors=True)
     shapes, made = planned.shapes, planned.fingerprint
     default = _default_feature(planned, tuple(shapes))
-    certificate = asdict(planned.certificate) if planned.certificate else None
-    copy_twin(
-        twin, planned.path, manifest, shapes, made, default_feature=default, certificate=certificate
-    )
+    parity = asdict(planned.parity) if planned.parity else None
+    copy_twin(twin, planned.path, manifest, shapes, made, default_feature=default, parity=parity)
 
 
 def _default_feature(planned: Plan, names: tuple[str, ...]) -> str:
@@ -285,7 +287,7 @@ def _create(
     names: tuple[str, ...],
     made_from: Mapping[str, Any],
     manifest: Manifest,
-    settings: Settings,
+    settings: ExtractionSettings,
     batch_size: int | None = None,
 ) -> None:
     shutil.rmtree(parts_folder(path), ignore_errors=True)  # of a store that was here before
@@ -295,12 +297,12 @@ def _create(
         {name: planned.shapes[name] for name in names},
         fingerprint=made_from,
         default_feature=_default_feature(planned, names),
-        certificate=asdict(planned.certificate) if planned.certificate else None,
+        parity=asdict(planned.parity) if planned.parity else None,
         batch_size=batch_size or _batch_size(planned, manifest, settings),
     )
 
 
-def _batch_size(planned: Plan, manifest: Manifest, settings: Settings) -> int:
+def _batch_size(planned: Plan, manifest: Manifest, settings: ExtractionSettings) -> int:
     about = (planned.backbone, planned.precision, settings.device, len(manifest))
     return settings.batch_size or int(planned.ask(_tuned, *about))
 
@@ -312,7 +314,7 @@ def _tuned(backbone: Backbone, precision: str, device: str, images: int) -> int:
     return tuning.batch_size(backbone, device, dtype, images)
 
 
-def check_sources(store: FeatureStore, manifest: Manifest, settings: Settings) -> None:
+def check_sources(store: FeatureStore, manifest: Manifest, settings: ExtractionSettings) -> None:
     """See that no image has changed since it was read.
 
     See twins.changed_files for how they are compared. Bad images are tried again. A changed one is

@@ -101,9 +101,9 @@ class StoreReader:
         return fingerprint
 
     @property
-    def certificate(self) -> dict[str, Any]:
+    def parity(self) -> dict[str, Any]:
         """What was measured of parity with the model's library; nothing where none was made."""
-        found: dict[str, Any] = json.loads(self.attributes.get("certificate", "{}"))
+        found: dict[str, Any] = json.loads(self.attributes.get("parity", "{}"))
         return found
 
     @property

@@ -51,7 +51,7 @@ COMMAND = (sys.executable, "-c", "from features.workers import main; main()")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ImageRecipe:
     """What is made of every image: for each transform its crop, then `views` changed ones."""
 
     transforms: tuple[Transform, ...]
@@ -79,7 +79,7 @@ class Loaded:
     seconds: float = 0.0  # that reading and decoding took
 
 
-def load(path: Location, recipe: Recipe) -> tuple[Loaded, list[NDArray[np.uint8]]]:
+def load(path: Location, recipe: ImageRecipe) -> tuple[Loaded, list[NDArray[np.uint8]]]:
     """Read an image; return its facts and, per transform, (1 + views, size, size, 3) pixels."""
     start = time.perf_counter()
     known: dict[str, Any] = {}
@@ -110,12 +110,12 @@ def load(path: Location, recipe: Recipe) -> tuple[Loaded, list[NDArray[np.uint8]
     return Loaded(**known, remark=decoded.remark, seconds=time.perf_counter() - start), pixels
 
 
-def crops(data: bytes, recipe: Recipe) -> list[Image.Image]:
+def crops(data: bytes, recipe: ImageRecipe) -> list[Image.Image]:
     """Decode an image's bytes once, and return its crop for each transform. ImageError if bad."""
     return _crops(_decoded(data, recipe), recipe)
 
 
-def _decoded(data: bytes, recipe: Recipe) -> Decoded:
+def _decoded(data: bytes, recipe: ImageRecipe) -> Decoded:
     side = None if recipe.exact or recipe.hash_pixels else max(t.resize for t in recipe.transforms)
     return decode(data, side=side, window=recipe.window, frame=recipe.frame)
 
@@ -128,7 +128,7 @@ def hash_pixels(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _crops(decoded: Decoded, recipe: Recipe) -> list[Image.Image]:
+def _crops(decoded: Decoded, recipe: ImageRecipe) -> list[Image.Image]:
     return [transform.crop(decoded, exact=recipe.exact) for transform in recipe.transforms]
 
 
@@ -142,7 +142,7 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     sys.stdout = sys.stderr  # what a library prints must not get between the answers
     given = json.loads(requests.readline())
-    recipe = Recipe(tuple(Transform(**t) for t in given.pop("transforms")), **given)
+    recipe = ImageRecipe(tuple(Transform(**t) for t in given.pop("transforms")), **given)
     space = limits.AddressSpace()
     for line in requests:
         space.limit()
@@ -156,7 +156,7 @@ def main() -> None:
 class _Process:
     """One worker as its thread sees it."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: ImageRecipe) -> None:
         self.process = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
@@ -232,7 +232,7 @@ class _SharedLock:
 class Workers:
     """A growing set of workers, as a context manager."""
 
-    def __init__(self, recipe: Recipe, count: int) -> None:
+    def __init__(self, recipe: ImageRecipe, count: int) -> None:
         limits.memory()  # a wrong setting is said here, not by every worker
         self.recipe = recipe
         self.threads: list[threading.Thread] = []

@@ -22,9 +22,9 @@ from features.store import FeatureStore
 from probe import cka
 from probe.draw.charts import Axis, Chart, Heat
 from probe.draw.tables import Table
-from probe.report import overview, slug
+from probe.report import slug, trends
 from probe.report.files import write_figures, write_tables
-from probe.report.gather import Cell, gather, more_is_better
+from probe.report.gather import Entry, gather, more_is_better
 from probe.report.processes import several
 
 NEAR = (0.95, 0.99)  # shares of the best score whose first epochs are told
@@ -32,8 +32,8 @@ NEAR = (0.95, 0.99)  # shares of the best score whose first epochs are told
 
 def layers(sources: Sequence[Path], out: Path) -> list[Path]:
     """Draw scores against depth; return the files. ProbeError where nothing varies in depth."""
-    cells = gather([("", sources)], private=False)
-    made = chain(overview.depth(cells), overview.unfreezing(cells), overview.dropping(cells))
+    entries = gather([("", sources)], private=False)
+    made = chain(trends.depth(entries), trends.unfreezing(entries), trends.dropping(entries))
     charts = list(made)
     if not charts:
         raise ProbeError(
@@ -46,24 +46,24 @@ def layers(sources: Sequence[Path], out: Path) -> list[Path]:
 
 def convergence(sources: Sequence[Path], out: Path) -> list[Path]:
     """Draw validation scores by epoch, and tell how soon they are near the best."""
-    cells = [c for c in gather([("", sources)], private=False) if c.result.history]
-    if not cells:
+    entries = [c for c in gather([("", sources)], private=False) if c.result.history]
+    if not entries:
         raise ProbeError(
             f"{', '.join(map(str, sources))}: no result was trained by epochs; "
             "run `medprobe finetune` or `medprobe run` first"
         )
-    return _write(out, list(overview.convergence(cells)), [speed(cells)])
+    return _write(out, list(trends.convergence(entries)), [speed(entries)])
 
 
-def speed(cells: Sequence[Cell]) -> Table:
+def speed(entries: Sequence[Entry]) -> Table:
     """Return the best epoch of each run, and the first whose score is near that of the best.
 
     Near is at least a share of the best score, for metrics that are better when larger; at most
     its inverse times the best for the others.
     """
     rows: list[list[Any]] = []
-    for cell in cells:
-        r = cell.result
+    for entry in entries:
+        r = entry.result
         values = np.array([h["value"] for h in r.history], dtype=float)
         up = more_is_better(r.task, r.metric)
         if not np.isfinite(values).any():

@@ -12,13 +12,12 @@ from typing import Any
 from features.backbones import Backbone, Fit, load_backbone
 from features.effects import with_effect
 from features.manifest import Manifest, digest
-from features.plan import Settings as Extraction
-from features.plan import store_path
+from features.plan import ExtractionSettings, store_path
 from features.urls import Location
 from probe import sweep
-from probe.probing import Settings
+from probe.probing import ProbeOptions
 from probe.results import Result
-from probe.solve.path import Progress
+from probe.solve.path import HeadProgress
 from probe.train import checkpoints, finetune
 from probe.train.training import Say
 from probe.train.tuned import feature_of
@@ -33,7 +32,7 @@ class Cell(ABC):
     manifest: Manifest
     backbone: str
     scenario: str
-    extraction: Extraction
+    extraction: ExtractionSettings
     features: Path  # where stores are
     out: Path  # where results go
     weights: str | None = None
@@ -62,7 +61,9 @@ class Cell(ABC):
         return set()
 
     @abstractmethod
-    def run(self, about: Mapping[str, Any], heads: Progress | None, epochs: Say) -> list[Result]:
+    def run(
+        self, about: Mapping[str, Any], heads: HeadProgress | None, epochs: Say
+    ) -> list[Result]:
         """Compute it, its features being there, and write its results."""
 
     def load(self) -> Backbone:
@@ -89,14 +90,16 @@ class Cell(ABC):
 class ProbeCell(Cell):
     """A cell whose heads the sweep solves."""
 
-    probing: Settings
+    probing: ProbeOptions
 
     @property
-    def settings(self) -> tuple[Settings, ...]:
+    def settings(self) -> tuple[ProbeOptions, ...]:
         """Return the settings of its heads."""
         return (self.probing,)
 
-    def run(self, about: Mapping[str, Any], heads: Progress | None, epochs: Say) -> list[Result]:
+    def run(
+        self, about: Mapping[str, Any], heads: HeadProgress | None, epochs: Say
+    ) -> list[Result]:
         """Probe the store."""
         return sweep.probe_all(
             self.store,
@@ -112,7 +115,7 @@ class ProbeCell(Cell):
 class TrainCell(Cell):
     """A cell whose heads, or whole models, are trained: with one of `runs` for each seed."""
 
-    runs: tuple[finetune.Settings, ...]
+    runs: tuple[finetune.TrainSettings, ...]
 
     @property
     def name(self) -> str:
@@ -120,7 +123,7 @@ class TrainCell(Cell):
         return " ".join([super().name, *self.runs[0].name.split()[1:]])
 
     @property
-    def settings(self) -> tuple[finetune.Settings, ...]:
+    def settings(self) -> tuple[finetune.TrainSettings, ...]:
         """Return the settings of its heads."""
         return self.runs
 
@@ -132,7 +135,9 @@ class TrainCell(Cell):
             if one.head == "linear" and one.init == "probe" and one.drop_last
         }
 
-    def run(self, about: Mapping[str, Any], heads: Progress | None, epochs: Say) -> list[Result]:
+    def run(
+        self, about: Mapping[str, Any], heads: HeadProgress | None, epochs: Say
+    ) -> list[Result]:
         """Train with each seed, on the store where the backbone stays as it is."""
         found = []
         for settings in self.runs:

@@ -23,7 +23,7 @@ from probe.heads import Head, Heads, fit_heads
 from probe.score import metrics
 from probe.solve.knn import vote
 from probe.solve.least_squares import fit as solve
-from probe.solve.path import Progress
+from probe.solve.path import HeadProgress
 
 LOG_ODDS = 1 << 26  # numbers of held-out log-odds kept at once: 512 MB
 
@@ -70,7 +70,7 @@ def linear(
     metric: metrics.Metric,
     tol: float,
     device: str,
-    progress: Progress | None = None,
+    progress: HeadProgress | None = None,
     fit: Fit = fit_heads,
 ) -> list[Selection]:
     """Fit every strength on every fold of every subset in one call, and choose; y (n,) or (n, L).

@@ -19,17 +19,15 @@ from typing import Any
 
 from features.backbones import Backbone
 from features.errors import MedprobeError, ProbeError
-from features.extract import Engine, extract
-from features.extract import Progress as Images
+from features.extract import ExtractionEngine, ImageProgress, extract
 from features.files import append_line, read_lines
 from features.lock import writing
-from features.plan import Ask, run_locally
-from features.plan import Settings as Extraction
+from features.plan import Ask, ExtractionSettings, run_locally
 from features.schema import check, parse
 from probe.cells import Cell
 from probe.results import PATIENCE, Result, load, unwritable
 from probe.schema import Logged
-from probe.solve.path import Progress
+from probe.solve.path import HeadProgress
 from probe.train.training import Say
 
 LOG = "cells.jsonl"
@@ -50,8 +48,8 @@ def run_grid(
     cells: Sequence[Cell],
     *,
     about: Mapping[str, Any] | None = None,
-    images: Callable[[str], Images | None] = lambda _: None,
-    heads: Progress | None = None,
+    images: Callable[[str], ImageProgress | None] = lambda _: None,
+    heads: HeadProgress | None = None,
     epochs: Say = lambda _: None,
 ) -> Iterator[Outcome]:
     """Yield what became of each cell as it goes: those done before first, then by data set.
@@ -92,7 +90,7 @@ def by_data_set(cells: Sequence[Cell]) -> list[list[Cell]]:
 def attempt(
     cell: Cell,
     about: Mapping[str, Any],
-    heads: Progress | None = None,
+    heads: HeadProgress | None = None,
     epochs: Say = lambda _: None,
 ) -> Outcome:
     """Compute a cell whose features are there; whatever goes wrong is the reason it failed."""
@@ -112,11 +110,11 @@ def one_line(error: Exception) -> str:
 
 def prepare(
     cells: Sequence[Cell],
-    progress: Images | None = None,
+    progress: ImageProgress | None = None,
     *,
-    engine: Engine | None = None,
+    engine: ExtractionEngine | None = None,
     ask: Ask = run_locally,
-    settle: Callable[[Extraction], Extraction] = lambda settings: settings,
+    settle: Callable[[ExtractionSettings], ExtractionSettings] = lambda settings: settings,
 ) -> dict[str, Exception]:
     """Extract what cells of one data set need; return the backbones for which that failed.
 
@@ -125,7 +123,7 @@ def prepare(
     settings to them.
     """
     failed: dict[str, Exception] = {}
-    wanted: dict[Extraction, list[Backbone]] = {}
+    wanted: dict[ExtractionSettings, list[Backbone]] = {}
     mine = {cell.backbone: [c for c in cells if c.backbone == cell.backbone] for cell in cells}
     for name, group in mine.items():
         try:
@@ -151,7 +149,7 @@ def prepare(
     return failed
 
 
-def _extraction(backbone: Backbone, cells: Sequence[Cell]) -> Extraction:
+def _extraction(backbone: Backbone, cells: Sequence[Cell]) -> ExtractionSettings:
     """Return what is extracted for the cells of one backbone: what was asked, and what heads need.
 
     An appended DeiT on frozen features needs tokens; a linear head that starts from the probe

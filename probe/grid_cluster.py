@@ -13,7 +13,7 @@ from typing import Any
 
 from features.cluster import Cluster
 from features.distributed import fill_by
-from features.extract import Progress as Images
+from features.extract import ImageProgress
 from probe.cells import Cell
 from probe.grid import Outcome, attempt, by_data_set, divide, log, one_line, prepare
 
@@ -34,7 +34,7 @@ def run_grid_on(
     cells: Sequence[Cell],
     *,
     about: Mapping[str, Any] | None = None,
-    images: Callable[[str], Images | None] = lambda _: None,
+    images: Callable[[str], ImageProgress | None] = lambda _: None,
 ) -> Iterator[Outcome]:
     """Yield what became of each cell as it comes in, as grid.run_grid does."""
     done, todo = divide(cells)

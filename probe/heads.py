@@ -31,7 +31,7 @@ from probe.likeness import Seen
 from probe.score import log_odds
 from probe.solve import fit, inputs
 from probe.solve.fit import Engine, FitSettings
-from probe.solve.path import Progress
+from probe.solve.path import HeadProgress
 from probe.solve.sources import Source
 
 FORMAT = "medprobe-head"  # of heads.json
@@ -194,7 +194,7 @@ def fit_heads(
     tol: float = 1e-6,
     certified: bool = False,
     device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: HeadProgress | None = None,
     engine: Engine | None = None,
 ) -> Heads:
     """Fit a head for every strength C (J,) and every weighting of the rows (G, N).

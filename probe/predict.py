@@ -9,41 +9,30 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from features.backbones import load_backbone
+from features.backbones import Backbone, load_backbone
 from features.errors import ProbeError, StaleStoreError
-from features.extract import Progress, Report, extract
-from features.files import meant
+from features.extract import ExtractionReport, ImageProgress, extract
 from features.fingerprint import decoding, transform_of
 from features.manifest import Manifest
-from features.plan import Settings as Extraction
-from features.schema import check, fault, read_json
+from features.plan import ExtractionSettings
 from features.store import DONE, PENDING, FeatureStore
-from probe.heads import Head
+from probe import saved
 from probe.likeness import SHARE
-from probe.results import Result, columns, folder_above, load
-from probe.schema import Applied
+from probe.results import columns
 from probe.score import log_odds
 from probe.spreadsheet import inert
-from probe.train import checkpoints, finetune
-from probe.train.finetune import Settings, build_head
-from probe.train.training import Training
 
 NOT_YET = "not computed yet: `medprobe extract` goes on with it"
 DAMAGED = "its features in the store are damaged: see `medprobe verify`"
-RESULTS = "results.jsonl"
 SHOWN = 3  # images that a remark names
-LISTED = 20  # heads that an error names
-ROWS = 256  # whose features are read at once
 
 
 @dataclass(frozen=True)
@@ -84,69 +73,6 @@ class Predicted:
         )
 
 
-def find_head(path: Path, store: Path | None = None) -> Path:
-    """Return the heads.json or run.json that is meant: a file, its folder, or a results folder.
-
-    A folder within a results folder stands for the results in it. Of several heads, those count
-    that were fitted on the backbone of the store, if one is given. Raises ProbeError where not
-    exactly one is left; it names them.
-    """
-    if not path.exists():
-        raise ProbeError(
-            f"there is no {path}{meant(path)}: want a saved head, its folder, or a folder of "
-            "results"
-        )
-    if not path.is_dir() and path.name != RESULTS:
-        return path
-    folder = path if path.is_dir() else path.parent
-    for name in ("heads.json", "run.json"):
-        if path.is_dir() and (folder / name).is_file():
-            return folder / name
-    if (folder / "predictions.csv").is_file():
-        raise ProbeError(
-            f"{path} is a result without a saved head: nearest neighbours have none; probe with a "
-            "linear head"
-        )
-    inside = folder if (folder / RESULTS).is_file() else folder_above(folder)
-    if inside is None:
-        raise ProbeError(
-            f"{path} has no heads.json, run.json or {RESULTS}: want a saved head, its folder, or "
-            "the folder of results that `medprobe probe -o` names"
-        )
-    within, folder = folder, inside
-    found = {
-        r.heads: r
-        for r in load(folder)
-        if r.heads and (folder / r.heads).is_file() and (folder / r.heads).is_relative_to(within)
-    }
-    if store is not None and len(found) > 1:
-        with FeatureStore.open(store) as opened:
-            made = opened.fingerprint["backbone"]
-        found = {
-            head: r for head, r in found.items() if read(folder / head)["backbone"] == made
-        } or found
-    if len(found) == 1:
-        return folder / next(iter(found))
-    some = [f"\n  {folder / head}  ({_about(r)})" for head, r in list(found.items())[:LISTED]]
-    more = (
-        f"\n  and {len(found) - LISTED} more: see {folder / RESULTS}"
-        if found and (len(found) > LISTED)
-        else ""
-    )
-    raise ProbeError(
-        f"{path} has {len(found)} heads: give one of{''.join(some)}{more}"
-        if found
-        else f"{path} has no saved head: nearest neighbours have none; probe with a linear head"
-    )
-
-
-def _about(r: Result) -> str:
-    """Say in a few words which result a head is of."""
-    words = [f"{r.dataset} x {r.backbone}", f"labels {r.label_from}" * bool(r.label_from)]
-    words += [f"{r.shots} shots, seed {r.seed}" if r.shots else "", f"{r.metric} {r.value:.3f}"]
-    return ", ".join(word for word in words if word)
-
-
 def predict(head_path: Path, store_path: Path, *, at_threshold: bool = False) -> Predicted:
     """Return a table: id, predicted (of a multiclass head), p and log-odds per class, `reason`.
 
@@ -156,7 +82,7 @@ def predict(head_path: Path, store_path: Path, *, at_threshold: bool = False) ->
     `call`, one of two classes, or `call:<finding>`, 1 or 0. Raises ProbeError where the store was
     made by another backbone or other weights than the head, or the head has no thresholds.
     """
-    about = read(head_path)
+    about = saved.read(head_path)
     thresholds = _thresholds(head_path, about, wanted=at_threshold)
     with FeatureStore.open(store_path) as store:
         made, wanted = store.fingerprint["backbone"], about["backbone"]
@@ -172,9 +98,8 @@ def predict(head_path: Path, store_path: Path, *, at_threshold: bool = False) ->
             )
         done = store.done
         rows = np.flatnonzero(done == DONE)
-        said = _trained if about["format"] == finetune.FORMAT else _solved
-        reader = _Reader(store, about["feature"], rows)
-        z = said(head_path, about, reader) if len(rows) else np.empty((0, 0))
+        reader = saved.Reader(store, about["feature"], rows)
+        z = saved.apply(head_path, about, reader) if len(rows) else np.empty((0, 0))
         without = store.bad() | dict.fromkeys(np.flatnonzero(done == PENDING).tolist(), NOT_YET)
         without |= dict.fromkeys(reader.damaged, DAMAGED)
         answers = dict(zip(reader.whole, z, strict=True))
@@ -186,6 +111,28 @@ def predict(head_path: Path, store_path: Path, *, at_threshold: bool = False) ->
             str(ids[row]) for row in sorted(reader.unlike, key=reader.unlike.__getitem__)
         )
         return Predicted(table, len(ids), without, rule, unlike)
+
+
+def _backbone_of(head_path: Path, about: Mapping[str, Any], weights: str | None) -> Backbone:
+    """Return the backbone that a head was fitted on, with its weights and its transform."""
+    made = about.get("features", {})
+    if not ({"image", "normalize", "precision"} <= set(made) and "size" in made["image"]):
+        raise ProbeError(
+            f"{head_path} was saved by an earlier version, which didn't say how images are "
+            "prepared: give it a store of `medprobe extract` instead"
+        )
+    if about.get("scenario", "").startswith("unfrozen"):
+        weights = str(head_path.parent)
+    elif weights is None and about["backbone"]["weights"] == "file":
+        raise ProbeError(
+            f"{head_path} was fitted on a backbone with weights of a file: name it by --weights"
+        )
+    elif about["backbone"]["weights"] == "random":
+        weights = "random"
+    transform = transform_of(made)
+    fit = (transform.fit, transform.resize)
+    backbone = load_backbone(about["backbone"]["name"], weights, transform.size, fit)
+    return replace(backbone, transform=transform)
 
 
 def _thresholds(path: Path, about: Mapping[str, Any], *, wanted: bool) -> dict[str, float]:
@@ -230,8 +177,8 @@ def predict_images(
     features: Path,
     weights: str | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
-    tell: Callable[[Report], None] = lambda _: None,
+    progress: ImageProgress | None = None,
+    tell: Callable[[ExtractionReport], None] = lambda _: None,
     at_threshold: bool = False,
 ) -> Predicted:
     """Extract a manifest's images into a store of the folder `features`; return as predict does.
@@ -240,33 +187,17 @@ def predict_images(
     weights: of the backbone, where they are neither the published nor tuned ones. Raises
     ProbeError where they are wanted and not given.
     """
-    about = read(head_path)
+    about = saved.read(head_path)
     _thresholds(head_path, about, wanted=at_threshold)
-    made = about.get("features", {})
-    if not ({"image", "normalize", "precision"} <= set(made) and "size" in made["image"]):
-        raise ProbeError(
-            f"{head_path} was saved by an earlier version, which didn't say how images are "
-            "prepared: give it a store of `medprobe extract` instead"
-        )
+    backbone = _backbone_of(head_path, about, weights)
+    made = about["features"]
     layer, pool = about["feature"].split("/")
-    if about.get("scenario", "").startswith("unfrozen"):
-        weights = str(head_path.parent)
-    elif weights is None and about["backbone"]["weights"] == "file":
-        raise ProbeError(
-            f"{head_path} was fitted on a backbone with weights of a file: name it by --weights"
-        )
-    elif about["backbone"]["weights"] == "random":
-        weights = "random"
-    transform = transform_of(made)
-    fit = (transform.fit, transform.resize)
-    backbone = load_backbone(about["backbone"]["name"], weights, transform.size, fit)
-    backbone = replace(backbone, transform=transform)
     try:
         [report] = extract(
             manifest,
             [backbone],
             out=features,
-            settings=Extraction(
+            settings=ExtractionSettings(
                 layers="last" if layer == "final" else layer,
                 pools=() if pool == "tokens" else (pool,),
                 tokens=pool == "tokens",
@@ -284,88 +215,6 @@ def predict_images(
         ) from None
     tell(report)
     return predict(head_path, report.store, at_threshold=at_threshold)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return what a heads.json or run.json says. Raises ProbeError for another file."""
-    try:
-        about: dict[str, Any] = read_json(path.with_suffix(".json"), Applied)
-    except (OSError, ValueError) as error:
-        raise ProbeError(
-            f"{path} is not a saved head ({error}); want heads.json, or run.json of a training run"
-        ) from None
-    return about
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Rows of a feature, read in batches; which of them were whole, damaged, unlike others."""
-
-    store: FeatureStore
-    feature: str
-    rows: NDArray[np.int64]
-    whole: list[int] = field(default_factory=list)
-    damaged: list[int] = field(default_factory=list)
-    unlike: dict[int, float] = field(default_factory=dict)  # row -> minus how far it is off
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return that of a row."""
-        return self.store.features[self.feature]
-
-    def batches(self) -> Iterator[Tensor]:
-        """Yield float32 (n, ...) of the rows that are whole."""
-        for i in range(0, len(self.rows), ROWS):
-            rows = self.rows[i : i + ROWS]
-            values, wrong = self.store.examine(self.feature, rows)
-            good = ~np.isin(rows, wrong)
-            self.whole.extend(rows[good].tolist())
-            self.damaged.extend(wrong.tolist())
-            yield torch.from_numpy(values[good].astype(np.float32))
-
-
-def _solved(path: Path, about: Mapping[str, Any], reader: _Reader) -> NDArray[np.float64]:
-    """Return a linear head's log-odds, (n, K)."""
-    head, _ = Head.load(path)
-    if reader.shape != head.coef.shape[1:]:
-        raise ProbeError(
-            f"{path} takes {head.coef.shape[1]} numbers of {reader.feature}: "
-            f"the store's are of shape {reader.shape}"
-        )
-    parts = []
-    for x in reader.batches():
-        parts.append(head.log_odds(x))
-        if head.seen:
-            rows = reader.whole[len(reader.whole) - len(x) :]
-            far = zip(rows, head.seen.beyond(x).tolist(), strict=True)
-            reader.unlike.update({row: -times for row, times in far if times > 1})
-    z: NDArray[np.float64] = torch.cat(parts).numpy()
-    return z
-
-
-@torch.no_grad()
-def _trained(path: Path, about: Mapping[str, Any], reader: _Reader) -> NDArray[np.float64]:
-    """Return a trained head's log-odds, (n, K)."""
-    given = dict(about.get("settings", {}))
-    try:
-        check(given, Settings, "settings")
-        training = Training(**given.get("training", {}))
-        settings = Settings(**given | {"by": (), "training": training})
-        if settings.head not in ("linear", "deit"):
-            raise fault("settings.head", settings.head, "'linear' or 'deit'")
-        if len(reader.shape) != (1 if settings.head == "linear" else 2):
-            raise ValueError(f"{about['feature']} is of shape {reader.shape}")
-        head = build_head(settings, reader.shape, len(about["classes"]), weights="random").eval()
-        state = checkpoints.load_best(path.parent / checkpoints.FOLDER)
-        mine = {k.removeprefix("head."): v for k, v in state.items() if not k.startswith("trunk.")}
-        head.load_state_dict(mine if any(k.startswith("trunk.") for k in state) else state)
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ProbeError(f"{path} doesn't fit its checkpoint ({reason}): copy both again") from None
-    logits = [head(x).double() for x in reader.batches()]
-    kind = "softmax" if about["task"] == "multiclass" else "sigmoid"
-    z: NDArray[np.float64] = log_odds.of_logits(torch.cat(logits), kind).numpy()
-    return z
 
 
 def _table(

@@ -17,7 +17,7 @@ from probe.score.predictions import (
 
 
 @dataclass(frozen=True)
-class Settings(Scoring):
+class ProbeOptions(Scoring):
     """How to probe, as asked. None takes the protocol's, the store's or the task's own."""
 
     protocol: str = "dinov2-logreg"
@@ -43,7 +43,7 @@ class Settings(Scoring):
         """
         protocol = protocols.find(self.protocol)
         head = self.head or protocol.head
-        if head != protocol.head and self.protocol != Settings.protocol:
+        if head != protocol.head and self.protocol != ProbeOptions.protocol:
             raise ProbeError(f"protocol {protocol.name} has a {protocol.head} head, not {head}")
         if protocol.trained:
             raise ProbeError(
@@ -77,7 +77,7 @@ class Settings(Scoring):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(Scoring):
-    """How to probe, with nothing left open; feature, metric, strict_splits are read of Settings."""
+    """How to probe, with nothing left open; ProbeOptions keeps feature, metric, strict_splits."""
 
     protocol: Protocol
     head: str

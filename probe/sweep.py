@@ -28,17 +28,17 @@ from probe.data import Data, load
 from probe.heads import Head, fit_heads
 from probe.identity import Identity, data_of
 from probe.likeness import Seen, measure
-from probe.probing import ProbeSettings, Settings
+from probe.probing import ProbeOptions, ProbeSettings
 from probe.score import metrics
 from probe.score.predictions import (
     LabelledPredictions,
     check_scoring,
     labelled_predictions,
 )
-from probe.solve.path import Progress
+from probe.solve.path import HeadProgress
 from probe.tested import audit_splits, evaluate, metric_of, remarks, scored, to_predictions
 
-__all__ = ["Settings", "probe", "probe_all"]
+__all__ = ["ProbeOptions", "probe", "probe_all"]
 
 
 def probe(path: Path, **given: Any) -> results.Result:
@@ -51,10 +51,10 @@ def probe_all(
     path: Path,
     *,
     out: Path,
-    settings: Settings | None = None,
+    settings: ProbeOptions | None = None,
     command: str = "",
     versions: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: HeadProgress | None = None,
     fit: Fit = fit_heads,
 ) -> list[results.Result]:
     """Probe a store and return a result per feature, number of shots and seed.
@@ -63,7 +63,7 @@ def probe_all(
     this process or over rows that others hold. Raises StoreError for a store
     that can't be read, ProbeError for labels or options no head can be fitted to.
     """
-    asked = settings or Settings()
+    asked = settings or ProbeOptions()
     resolved = asked.resolve()
     found = []
     with FeatureStore.open(path) as store:
@@ -82,7 +82,7 @@ def probe_all(
                 settings=resolved,
                 audit=leaks,
                 out=out,
-                about={"command": command, "versions": dict(versions or {})},
+                provenance={"command": command, "versions": dict(versions or {})},
             )
             for shots in resolved.shots:
                 started = time.perf_counter()
@@ -113,7 +113,7 @@ class _Problem:
     settings: ProbeSettings
     audit: dict[str, Any]
     out: Path
-    about: dict[str, Any]
+    provenance: dict[str, Any]  # command and versions
 
     def training_sets(self, shots: int | None) -> list[TrainingSet]:
         """Return the training sets of a number of shots, one per seed; all rows once."""
@@ -141,16 +141,16 @@ class _Problem:
         self,
         subsets: list[TrainingSet],
         fit: Fit,
-        progress: Progress | None = None,
+        progress: HeadProgress | None = None,
         order: NDArray[np.int64] | None = None,
     ) -> list[Selection]:
         """Fit the subsets' heads on the training rows (n,); order (n,) permutes their labels."""
         settings, data = self.settings, self.data
         features, y = data.features.take(data.train), data.y[data.train]
         y = y if order is None else y[order]
-        about: dict[str, Any] = {"classes": self.manifest.classes, "metric": self.metric}
+        scoring: dict[str, Any] = {"classes": self.manifest.classes, "metric": self.metric}
         if settings.head == "linear" and settings.protocol.l2 is not None:
-            return choose.least_squares(features, y, subsets, l2=settings.protocol.l2, **about)
+            return choose.least_squares(features, y, subsets, l2=settings.protocol.l2, **scoring)
         if settings.head == "knn":
             return choose.neighbours(
                 features,
@@ -159,7 +159,7 @@ class _Problem:
                 k=settings.k,
                 temperature=settings.temperature,
                 device=settings.device,
-                **about,
+                **scoring,
             )
         return choose.linear(
             features,
@@ -170,7 +170,7 @@ class _Problem:
             device=settings.device,
             progress=progress,
             fit=fit,
-            **about,
+            **scoring,
         )
 
     def fit_controls(self, subsets: list[TrainingSet], fit: Fit) -> list[Selection | None]:
@@ -238,10 +238,9 @@ class _Problem:
             notes=[note for note in (chosen.note, settings.protocol.note) if note] + notes,
             control=shuffled,
             audit=self.audit,
-            **self.about,
+            **self.provenance,
         )
-        about = {"thresholds": evaluation.thresholds}
-        save = partial(self._save, chosen.head, about) if chosen.head else None
+        save = partial(self._save, chosen.head, evaluation.thresholds) if chosen.head else None
         return results.record(self.out, result, to_predictions(predictions, manifest.classes), save)
 
     def _predictions(
@@ -262,12 +261,12 @@ class _Problem:
         features, rows = data.features.take(data.train), data.rows[data.train]
         return measure(features.chunks, self.manifest.subject[rows])
 
-    def _save(self, head: Head, about: Mapping[str, Any], folder: Path) -> None:
+    def _save(self, head: Head, thresholds: Mapping[str, Any], folder: Path) -> None:
         """Write heads.json and heads.safetensors, with what the head reads."""
         head.save(
             folder / "heads",
             self._seen,
-            **about,
+            thresholds=thresholds,
             feature=self.feature,
             task=self.manifest.task,
             dataset=self.manifest.dataset,

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from features.backbones import load_backbone
 from features.images import picture
-from features.workers import Recipe, crops
+from features.workers import ImageRecipe, crops
 
 IMAGES = [picture(203, 297), picture(251, 170), picture(96, 130)]
 
@@ -54,7 +54,7 @@ def apart(ours, theirs):
 def compared(case, pool=None):
     """Return how far our default feature, and a layer, are from the library's, and its number."""
     backbone = load_backbone(case.name, case.weights, case.image_size)
-    recipe = Recipe((backbone.transform,), exact=True)
+    recipe = ImageRecipe((backbone.transform,), exact=True)
     pixels = torch.stack([torch.from_numpy(np.array(crops(f, recipe)[0])) for f in files()])
     pixels = backbone.normalise(pixels, torch.float32)
     count = len(backbone.network.layers) - 1

@@ -16,7 +16,7 @@ from features.audit import audit, hash_images
 from features.datasets import open_dataset
 from features.errors import ProbeError
 from probe.report import write_report
-from probe.sweep import Settings, probe
+from probe.sweep import ProbeOptions, probe
 
 rng = np.random.default_rng(0)
 
@@ -91,7 +91,7 @@ def leaking(tmp_path):
 
 
 def test_probe_says_it_in_one_line_and_strict_splits_refuse(leaking, tmp_path):
-    settings = Settings(C=(1.0,), bootstrap=100)
+    settings = ProbeOptions(C=(1.0,), bootstrap=100)
     result = probe(leaking, out=tmp_path / "out", settings=settings)
     assert result.audit["line"] == "the splits leak: 20 subjects are in more than one of them"
     assert result.audit["leaks"] == 20
@@ -104,7 +104,7 @@ def test_probe_says_it_in_one_line_and_strict_splits_refuse(leaking, tmp_path):
         in strict.output
     )
     with pytest.raises(ProbeError):
-        probe(leaking, out=tmp_path / "no", settings=Settings(strict_splits=True))
+        probe(leaking, out=tmp_path / "no", settings=ProbeOptions(strict_splits=True))
     assert not (tmp_path / "no").exists()
 
 

@@ -24,12 +24,12 @@ from features import parts
 from features.datasets import open_dataset
 from features.errors import ClusterError, ProbeError, StoreError
 from features.extract import extract
-from features.plan import Settings
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 
 ray = pytest.importorskip("ray")
 
-SETTINGS = Settings(batch_size=4, workers=1)
+SETTINGS = ExtractionSettings(batch_size=4, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +384,7 @@ def test_a_driver_that_is_killed_and_a_node_that_is_removed_lose_nothing(
 ):
     store = Path("images", "efficientnet_lite0.h5")
     manifest = open_dataset(f"folder:{many}")
-    settings = Settings(batch_size=2, workers=1, layers="all")
+    settings = ExtractionSettings(batch_size=2, workers=1, layers="all")
     extract(manifest, [backbone], out=tmp_path / "here", settings=settings)
     out = tmp_path / "there"
     for goal in (40, 150):  # the driver, twice

@@ -11,7 +11,7 @@ from conftest import make_manifest, make_store
 from cli import cli
 from features.errors import ProbeError
 from probe.compare import compare_results
-from probe.sweep import Settings, probe, probe_all
+from probe.sweep import ProbeOptions, probe, probe_all
 
 rng = np.random.default_rng(0)
 N = 160
@@ -35,7 +35,7 @@ def fill(folder, *, datasets=1, backbones=("weak", "strong"), seeds=(0,), metric
             path = folder / f"set{d}" / f"{name}.h5"
             make_store(path, X, make_manifest(y, dataset=f"set{d}"), fingerprint=made)
             for seed in seeds:
-                settings = Settings(C=(0.1,), folds=2, seed=seed, metric=metric, bootstrap=100)
+                settings = ProbeOptions(C=(0.1,), folds=2, seed=seed, metric=metric, bootstrap=100)
                 probe(path, out=folder / "results", settings=settings)
     return folder / "results"
 
@@ -102,7 +102,7 @@ def test_models_with_different_test_images_are_not_tested(tmp_path):
     X = rng.standard_normal((N, 4))
     path = tmp_path / "set0" / "z.h5"
     make_store(path, X, make_manifest(y, dataset="set0", split=split), fingerprint=made)
-    probe(path, out=folder, settings=Settings(C=(1.0,), folds=2, metric="auroc", bootstrap=100))
+    probe(path, out=folder, settings=ProbeOptions(C=(1.0,), folds=2, metric="auroc", bootstrap=100))
     found = compare_results([folder, folder])
     assert found.pairs == []
     assert found.notes == [
@@ -120,7 +120,7 @@ def test_a_pair_is_tested_by_the_means_that_stand_above_it_whatever_the_seeds(tm
     """Few shots: each seed's head is another, and the two models have unlike numbers of seeds."""
     folder = fill(tmp_path)
     store = tmp_path / "set0" / "weak.h5"
-    few = Settings(C=(0.1,), folds=2, metric="auroc", bootstrap=100, shots=(2,), seeds=3)
+    few = ProbeOptions(C=(0.1,), folds=2, metric="auroc", bootstrap=100, shots=(2,), seeds=3)
     probe_all(store, out=folder, settings=few)
     found = compare_results([folder], n=500)
     scores = {score.model: score for score in found.scores}

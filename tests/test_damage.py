@@ -16,12 +16,12 @@ from features.errors import StoreError
 from features.store import FeatureStore
 from probe import data
 from probe.heads import fit_heads
-from probe.sweep import Settings, probe_all
+from probe.sweep import ProbeOptions, probe_all
 
 N = 120
 X = np.random.default_rng(1).standard_normal((N, 6)).astype(np.float32)
 Y = np.arange(N) % 3
-FAST = Settings(C=(0.1, 1.0), folds=3, bootstrap=100)
+FAST = ProbeOptions(C=(0.1, 1.0), folds=3, bootstrap=100)
 
 
 def call(*words):

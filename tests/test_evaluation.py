@@ -18,7 +18,7 @@ from probe.score.caveats import few
 from probe.score.metrics import evaluate_log_odds, find, of_task
 from probe.score.predictions import LabelledPredictions, aggregate
 from probe.score.thresholds import choose_threshold
-from probe.sweep import Settings, probe
+from probe.sweep import ProbeOptions, probe
 
 rng = np.random.default_rng(0)
 N = 240
@@ -38,7 +38,7 @@ def store(tmp_path):
 
 
 def run(store, tmp_path, **settings):
-    asked = Settings(C=(0.1, 1.0), folds=3, bootstrap=200, metric="auroc", **settings)
+    asked = ProbeOptions(C=(0.1, 1.0), folds=3, bootstrap=200, metric="auroc", **settings)
     result = probe(store, out=tmp_path / "out", settings=asked)
     return result, results.read_predictions(tmp_path / "out" / result.predictions)
 
@@ -145,7 +145,7 @@ def test_an_interval_without_width_says_what_it_can_t_exclude(tmp_path):
     easy = X + 100 * TRUTH[:, None]
     manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
     store = make_store(tmp_path / "e" / "b.h5", easy, manifest)
-    settings = Settings(C=(1.0,), folds=2, bootstrap=100, interval="percentile")
+    settings = ProbeOptions(C=(1.0,), folds=2, bootstrap=100, interval="percentile")
     result = probe(store, out=tmp_path / "o", settings=settings)
     assert (result.ci_low, result.ci_high) == (1, 1)
     # 40 subjects without an error: the exact binomial bound is 1 - .05 ** (1 / 40) = 7.2 %.
@@ -155,7 +155,9 @@ def test_an_interval_without_width_says_what_it_can_t_exclude(tmp_path):
 def test_answers_without_an_error_have_an_interval_with_a_width(tmp_path):
     manifest = make_manifest(TRUTH, split=SPLIT, subject=SUBJECT, classes=("ill", "well"))
     store = make_store(tmp_path / "e" / "b.h5", X + 100 * TRUTH[:, None], manifest)
-    result = probe(store, out=tmp_path / "o", settings=Settings(C=(1.0,), folds=2, bootstrap=2000))
+    result = probe(
+        store, out=tmp_path / "o", settings=ProbeOptions(C=(1.0,), folds=2, bootstrap=2000)
+    )
     assert result.ci_high == 1
     assert result.ci_low == pytest.approx(0.025 ** (1 / 40), abs=0.02)  # Clopper and Pearson's
     assert "so the interval has no width" not in " ".join(result.notes)
@@ -272,7 +274,7 @@ def test_a_store_without_the_column_is_a_line_and_the_others_are_scored_by_it(tm
 def test_where_no_subjects_are_known_images_are_said_to_be_taken_as_independent(tmp_path):
     y = np.random.default_rng(0).integers(0, 2, 120)
     X = np.random.default_rng(1).standard_normal((120, 4)) + y[:, None]
-    how = Settings(C=(1.0,), folds=2, bootstrap=100)
+    how = ProbeOptions(C=(1.0,), folds=2, bootstrap=100)
     plain, known = (
         probe(make_store(tmp_path / name / "b.h5", X, manifest), out=tmp_path / name, settings=how)
         for name, manifest in (

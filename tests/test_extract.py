@@ -14,13 +14,13 @@ from features.devices import resolve_precision
 from features.errors import BackboneError, ImageError, StaleStoreError
 from features.extract import extract
 from features.images import Decoded
-from features.plan import Settings
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 
 
 def run(folder, backbone, out, **settings):
     manifest = open_dataset(f"folder:{folder}", Options())
-    return extract(manifest, [backbone], out=out, settings=Settings(**settings))[0]
+    return extract(manifest, [backbone], out=out, settings=ExtractionSettings(**settings))[0]
 
 
 def read(report):
@@ -217,10 +217,12 @@ def test_two_backbones_in_one_run_give_what_each_gives_alone(tmp_path, image_fol
     vit = load_backbone("timm:vit_tiny_patch16_224", "random")
     manifest = open_dataset(f"folder:{image_folder}")
     both = extract(
-        manifest, [backbone, vit], out=tmp_path / "both", settings=Settings(batch_size=8)
+        manifest, [backbone, vit], out=tmp_path / "both", settings=ExtractionSettings(batch_size=8)
     )
     for one, report in zip((backbone, vit), both, strict=True):
-        alone = extract(manifest, [one], out=tmp_path / "alone", settings=Settings(batch_size=8))[0]
+        alone = extract(
+            manifest, [one], out=tmp_path / "alone", settings=ExtractionSettings(batch_size=8)
+        )[0]
         with FeatureStore.open(report.store) as a, FeatureStore.open(alone.store) as b:
             feature = a.default_feature
             assert a.read(feature).tobytes() == b.read(feature).tobytes()
@@ -357,7 +359,7 @@ def test_an_image_that_has_gone_keeps_its_features(tmp_path, image_folder, backb
         whole = store.manifest()
     report = extract(
         dataclasses.replace(whole, root=image_folder), [backbone], out=tmp_path,
-        settings=Settings(batch_size=8, overwrite="stale"),
+        settings=ExtractionSettings(batch_size=8, overwrite="stale"),
     )[0]  # fmt: skip
     assert (report.computed, report.bad) == (1, {})
     after, manifest = read(report)
@@ -370,7 +372,7 @@ def test_a_wish_to_stop_commits_the_batch_in_hand(tmp_path, image_folder, backbo
     done = []
     with pytest.raises(KeyboardInterrupt):
         extract(
-            manifest, [backbone], out=tmp_path, settings=Settings(batch_size=4),
+            manifest, [backbone], out=tmp_path, settings=ExtractionSettings(batch_size=4),
             progress=lambda n, of, bad: done.append(n), stop=lambda: len(done) > 3,
         )  # fmt: skip
     with FeatureStore.open(tmp_path / "images" / "efficientnet_lite0.h5") as store:

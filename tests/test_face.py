@@ -12,7 +12,7 @@ from features.errors import ProbeError
 from features.store import FeatureStore
 from probe import results
 from probe.heads import fit_heads
-from probe.sweep import Settings, probe_all
+from probe.sweep import ProbeOptions, probe_all
 
 r = np.random.default_rng(0)
 X = r.standard_normal((90, 8)).astype(np.float32)
@@ -51,7 +51,7 @@ def test_reprs_fit_two_lines(tmp_path):
 def test_results_are_a_table_in_one_line(tmp_path, monkeypatch):
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y))
     out = tmp_path / "out"
-    found = probe_all(path, out=out, settings=Settings(C=(0.1, 1.0), shots=(2, None), folds=3))
+    found = probe_all(path, out=out, settings=ProbeOptions(C=(0.1, 1.0), shots=(2, None), folds=3))
     table = results.frame(str(out))
     raw = pd.read_json(out / "results.jsonl", lines=True)
     assert len(table) == len(raw) == len(found) == 2

@@ -20,7 +20,7 @@ from test_images import bomb, encode
 from features.datasets import open_dataset
 from features.errors import StoreError
 from features.extract import extract
-from features.plan import Settings
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 
 
@@ -112,7 +112,7 @@ def test_a_full_disk_loses_nothing(tmp_path, image_folder, backbone):
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     try:
         manifest = open_dataset(f"folder:{image_folder}")
-        wanted = Settings(batch_size=4, tokens=True)
+        wanted = ExtractionSettings(batch_size=4, tokens=True)
         begun = []
         with pytest.raises(KeyboardInterrupt):
             extract(
@@ -244,12 +244,12 @@ from pathlib import Path
 from features.backbones import load_backbone
 from features.datasets import open_dataset
 from features.extract import extract
-from features.plan import Settings
+from features.plan import ExtractionSettings
 backbone = load_backbone("efficientnet_lite0", None, 32)
 def run(name):
     manifest = open_dataset(f"folder:{sys.argv[1]}/{name}")
     [report] = extract(
-        manifest, [backbone], out=Path(sys.argv[1]), settings=Settings(tokens=True)
+        manifest, [backbone], out=Path(sys.argv[1]), settings=ExtractionSettings(tokens=True)
     )
     assert report.computed == len(manifest) and not report.bad
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -26,12 +26,12 @@ from features.datasets import open_dataset
 from features.errors import BackboneError, ProbeError
 from features.extract import extract
 from features.manifest import NO_SPLIT
-from features.plan import Settings as Extraction
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 from probe import results
 from probe.train import checkpoints, training
 from probe.train.feeds import Images, recipe_of
-from probe.train.finetune import Settings, finetune, train_on_store
+from probe.train.finetune import TrainSettings, finetune, train_on_store
 
 NAME = "timm:test_vit"
 FAST = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "warmup": 0, "augment": True}
@@ -56,7 +56,7 @@ def made(tmp_path_factory):
         manifest,
         [backbone],
         out=root / "features",
-        settings=Extraction(tokens=True, precision="float32", views=1, workers=1),
+        settings=ExtractionSettings(tokens=True, precision="float32", views=1, workers=1),
     )
     return root, report.store
 
@@ -64,7 +64,7 @@ def made(tmp_path_factory):
 def settings(head="linear", **given):
     loop = {k: given.pop(k) for k in list(given) if k in training.Training.__dataclass_fields__}
     loop = training.Training(**(FAST | loop))
-    return Settings(
+    return TrainSettings(
         head=head,
         head_size="deit-tiny",
         head_weights="random",
@@ -257,7 +257,10 @@ def test_a_tuned_backbone_is_extracted_and_probed_like_any_other(made, tmp_path)
     assert tuned.weights_digest != load_backbone(NAME, "random", 96).weights_digest
     manifest = open_dataset(f"folder:{made[0] / 'images'}")
     [report] = extract(
-        manifest, [tuned], out=tmp_path / "features", settings=Extraction(precision="float32")
+        manifest,
+        [tuned],
+        out=tmp_path / "features",
+        settings=ExtractionSettings(precision="float32"),
     )
     saved = load_file(run / "checkpoints" / "best.safetensors")
     said = results.read_predictions(tmp_path / result.predictions)

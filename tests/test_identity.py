@@ -18,7 +18,7 @@ from probe import results
 from probe.compare import compare_results
 from probe.identity import data_names, model_names
 from probe.results import Predictions, load, read_predictions, write_predictions
-from probe.sweep import Settings, probe
+from probe.sweep import ProbeOptions, probe
 
 rng = np.random.default_rng(0)
 N = 160
@@ -35,7 +35,7 @@ def run(folder, X=SKILLED, manifest=MANIFEST, made=FINGERPRINT, **given):
     """Probe a store of its own into folder/results."""
     number = len(list(folder.glob("*/b.h5")))
     path = make_store(folder / str(number) / "b.h5", X, manifest, fingerprint=made)
-    return probe(path, out=folder / "results", settings=Settings(**(HOW | given)))
+    return probe(path, out=folder / "results", settings=ProbeOptions(**(HOW | given)))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_two_results_that_differ_in_anything_keep_their_files(tmp_path, other):
 
 def test_two_sets_of_labels_are_named_by_their_columns_where_these_tell_them_apart(tmp_path):
     one = probe(
-        make_store(tmp_path / "a.h5", SKILLED, MANIFEST), out=tmp_path, settings=Settings(**HOW)
+        make_store(tmp_path / "a.h5", SKILLED, MANIFEST), out=tmp_path, settings=ProbeOptions(**HOW)
     )
     other = replace(one.identity, labels_digest="9" * 64)
     both = [one.identity, other]

@@ -27,7 +27,7 @@ from features.errors import StaleStoreError
 from features.extract import extract
 from features.fingerprint import in_words
 from features.manifest import digest
-from features.plan import Settings
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 from probe.cells import digest_of
 from probe.results import load
@@ -314,7 +314,7 @@ def test_rows_are_copied_only_of_the_same_files_and_the_same_fingerprint(
     tmp_path, image_folder, change
 ):
     out = tmp_path / "out"
-    settings = Settings(batch_size=8, workers=1)
+    settings = ExtractionSettings(batch_size=8, workers=1)
     backbone = load_backbone("timm:resnet10t", "random", 64)
     manifest = open_dataset(f"folder:{image_folder}")
     [first] = extract(manifest, [backbone], out=out, settings=settings)

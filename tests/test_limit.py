@@ -17,7 +17,7 @@ from features.datasets import Options, open_dataset
 from features.datasets.limit import limited
 from features.errors import StaleStoreError
 from features.extract import extract
-from features.plan import Settings
+from features.plan import ExtractionSettings
 
 STORED = ("features/final/pooled", "checksums/features/final/pooled", "checksums/source")
 
@@ -118,7 +118,7 @@ def stored(path):
 
 def run(manifest, backbone, out, **given):
     return extract(
-        manifest, [backbone], out=out, settings=Settings(batch_size=4, workers=1), **given
+        manifest, [backbone], out=out, settings=ExtractionSettings(batch_size=4, workers=1), **given
     )[0]
 
 
@@ -167,7 +167,7 @@ def test_growing_that_was_stopped_goes_on_to_the_same_bits(tmp_path, images, sma
 def test_a_limited_store_grows_by_images_and_features_at_once(tmp_path, images, small):
     some = limited(images, 13, seed=1)
     first = stored(run(some, small, tmp_path).store)
-    settings = Settings(batch_size=4, workers=1, layers="all")
+    settings = ExtractionSettings(batch_size=4, workers=1, layers="all")
     [report] = extract(images, [small], out=tmp_path, settings=settings)
     assert report.added
     assert "block00/mean" in report.added
@@ -188,7 +188,7 @@ def test_an_image_that_changed_keeps_a_store_from_growing(tmp_path, images, smal
     with pytest.raises(StaleStoreError, match="1 images have changed"):
         run(images, small, tmp_path)
     assert store.read_bytes() == before
-    stale = Settings(batch_size=4, workers=1, overwrite="stale")
+    stale = ExtractionSettings(batch_size=4, workers=1, overwrite="stale")
     [report] = extract(images, [small], out=tmp_path, settings=stale)
     assert (report.reused, len(report.bad)) == (len(some) - 1, 1)
 

@@ -29,8 +29,8 @@ from features.dicom import decode_dicom
 from features.errors import ImageError
 from features.extract import extract
 from features.images import decode
-from features.plan import Settings
-from features.workers import Recipe, Workers
+from features.plan import ExtractionSettings
+from features.workers import ImageRecipe, Workers
 
 MEASURE = """
 import os, sys
@@ -38,7 +38,7 @@ from pathlib import Path
 import pydicom.pixels.utils, gdcm, openjpeg
 from features import images, limits
 from features.reasons import reason_of
-from features.workers import Recipe, load
+from features.workers import ImageRecipe, load
 from test_workers import SMALL
 costs = []
 plain = limits.check
@@ -54,7 +54,7 @@ for exact in (True, False) if sys.argv[1] == "both" else (True,):
         costs.clear()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is what is taken now
         before = peak()
-        loaded, _ = load(Path(name), Recipe((SMALL,), exact=exact))
+        loaded, _ = load(Path(name), ImageRecipe((SMALL,), exact=exact))
         assert not loaded.reason or reason_of(loaded.reason), loaded.reason
         print(max(costs, default=0), peak() - before, loaded.reason, sep="\\t")
 """
@@ -268,8 +268,8 @@ def test_the_system_refuses_a_worker_more_memory_than_one_image_may_take(
         (tmp_path / name).write_bytes(
             encode(Image.new("L", (50, 50))) if name[0].isdigit() else name.encode()
         )
-    with Workers(Recipe((SMALL,)), 1) as pool:
-        facts, _ = ask(pool, [tmp_path / name for name in names], Recipe((SMALL,)))
+    with Workers(ImageRecipe((SMALL,)), 1) as pool:
+        facts, _ = ask(pool, [tmp_path / name for name in names], ImageRecipe((SMALL,)))
     assert [fact.reason for fact in facts] == [
         "", "decoding it takes more than the 200 MB of memory of one image, or than is left here "
         "(MEDPROBE_IMAGE_MEMORY)",
@@ -316,8 +316,8 @@ def test_an_image_that_ends_its_worker_for_want_of_memory_is_tried_alone(
         files[-1].write_bytes((b"large" if k % 6 == 1 else b"") + image)
     files.append(tmp_path / "never.png")
     files[-1].write_bytes(b"large never")
-    with Workers(Recipe((SMALL,)), 4) as pool:
-        facts, _ = ask(pool, files, Recipe((SMALL,)))
+    with Workers(ImageRecipe((SMALL,)), 4) as pool:
+        facts, _ = ask(pool, files, ImageRecipe((SMALL,)))
     assert [fact.reason for fact in facts[:-1]] == [""] * 24
     wanted = f"decoding it killed the worker process (signal {int(signal.SIGKILL)}), the second "
     assert facts[-1].reason == wanted + "time alone"
@@ -326,8 +326,8 @@ def test_an_image_that_ends_its_worker_for_want_of_memory_is_tried_alone(
 def test_workers_are_what_the_system_ends_first(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(Image.new("L", (50, 50))))
     before = set(children(os.getpid()))
-    with Workers(Recipe((SMALL,)), 1) as pool:
-        ask(pool, [tmp_path / "a.png"], Recipe((SMALL,)))
+    with Workers(ImageRecipe((SMALL,)), 1) as pool:
+        ask(pool, [tmp_path / "a.png"], ImageRecipe((SMALL,)))
         [pid] = set(children(os.getpid())) - before
         score = Path(f"/proc/{pid}/oom_score_adj").read_text()
     assert score == "1000\n"
@@ -350,7 +350,7 @@ def test_a_wish_to_stop_is_heard_while_an_image_hangs(tmp_path, monkeypatch, bac
     end = time.monotonic() + 1
     with pytest.raises(KeyboardInterrupt):  # and not in an hour
         extract(
-            manifest, [backbone], out=tmp_path / "out", settings=Settings(batch_size=2),
+            manifest, [backbone], out=tmp_path / "out", settings=ExtractionSettings(batch_size=2),
             stop=lambda: time.monotonic() > end,
         )  # fmt: skip
 

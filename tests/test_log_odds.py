@@ -20,7 +20,7 @@ from probe.score import log_odds
 from probe.score.predictions import LabelledPredictions, aggregate
 from probe.score.thresholds import choose_threshold
 from probe.solve.knn import vote
-from probe.sweep import Settings, probe
+from probe.sweep import ProbeOptions, probe
 
 mp.dps = 60
 rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def separable(kind, n=2400, D=600):
 def test_ranks_are_those_of_float64_logits_from_the_head_to_the_file(tmp_path, kind):
     X, y, manifest = separable(kind)
     path = make_store(tmp_path / "made" / "b.h5", X * 30, manifest)
-    settings = Settings(C=(1e5,), folds=2, metric="auroc", bootstrap=20)
+    settings = ProbeOptions(C=(1e5,), folds=2, metric="auroc", bootstrap=20)
     result = probe(path, out=tmp_path / "out", settings=settings)
     saved = load_file((tmp_path / "out" / result.heads).with_suffix(".safetensors"))
     test = manifest.split == "test"

@@ -13,7 +13,7 @@ from features.store import FeatureStore
 from probe import data
 from probe.heads import fit_heads
 from probe.solve.sources import FromStore, InMemory
-from probe.sweep import Settings, probe
+from probe.sweep import ProbeOptions, probe
 
 rng = np.random.default_rng(0)
 N, D = 3000, 20
@@ -51,7 +51,7 @@ def test_a_file_is_read_in_order_and_whole():
 def test_a_probe_of_what_does_not_fit_says_the_same(tmp_path, monkeypatch, head):
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y))
     own = {"k": (5, 20)} if head == "knn" else {"C": (1e-3, 1.0)}
-    settings = Settings(head=head, folds=3, **own)
+    settings = ProbeOptions(head=head, folds=3, **own)
     here = probe(path, out=tmp_path / "here", settings=settings)
     monkeypatch.setattr(data, "available", lambda *_: 4 * X.nbytes - 1)
     there = probe(path, out=tmp_path / "there", settings=settings)
@@ -65,7 +65,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from features.memory import _table
-from probe.sweep import Settings, probe
+from probe.sweep import ProbeOptions, probe
 torch.linalg.eigh(torch.eye(64).double())
 used = _table(Path("/proc/self/status"))["VmData"]
 resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[3]),) * 2)
@@ -74,7 +74,7 @@ try:
     sys.exit("the limit does not hold")
 except MemoryError:
     pass
-settings = Settings(C=(0.01, 1.0), bootstrap=100)
+settings = ProbeOptions(C=(0.01, 1.0), bootstrap=100)
 result = probe(Path(sys.argv[1]), out=Path(sys.argv[2]), settings=settings)
 print(repr(result.folds["scores"]), result.converged)
 """
@@ -92,7 +92,7 @@ def test_a_quarter_of_the_store_is_memory_enough(tmp_path):
     words = [sys.executable, "-c", LIMITED, path, tmp_path / "out", str(path.stat().st_size // 4)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    settings = Settings(C=(0.01, 1.0), bootstrap=100)
+    settings = ProbeOptions(C=(0.01, 1.0), bootstrap=100)
     here = probe(path, out=Path(tmp_path / "here"), settings=settings)
     scores, converged = done.stdout.strip().rsplit(" ", 1)
     np.testing.assert_allclose(np.array(eval(scores)), here.folds["scores"], atol=1e-4)

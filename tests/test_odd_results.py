@@ -23,7 +23,7 @@ from probe import grid
 from probe.heads import Head
 from probe.predict import predict
 from probe.results import load, read_predictions
-from probe.sweep import Settings, probe_all
+from probe.sweep import ProbeOptions, probe_all
 from probe.train import checkpoints, finetune
 from probe.train.training import Training
 
@@ -38,9 +38,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     path = make_store(folder / "s.h5", X, make_manifest(Y))
     for C in ((0.1, 1.0), (10.0,)):
-        probe_all(path, out=folder / "results", settings=Settings(C=C, folds=2, bootstrap=100))
+        probe_all(path, out=folder / "results", settings=ProbeOptions(C=C, folds=2, bootstrap=100))
     training = Training(epochs=1, batch_size=32)
-    settings = finetune.Settings(init="random", bootstrap=100, training=training)
+    settings = finetune.TrainSettings(init="random", bootstrap=100, training=training)
     finetune.train_on_store(path, out=folder / "trained", settings=settings)
     return folder
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from probe.compare import paired_test
+from probe.pairing import paired_test
 from probe.results import Predictions
 from probe.score import metrics
 from probe.score.delong import delong

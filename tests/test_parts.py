@@ -14,11 +14,11 @@ from features.datasets.limit import limited
 from features.errors import StaleStoreError
 from features.extract import extract
 from features.manifest import Manifest
-from features.plan import Settings
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
 from features.urls import Url
 
-SETTINGS = Settings(batch_size=4, workers=1)
+SETTINGS = ExtractionSettings(batch_size=4, workers=1)
 
 
 class Pool:
@@ -82,7 +82,7 @@ def contents(path):
 def test_parts_make_the_store_of_one_process_to_the_bit(
     tmp_path, images, backbone, engine, pools, one_thread
 ):
-    settings = Settings(batch_size=4, workers=1, tokens=True, views=1)
+    settings = ExtractionSettings(batch_size=4, workers=1, tokens=True, views=1)
     [here] = extract(images, [backbone], out=tmp_path / "here", settings=settings)
     shown = []
     [there] = extract(
@@ -127,7 +127,7 @@ def test_two_backbones_of_other_batches_are_filled_together(
                 images, [backbone], out=tmp_path / out, settings=SETTINGS, progress=note,
                 stop=lambda done=done: done[0] > 12,
             )  # fmt: skip
-        settings = Settings(batch_size=8, workers=1)
+        settings = ExtractionSettings(batch_size=8, workers=1)
         extract(images, [backbone, other], out=tmp_path / out, settings=settings, engine=some)
     for name in ("efficientnet_lite0.h5", "timm-resnet10t.h5"):
         here, there = (tmp_path / out / "images" / name for out in ("here", "there"))
@@ -190,7 +190,11 @@ def test_parts_of_something_else_or_of_changed_images_are_never_taken_in(
     store = left[0].parent.with_suffix("")
     store.unlink()
     [report] = extract(
-        images, [backbone], out=tmp_path, settings=Settings(batch_size=2, workers=1), engine=engine
+        images,
+        [backbone],
+        out=tmp_path,
+        settings=ExtractionSettings(batch_size=2, workers=1),
+        engine=engine,
     )
     assert (report.computed, len(report.bad)) == (39, 1)
 

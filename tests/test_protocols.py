@@ -20,7 +20,7 @@ from features.store import FeatureStore
 from probe import results, splits
 from probe.solve.knn import vote
 from probe.solve.least_squares import fit as least_squares
-from probe.sweep import Settings, probe, probe_all
+from probe.sweep import ProbeOptions, probe, probe_all
 
 rng = np.random.default_rng(0)
 N = 300
@@ -71,7 +71,7 @@ def test_neighbours_of_findings_vote_where_they_know():
 
 
 def test_the_number_of_neighbours_is_chosen_on_folds(store, tmp_path):
-    settings = Settings(protocol="knn", k=(1, 5, 50), folds=4)
+    settings = ProbeOptions(protocol="knn", k=(1, 5, 50), folds=4)
     result = probe(store, out=tmp_path / "out", settings=settings)
     manifest = make_manifest(Y)
     train = np.flatnonzero(manifest.split == "train")
@@ -89,7 +89,7 @@ def test_the_number_of_neighbours_is_chosen_on_folds(store, tmp_path):
 
 
 def test_shots_and_seeds_are_draws_of_the_training_rows(store, tmp_path):
-    settings = Settings(C=C, shots=(1, 8, None), seeds=3, tol=1e-10)
+    settings = ProbeOptions(C=C, shots=(1, 8, None), seeds=3, tol=1e-10)
     found = probe_all(store, out=tmp_path / "out", settings=settings)
     assert [(r.shots, r.seed) for r in found] == [
         *((1, s) for s in range(3)),
@@ -148,7 +148,7 @@ def test_folds_of_a_few_keep_subjects_whole_and_hold_out_no_class_whole():
 
 def test_more_shots_than_images_are_refused(store, tmp_path):
     with pytest.raises(ProbeError, match="80 shots of class number"):
-        probe_all(store, out=tmp_path / "out", settings=Settings(C=C, shots=(80,)))
+        probe_all(store, out=tmp_path / "out", settings=ProbeOptions(C=C, shots=(80,)))
 
 
 def test_every_layer_is_probed_and_no_test_row_is_seen_before_the_test(tmp_path):
@@ -168,7 +168,7 @@ def test_every_layer_is_probed_and_no_test_row_is_seen_before_the_test(tmp_path)
     made = {"block00/mean": noise, "final/mean": X, "final/tokens": np.zeros((N, 2, 12))}
     with FeatureStore.open(path, write=True) as store:
         store.commit(np.arange(N), made, source, {})
-    settings = Settings(C=C, feature="all", control="shuffle")
+    settings = ProbeOptions(C=C, feature="all", control="shuffle")
     first, last = probe_all(path, out=tmp_path / "out", settings=settings)
     assert (first.feature, last.feature) == ("block00/mean", "final/mean")
     assert last.value > first.ci_high
@@ -208,18 +208,18 @@ def test_least_squares_is_ridge_regression_on_what_big_vision_makes_of_features(
 
 
 def test_bigvision_s_protocol_gives_a_result_per_draw(store, tmp_path):
-    found = probe_all(store, out=tmp_path, settings=Settings(protocol="bigvision-fewshot"))
+    found = probe_all(store, out=tmp_path, settings=ProbeOptions(protocol="bigvision-fewshot"))
     assert [(r.shots, r.seed) for r in found] == [(n, s) for n in (1, 5, 10, 25) for s in range(3)]
     assert all(r.C is None and r.folds["l2"] == 1024 for r in found)
     assert "only their order counts" in found[0].notes[0]
     said = results.read_predictions(tmp_path / found[-1].predictions)
     assert found[-1].value == accuracy_score(said.labels, said.probabilities.argmax(1))
     with pytest.raises(ProbeError, match="has its own penalty: leave --C out"):
-        probe(store, out=tmp_path, settings=Settings(protocol="bigvision-fewshot", C=(1.0,)))
+        probe(store, out=tmp_path, settings=ProbeOptions(protocol="bigvision-fewshot", C=(1.0,)))
 
 
 def test_uni_s_strength_follows_the_sizes_and_says_that_it_is_not_uni_s(store, tmp_path):
-    result = probe(store, out=tmp_path, settings=Settings(protocol="uni-linear"))
+    result = probe(store, out=tmp_path, settings=ProbeOptions(protocol="uni-linear"))
     assert pytest.approx(100 / (12 * 3)) == result.C
     assert result.notes[0].startswith("not UNI's own probe")
 

@@ -11,9 +11,9 @@ from features.backbones.base import Backbone
 from features.backbones.from_timm import RECIPES
 from features.datasets import Options, open_dataset
 from features.extract import extract
-from features.plan import Settings as Extraction
+from features.plan import ExtractionSettings
 from probe import sweep
-from probe.train.finetune import Settings, finetune, train_on_store
+from probe.train.finetune import TrainSettings, finetune, train_on_store
 from probe.train.training import Training
 
 SIZE = 64
@@ -71,14 +71,14 @@ def test_every_scenario_beats_chance_on_real_images(name, manifest, tmp_path, mo
         manifest,
         [loaded()],
         out=tmp_path / "features",
-        settings=Extraction(tokens=True, precision="float32"),
+        settings=ExtractionSettings(tokens=True, precision="float32"),
     )
     loop = Training(epochs=4, batch_size=32, lr=1e-3 if name != "efficientnet_lite0" else 1e-4)
-    how = Settings(head_size="deit-tiny", head_weights="random", training=loop, bootstrap=500)
+    how = TrainSettings(head_size="deit-tiny", head_weights="random", training=loop, bootstrap=500)
     deit = replace(how, head="deit", training=replace(loop, lr=1e-3))
     out = tmp_path / "results"
     found = [
-        sweep.probe(report.store, out=out, settings=sweep.Settings(bootstrap=500)),
+        sweep.probe(report.store, out=out, settings=sweep.ProbeOptions(bootstrap=500)),
         train_on_store(report.store, out=out, settings=deit),
         finetune(report.store, loaded(), out=out, settings=how),
         finetune(report.store, loaded(), out=out, settings=deit),

@@ -13,7 +13,7 @@ from features.store import FeatureStore
 from probe import results
 from probe.predict import predict
 from probe.splits import folds
-from probe.sweep import Settings, probe
+from probe.sweep import ProbeOptions, probe
 
 rng = np.random.default_rng(0)
 N = 300
@@ -25,7 +25,7 @@ C = (0.001, 0.01, 0.1, 1.0, 10.0)
 def test_the_chosen_C_and_the_score_are_what_scikit_learn_finds_on_the_same_folds(tmp_path):
     manifest = make_manifest(Y)
     path = make_store(tmp_path / "made" / "b.h5", X, manifest)
-    result = probe(path, out=tmp_path / "out", settings=Settings(C=C, folds=4, seed=3))
+    result = probe(path, out=tmp_path / "out", settings=ProbeOptions(C=C, folds=4, seed=3))
     train = np.flatnonzero(manifest.split == "train")
     held_out = folds(manifest, train, k=4, seed=3).held_out
     scores = np.empty((len(C), 4))
@@ -62,7 +62,7 @@ def test_the_test_split_can_t_influence_the_choice(tmp_path):
 def test_a_given_val_split_chooses_and_then_trains(tmp_path):
     split = np.array(["train", "val", "test"])[np.arange(N) % 3]
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y, split=split))
-    result = probe(path, out=tmp_path / "out", settings=Settings(C=C))
+    result = probe(path, out=tmp_path / "out", settings=ProbeOptions(C=C))
     train, val = split == "train", split == "val"
     scores = [
         LogisticRegression(C=c, tol=1e-8, max_iter=5000)
@@ -78,7 +78,7 @@ def test_a_given_val_split_chooses_and_then_trains(tmp_path):
 def test_bad_images_are_left_out_and_counted(tmp_path):
     bad = {1: "file is empty", 4: "file not found", 9: "x"}
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y), bad=bad)
-    result = probe(path, out=tmp_path / "out", settings=Settings(C=C))
+    result = probe(path, out=tmp_path / "out", settings=ProbeOptions(C=C))
     assert (result.n_bad, result.n_train, result.n_test) == (3, 223, 74)
     ids = results.read_predictions(tmp_path / "out" / result.predictions).ids
     assert "00004.png" not in ids
@@ -90,7 +90,7 @@ def test_uncertain_findings_count_as_asked(tmp_path, uncertain):
     states[rng.random((N, 2)) < 0.3] = -1
     manifest = make_manifest(states)
     path = make_store(tmp_path / "made" / "b.h5", X, manifest)
-    result = probe(path, out=tmp_path / "out", settings=Settings(C=(1.0,), uncertain=uncertain))
+    result = probe(path, out=tmp_path / "out", settings=ProbeOptions(C=(1.0,), uncertain=uncertain))
     said = results.read_predictions(tmp_path / "out" / result.predictions)
     train, test = manifest.split == "train", manifest.split == "test"
     for k in range(2):
@@ -110,7 +110,7 @@ def test_a_finding_that_training_never_shows_is_named_and_not_scored_a_half(tmp_
     states[manifest.split == "train", 1] = 0
     manifest = make_manifest(states, classes=("Edema", "Hernia", "Mass"))
     path = make_store(tmp_path / "made" / "b.h5", X, manifest)
-    result = probe(path, out=tmp_path / "out", settings=Settings(C=(1.0,)))
+    result = probe(path, out=tmp_path / "out", settings=ProbeOptions(C=(1.0,)))
     assert result.outputs["Hernia"]["auroc"] is None
     both = [result.outputs[name]["auroc"] for name in ("Edema", "Mass")]
     assert result.value == pytest.approx(np.mean(both))
@@ -123,7 +123,7 @@ def test_every_number_leads_back(tmp_path):
     result = probe(
         path,
         out=tmp_path / "out",
-        settings=Settings(C=C),
+        settings=ProbeOptions(C=C),
         command="medprobe probe x",
         versions={"a": "1"},
     )
@@ -145,7 +145,7 @@ def test_every_number_leads_back(tmp_path):
 
 def test_a_saved_head_predicts_what_was_reported_and_refuses_another_backbone(tmp_path):
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y))
-    result = probe(path, out=tmp_path / "out", settings=Settings(C=C))
+    result = probe(path, out=tmp_path / "out", settings=ProbeOptions(C=C))
     table = [
         line.split(",")
         for line in predict(tmp_path / "out" / result.heads, path).table.splitlines()
@@ -180,7 +180,7 @@ def test_a_saved_head_predicts_what_was_reported_and_refuses_another_backbone(tm
 def test_what_can_t_be_probed_says_why(tmp_path, settings, words):
     path = make_store(tmp_path / "made" / "b.h5", X, make_manifest(Y))
     with pytest.raises(ProbeError, match=words):
-        probe(path, out=tmp_path / "out", settings=Settings(**settings))
+        probe(path, out=tmp_path / "out", settings=ProbeOptions(**settings))
     assert not (tmp_path / "out").exists()
 
 

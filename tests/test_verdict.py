@@ -36,7 +36,7 @@ def test_the_answer_is_the_paired_test_of_compare(tmp_path):
 
     pairs = {(p.a, p.b): p for p in compare_results([tmp_path]).pairs}
     for s in column.standings[1:]:
-        both = column.best.cell.name, s.cell.name
+        both = column.best.entry.name, s.entry.name
         pair = (pairs.get(both) or pairs[both[::-1]]).difference
         sign = 1 if both in pairs else -1
         assert s.difference.value == sign * pair.value and s.difference.p == pair.p
@@ -47,19 +47,19 @@ def test_the_answer_is_the_paired_test_of_compare(tmp_path):
     (headline,) = page.find("h1", "headline")
     best, second = column.standings[:2]
     assert said(headline) == (
-        f"On idrid, {best.cell.name} (frozen, linear): accuracy {best.scored} on 400 test images; "
-        f"the next, {second.cell.name} (frozen, linear), {second.said}. {column.corrected}"
+        f"On idrid, {best.entry.name} (frozen, linear): accuracy {best.scored} on 400 test images; "
+        f"the next, {second.entry.name} (frozen, linear), {second.said}. {column.corrected}"
     )
     assert column.corrected.startswith("Chosen as the best of 3 on these images, it is estimated")
     (found,) = compare_results([tmp_path]).best
-    assert (found.chosen, found.models) == (column.chosen, [s.cell.name for s in column.standings])
+    assert (found.chosen, found.models) == (column.chosen, [s.entry.name for s in column.standings])
     assert column.chosen.p == [1, *(s.p for s in column.standings[1:])]
     assert column.chosen.estimate < best.value
     marks = [[said(m) for m in row.iter("span") if "mark" in m.get("class", "").split()]
              for row in page.find("table", "main")[0].find("tbody")]  # fmt: skip
     assert marks == [["best"], ["≈ best"], []]
     markdown = (tmp_path / "report" / "results.md").read_text()
-    assert f"the next, {second.cell.name} (frozen, linear), {second.said}. Chosen as" in markdown
+    assert f"the next, {second.entry.name} (frozen, linear), {second.said}. Chosen as" in markdown
 
 
 def tags(page, name="tag"):
@@ -113,7 +113,7 @@ def test_an_untrained_model_is_never_the_best_and_one_model_is_no_contest(tmp_pa
         assert headline.startswith("On idrid, where no model is trained, noise (")
     found = compare_results([tmp_path], n=100).best
     assert [best.models for best in found] == (
-        [[s.cell.name for s in column.standings if not s.untrained]] if trained == 2 else []
+        [[s.entry.name for s in column.standings if not s.untrained]] if trained == 2 else []
     )
 
 
@@ -156,14 +156,14 @@ def test_where_less_is_better_the_lowest_leads_and_axes_hold_every_interval(tmp_
              metric="log_loss", value=value + 0.1, missing=True, **facts)  # fmt: skip
     report = make([tmp_path], Options())
     (column,) = report.columns
-    assert column.best.cell.result.value == 0.4 and column.span == (0, 3.8)
+    assert column.best.entry.result.value == 0.4 and column.span == (0, 3.8)
     assert column.words == "log loss (less is better)"
     page = Page(write_report([tmp_path], tmp_path / "report"))
     drawn = [
         {e.get("class"): [float(e.get(x)) for x in ("x1", "x2")] for e in svg}
         for svg in page.find("svg", "range")
     ]
-    ends = [(s.cell.result.ci_low, s.cell.result.ci_high) for s in column.standings]
+    ends = [(s.entry.result.ci_low, s.entry.result.ci_high) for s in column.standings]
     places = sorted(line["span"] for line in drawn)
     for place, end in zip(places, sorted(ends), strict=True):  # in scale, and none cut off
         np.testing.assert_allclose(place, 2 + 96 * np.array(end) / 3.8, atol=0.01)
@@ -258,7 +258,7 @@ def test_parts_appear_with_their_data_and_only_then(tmp_path):
     assert list(value.series[0].y) == [0.6, 0.9] and list(loss.series[0].y) == [0.7, 0.4]
     assert [chart.shares for chart in found["cka"]] == [[[1, 0.25], [0.25, 1]], [[0.5, 0.75]]]
     # The table has the final layer and all training images only.
-    names = [s.cell.name for s in make([tmp_path], Options()).columns[0].standings]
+    names = [s.entry.name for s in make([tmp_path], Options()).columns[0].standings]
     assert names == ["dinov2 · unfrozen, linear", "dinov2 · frozen, linear", "sam"]
 
     (tmp_path / "analysis" / "cka_bad.csv").write_text(",a,b\na,1\n")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from features import workers
 from features.images import Transform, decode
-from features.workers import Recipe, Workers, load
+from features.workers import ImageRecipe, Workers, load
 
 SMALL = Transform(32, 40, "bicubic", (0.5,) * 3, (0.5,) * 3)
 LARGE = Transform(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -44,7 +44,7 @@ def ask(pool, files, recipe):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_pixels_are_those_of_the_plain_functions_whatever_the_number_of_workers(files, count):
-    recipe = Recipe((SMALL, LARGE), views=2, seed=7)
+    recipe = ImageRecipe((SMALL, LARGE), views=2, seed=7)
     with Workers(recipe, count) as pool:
         facts, blocks = ask(pool, files, recipe)
     for file, fact, pixels in zip(files, facts, blocks, strict=True):
@@ -57,7 +57,7 @@ def test_pixels_are_those_of_the_plain_functions_whatever_the_number_of_workers(
 
 
 def test_a_worker_that_is_killed_loses_no_image(files):
-    recipe = Recipe((SMALL,))
+    recipe = ImageRecipe((SMALL,))
     others = set(children(os.getpid()))  # such as multiprocessing's resource tracker
     with Workers(recipe, 2) as pool:
         ask(pool, files[:4], recipe)
@@ -90,7 +90,7 @@ def test_an_image_that_kills_its_worker_twice_is_bad_and_the_others_are_not(
     poison = tmp_path / "poison.jpg"
     poison.write_bytes(b"poison")
     monkeypatch.setattr(workers, "COMMAND", (sys.executable, "-c", DYING))
-    recipe = Recipe((SMALL,))
+    recipe = ImageRecipe((SMALL,))
     with Workers(recipe, 1) as pool:
         facts, _ = ask(pool, [*files[:3], poison, *files[3:6]], recipe)
     reasons = [fact.reason for fact in facts]
@@ -104,8 +104,8 @@ import time
 from pathlib import Path
 import numpy as np
 from features.images import Transform
-from features.workers import Recipe, Workers
-recipe = Recipe(({SMALL!r},))
+from features.workers import ImageRecipe, Workers
+recipe = ImageRecipe(({SMALL!r},))
 pool = Workers(recipe, 2)
 for _ in range(2):
     block = np.zeros((1, 32, 32, 3), np.uint8)

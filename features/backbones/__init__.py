@@ -309,7 +309,7 @@ class Trained(TypedDict):
     weights: str
 
 
-class Run(TypedDict):
+class TunedRun(TypedDict):
     """A run.json of fine-tuning, for what is read here."""
 
     backbone: Trained
@@ -319,7 +319,7 @@ class Run(TypedDict):
 def _finetuned(name: str, run: Path, image_size: int | None) -> Backbone:
     """Load a backbone as a run of fine-tuning left it at its best epoch."""
     try:
-        about = read_json(run / "run.json", Run)
+        about = read_json(run / "run.json", TunedRun)
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"weights {run}: not the folder of a finished `medprobe finetune` ({error})"

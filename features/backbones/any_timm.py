@@ -21,7 +21,7 @@ from features.backbones import base, network
 from features.backbones.base import Backbone, Spec
 from features.backbones.families import default_feature
 from features.backbones.known import Build
-from features.backbones.network import Network, Parts, Run
+from features.backbones.network import Forward, Network, Parts
 from features.backbones.timm_weights import classifiers, published
 from features.backbones.weights import misfit, read_state_dict
 from features.backbones.wrappers import unwrapped
@@ -204,7 +204,7 @@ def network_of(module: Any, size: int) -> Network:
 
 def intermediates(
     module: Any, size: int, pool: Callable[[Any], Any]
-) -> tuple[Run, int, list[torch.nn.Module]]:
+) -> tuple[Forward, int, list[torch.nn.Module]]:
     """Return how a model of timm runs, its number of intermediates, and the modules that end them.
 
     pool: from what forward_features gives to the embedding. What comes out is found by running it.

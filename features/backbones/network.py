@@ -24,7 +24,7 @@ POOLS = ("pooled", "cls", "mean", "cls+mean", "proj", "tokens")
 
 # pooled (B, D), cls (B, C), tokens (B, T, C), proj (B, P), and mean where it isn't of the tokens
 Parts = dict[str, Tensor]
-Run = Callable[[Tensor, AbstractSet[str]], dict[str, Parts]]
+Forward = Callable[[Tensor, AbstractSet[str]], dict[str, Parts]]
 
 
 class Network:
@@ -37,7 +37,7 @@ class Network:
 
     def __init__(
         self,
-        run: Run,
+        run: Forward,
         *,
         count: int,
         blocks: Sequence[nn.Module],

@@ -11,7 +11,7 @@ from features.console import FILE, FaultFound, bar, device_option, echo, images_
 from features.files import write_whole
 
 if TYPE_CHECKING:
-    from features.extract import Report
+    from features.extract import ExtractionReport
     from features.manifest import Manifest
     from probe.predict import Predicted
 
@@ -80,8 +80,8 @@ def predict(
 
     from features.datasets import Options, open_dataset, open_image
     from features.datasets.from_folder import is_image
-    from probe.predict import find_head
     from probe.predict import predict as run
+    from probe.saved import find_head
 
     place = Path(source)
     how = {"at_threshold": given["at_threshold"]}
@@ -126,7 +126,7 @@ def predicted(
         )
 
 
-def say_store(report: Report) -> None:
+def say_store(report: ExtractionReport) -> None:
     """Say on standard error where features were stored, which are applied to again."""
     echo(
         f"{report.store}: {report.computed} images computed, {report.reused} already there, "

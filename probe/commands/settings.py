@@ -29,13 +29,13 @@ def scoring_of(given: dict[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in (*names, "strict_splits")}
 
 
-def probing_of(given: dict[str, Any], **more: Any) -> probing.Settings:
+def probing_of(given: dict[str, Any], **more: Any) -> probing.ProbeOptions:
     """Return what to probe, and how."""
     from features.devices import resolve_device
-    from probe.probing import Settings
+    from probe.probing import ProbeOptions
 
     names = ("feature", "temperature", "folds", "control", "seeds", "seed")
-    return Settings(
+    return ProbeOptions(
         C=parse_strengths(given["strengths"]),
         k=parse_counts(given["neighbours"], "--k"),
         shots=parse_shots(given["shots"]),
@@ -46,10 +46,10 @@ def probing_of(given: dict[str, Any], **more: Any) -> probing.Settings:
     )
 
 
-def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Settings:
+def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.TrainSettings:
     """Return what to train, and how, with one seed."""
     from features.devices import resolve_device
-    from probe.train.finetune import Settings
+    from probe.train.finetune import TrainSettings
     from probe.train.training import Training
 
     training = Training(
@@ -60,7 +60,7 @@ def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Setti
         seed=seed,
     )
     rest = {name: given[name] for name in DEIT} | scoring_of(given)
-    return Settings(**rest, **more, seed=seed, training=training)
+    return TrainSettings(**rest, **more, seed=seed, training=training)
 
 
 def seeds_of(given: dict[str, Any]) -> range:
@@ -68,7 +68,7 @@ def seeds_of(given: dict[str, Any]) -> range:
     return range(given["seed"], given["seed"] + (given["seeds"] or 1))
 
 
-def refuse_seeds(settings: probing.Settings) -> None:
+def refuse_seeds(settings: probing.ProbeOptions) -> None:
     """Raise UsageError where --seeds asks for draws, and there is nothing to draw."""
     if settings.seeds is not None and settings.resolve().shots == (None,):
         raise click.UsageError(

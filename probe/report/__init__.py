@@ -1,11 +1,11 @@
 """Turn results into a page that opens anywhere, with its figures and tables as files beside it.
 
-    gather     results and predictions -> cells           verdict    which model, how surely
-    standings  its tables                                 versus     A and B -> paired tests
-    overview   cells -> charts across results
-    panels     one cell, by closeups (its charts),        curves     ROC and precision-recall, bands
-               listings (its tables) and examples
-    stores     what is still in the stores: map, audit    thumbnails images that are still there
+    gather     results and predictions -> entries        verdict    which model, how surely
+    standings  its tables                                versus     A and B -> paired tests
+    overview   entries -> charts across models           trends     charts along C, depth, shots
+    panels     one entry, by closeups (its charts),      curves     ROC and precision-recall, bands
+               listings (its tables) and examples        thumbnails images that are still there
+    stores     what is still in the stores: map, audit
     analysis   CKA tables -> charts                       page       all of it -> HTML
 
 Results in, files out: nothing here needs a backbone or a head. The same results, stores and images
@@ -30,9 +30,9 @@ from features.errors import ProbeError
 from features.files import sync
 from probe.draw.charts import Chart, to_json
 from probe.draw.tables import Scored, Table, csv_table, in_words
-from probe.report import overview
+from probe.report import overview, trends
 from probe.report.analysis import cka_charts
-from probe.report.gather import Cell, direction, gather, leading
+from probe.report.gather import Entry, direction, gather, leading
 from probe.report.page import page, scripts
 from probe.report.panels import Panel, panel
 from probe.report.processes import Map, alone, several
@@ -84,7 +84,7 @@ class Dataset:
 class Report:
     """All that is written."""
 
-    cells: list[Cell]
+    entries: list[Entry]
     columns: list[Column]
     first: Column | None  # what the headline is about, where it isn't about all
     overall: Overall | None
@@ -97,7 +97,7 @@ class Report:
     @property
     def results(self) -> list[Result]:
         """Return every result, as it may be shown."""
-        return [cell.result for cell in self.cells]
+        return [entry.result for entry in self.entries]
 
     def charts(self) -> Iterator[Chart]:
         """Yield every chart."""
@@ -183,24 +183,24 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     if options.compare:
         sides += [(side, [path]) for side, path in zip(SIDES, options.compare, strict=True)]
     found_all = gather(sides or [("", [])], private=options.private)
-    cells = [cell for cell in found_all if not cell.contradicted]
-    left_out = [_refused(cell) for cell in found_all if cell.contradicted]
-    if not cells:
+    entries = [entry for entry in found_all if not entry.contradicted]
+    left_out = [_refused(entry) for entry in found_all if entry.contradicted]
+    if not entries:
         raise ProbeError(f"no result is left to report: {left_out[0]}")
     for line in left_out:
         warnings.warn(line, stacklevel=3)
-    leads = leading(cells)
-    found = columns(leads, cells)
+    leads = leading(entries)
+    found = columns(leads, entries)
     ranked = rank(found)
-    tables = [main_table(found), tests_table(found), provenance(cells)]
+    tables = [main_table(found), tests_table(found), provenance(entries)]
     pairs = matches(leads) if options.compare else []
     versus = versus_table(pairs) if options.compare else None
     return Report(
-        cells=cells,
+        entries=entries,
         columns=found,
         first=None if ranked else headline(found),
         overall=ranked,
-        sections=_sections(cells, leads, found, options, versus_charts(pairs)),
+        sections=_sections(entries, leads, found, options, versus_charts(pairs)),
         datasets=_datasets(leads, options, run),
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
         versus=versus,
@@ -208,20 +208,20 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     )
 
 
-def _refused(cell: Cell) -> str:
+def _refused(entry: Entry) -> str:
     """Say that a row is left out whose predictions don't score what it says."""
-    r = cell.result
+    r = entry.result
     seed = f", seed {r.seed}" if r.seed else ""
     return (
         f"left out: {r.backbone} on {r.dataset} ({r.scenario}, {r.feature}{seed}): its predictions "
-        f"are not what its row in results.jsonl says ({cell.contradicted}); run it again: "
+        f"are not what its row in results.jsonl says ({entry.contradicted}); run it again: "
         f"{r.command}"
     )
 
 
 def _sections(
-    cells: Sequence[Cell],
-    leads: Sequence[Cell],
+    entries: Sequence[Entry],
+    leads: Sequence[Entry],
     found: Sequence[Column],
     options: Options,
     versus: Sequence[Chart],
@@ -231,12 +231,12 @@ def _sections(
         ("versus", "A against B", versus),
         ("gain", "Gain over the reference", list(overview.gain(found))),
         ("scenarios", "Frozen and unfrozen", list(overview.scenarios(leads))),
-        ("strength", "Score against C", list(overview.strengths(leads))),
-        ("depth", "Score by depth", list(overview.depth(cells))),
-        ("unfreezing", "Score by unfrozen blocks", list(overview.unfreezing(cells))),
-        ("dropping", "Score by dropped blocks", list(overview.dropping(cells))),
-        ("shots", "Score against shots", list(overview.shots(cells))),
-        ("convergence", "Convergence", list(overview.convergence(cells))),
+        ("strength", "Score against C", list(trends.strengths(leads))),
+        ("depth", "Score by depth", list(trends.depth(entries))),
+        ("unfreezing", "Score by unfrozen blocks", list(trends.unfreezing(entries))),
+        ("dropping", "Score by dropped blocks", list(trends.dropping(entries))),
+        ("shots", "Score against shots", list(trends.shots(entries))),
+        ("convergence", "Convergence", list(trends.convergence(entries))),
         ("cka", "Likeness of layers", cka_charts(options.analysis)),
     ]
     return [
@@ -246,14 +246,14 @@ def _sections(
     ]
 
 
-def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset]:
+def _datasets(leads: Sequence[Entry], options: Options, run: Map) -> list[Dataset]:
     """Return the panels of each data set, with what its stores and images still give."""
     from probe.report.thumbnails import LIMIT, thumbnails
 
     closer = run(partial(closely, private=options.private), leads, few=FEW)
     groups: dict[str, list[tuple[Panel, StoreView | None]]] = {}
     for one, stored in closer:
-        groups.setdefault(one.cell.result.dataset, []).append((one, stored))
+        groups.setdefault(one.entry.result.dataset, []).append((one, stored))
     out = []
     for name, found in groups.items():
         panels = [one for one, _ in found]
@@ -271,29 +271,29 @@ def _datasets(leads: Sequence[Cell], options: Options, run: Map) -> list[Dataset
         line, audit = "", None
         if whole := next(((one, stored) for one, stored in there if not stored.anew), None):
             one, first = whole
-            line, audit = audit_table(first, stem_of(one.cell), private=options.private)
+            line, audit = audit_table(first, stem_of(one.entry), private=options.private)
         out.append(Dataset(name, panels, audit, line, first.bad, pictures))
     return out
 
 
-def closely(cell: Cell, *, private: bool) -> tuple[Panel, StoreView | None]:
+def closely(entry: Entry, *, private: bool) -> tuple[Panel, StoreView | None]:
     """Return one result's panel, and its store where it still is."""
-    stem = stem_of(cell)
-    stored, remark = look(cell, stem, private=private)
-    one = replace(panel(cell, stem), store=remark)
+    stem = stem_of(entry)
+    stored, remark = look(entry, stem, private=private)
+    one = replace(panel(entry, stem), store=remark)
     if stored and stored.map:
         one.charts.append(stored.map)
     return one, stored
 
 
-def stem_of(cell: Cell) -> str:
-    """Return what the names of a cell's charts and tables begin with."""
-    r = cell.result
+def stem_of(entry: Entry) -> str:
+    """Return what the names of an entry's charts and tables begin with."""
+    r = entry.result
     parts = (r.dataset, r.backbone, r.scenario)
-    return f"{int(cell.key[1:]):03}-{'-'.join(slug(part) for part in parts)}"
+    return f"{int(entry.key[1:]):03}-{'-'.join(slug(part) for part in parts)}"
 
 
-def provenance(cells: Sequence[Cell]) -> Table:
+def provenance(entries: Sequence[Entry]) -> Table:
     """Return what each number was made from, and the command that makes it again."""
     rows = [
         [
@@ -304,7 +304,7 @@ def provenance(cells: Sequence[Cell]) -> Table:
             *(round(r.seconds, 1), r.created),
             ", ".join(f"{name} {version}" for name, version in sorted(r.versions.items())),
         ]
-        for r in (cell.result for cell in cells)
+        for r in (entry.result for entry in entries)
     ]
     names = ["dataset", "backbone", "weights", "scenario", "feature", "protocol", "metric", "value"]
     names += ["shots", "seed", "store", "store fingerprint", "split digest", "label column"]
@@ -325,8 +325,8 @@ def html(report: Report, options: Options, stills: Mapping[str, str] | None = No
     """Return the page; `stills` are pictures of charts, for where no script runs."""
     three = ("value", "ci_low", "ci_high")
     scores = {
-        cell.key: {name: [m.get(k) for k in three] for name, m in cell.result.metrics.items()}
-        for cell in report.cells
+        entry.key: {name: [m.get(k) for k in three] for name, m in entry.result.metrics.items()}
+        for entry in report.entries
     }
     data = {
         "charts": {chart.name: to_json(chart) for chart in report.charts()},

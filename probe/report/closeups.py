@@ -15,7 +15,7 @@ from probe.draw.charts import Axis, Chart, Dots, Heat, Lines, Series
 from probe.draw.tables import power, score
 from probe.report.curves import Band, bands
 from probe.report.gather import measure, more_is_better
-from probe.report.overview import folds
+from probe.report.trends import folds
 from probe.results import Predictions, Result
 from probe.score import calibration
 from probe.score.metrics import per_output

@@ -1,7 +1,7 @@
 """Read what a report is made of: results with predictions, cleaned, without names if asked.
 
-Words: a cell is one result of one side; a side is a set of results that is held against another
-("A", "B"; "" where there is one set only). A cell is a leading one where it stands for its model:
+Words: an entry is one result of one side; a side is a set of results that is held against another
+("A", "B"; "" where there is one set only). An entry is a leading one where it stands for its model:
 all training images (or the most shots), the final layer, its first seed. Private means that
 neither pixels nor paths nor ids of images and subjects go into what is written.
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import ContradictedError, ProbeError
-from probe.compare import read_checked_predictions
 from probe.draw.drawing import printable
 from probe.draw.tables import in_words
 from probe.identity import Identity, data_names, in_one, in_scenario, model_parts
+from probe.pairing import read_checked_predictions
 from probe.results import Predictions, Result, load
 from probe.score.groups import averaged
 from probe.score.metrics import METRICS
@@ -31,7 +31,7 @@ NAMES = ("subject", "path", "id")  # columns whose groups would name people and 
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """One result: its anchor on the page, where it was found, and what its head said."""
 
     key: str
@@ -104,12 +104,12 @@ class Cell:
         return self.result.dataset, self.result.metric
 
 
-def gather(sides: Sequence[tuple[str, Sequence[Path]]], *, private: bool) -> list[Cell]:
-    """Return the cells of named sides, sorted by data set and metric, then best first.
+def gather(sides: Sequence[tuple[str, Sequence[Path]]], *, private: bool) -> list[Entry]:
+    """Return the entries of named sides, sorted by data set and metric, then best first.
 
     A source is a results folder or its results.jsonl. Raises ProbeError where there is no result.
     """
-    found: list[Cell] = []
+    found: list[Entry] = []
     for side, sources in sides:
         files = {(s / "results.jsonl" if s.is_dir() else s).resolve(): s for s in sources}
         rows = [(file.parent, raw) for file, source in files.items() for raw in load(source)]
@@ -121,59 +121,59 @@ def gather(sides: Sequence[tuple[str, Sequence[Path]]], *, private: bool) -> lis
         found += [_cell(side, folder, raw, private) for folder, raw in rows]
     names = data_names([c.identity for c in found], [c.result.label_from for c in found])
     found = [
-        replace(cell, result=replace(cell.result, dataset=printable(name)))
-        for cell, name in zip(found, names, strict=True)
+        replace(entry, result=replace(entry.result, dataset=printable(name)))
+        for entry, name in zip(found, names, strict=True)
     ]
     found.sort(key=_rank)
-    return [replace(cell, key=f"r{i}") for i, cell in enumerate(found, 1)]
+    return [replace(entry, key=f"r{i}") for i, entry in enumerate(found, 1)]
 
 
-def leading(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells that stand for their models, named by what tells them apart."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        one = replace(cell.identity, feature="", shots=None)
-        groups.setdefault((cell.side, *cell.column, one.model), []).append(cell)
-    kept: list[Cell] = []
+def leading(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries that stand for their models, named by what tells them apart."""
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in entries:
+        one = replace(entry.identity, feature="", shots=None)
+        groups.setdefault((entry.side, *entry.column, one.model), []).append(entry)
+    kept: list[Entry] = []
     for group in groups.values():
         most = max((c.result.shots or float("inf")) for c in group)
         group = [c for c in group if (c.result.shots or float("inf")) == most]
         final = [c for c in group if c.result.feature.split("/")[0] == "final"]
         deepest = max(c.result.feature.split("/")[0] for c in group)
         group = final or [c for c in group if c.result.feature.split("/")[0] == deepest]
-        by_feature: dict[str, Cell] = {}
+        by_feature: dict[str, Entry] = {}
         for c in sorted(group, key=lambda c: c.result.seed):
             by_feature.setdefault(c.result.feature, c)
         kept += by_feature.values()
-    named: dict[str, Cell] = {}
-    for side in {cell.side for cell in kept}:
-        mine = [cell for cell in kept if cell.side == side]
-        for cell, parts in zip(mine, model_parts([c.identity for c in mine]), strict=True):
+    named: dict[str, Entry] = {}
+    for side in {entry.side for entry in kept}:
+        mine = [entry for entry in kept if entry.side == side]
+        for entry, parts in zip(mine, model_parts([c.identity for c in mine]), strict=True):
             first = {"backbone": f"{side}: {parts['backbone']}"} if side else {}
             words = {part: printable(word) for part, word in (parts | first).items()}
-            named[cell.key] = replace(cell, parts=words)
-    return [named[cell.key] for cell in cells if cell.key in named]
+            named[entry.key] = replace(entry, parts=words)
+    return [named[entry.key] for entry in entries if entry.key in named]
 
 
-def by_column(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    """Return the cells of each data set and metric."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.column, []).append(cell)
+def by_column(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
+    """Return the entries of each data set and metric."""
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.column, []).append(entry)
     return groups
 
 
-def siblings(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells of all seeds of a cell, itself among them."""
-    mine = (cell.side, cell.column, cell.identity.model)
-    return [c for c in cells if (c.side, c.column, c.identity.model) == mine]
+def siblings(entry: Entry, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries of all seeds of an entry, itself among them."""
+    mine = (entry.side, entry.column, entry.identity.model)
+    return [c for c in entries if (c.side, c.column, c.identity.model) == mine]
 
 
-def _rank(cell: Cell) -> tuple[Any, ...]:
+def _rank(entry: Entry) -> tuple[Any, ...]:
     """Sort by data set and metric, then best first."""
-    r = cell.result
+    r = entry.result
     best_first = -r.value if more_is_better(r.task, r.metric) else r.value
-    return (r.dataset, r.metric, best_first, *TIES(r), cell.side)
+    return (r.dataset, r.metric, best_first, *TIES(r), entry.side)
 
 
 def more_is_better(task: str, metric: str) -> bool:
@@ -193,19 +193,19 @@ def measure(result: Result) -> str:
     return f"{in_words(result.metric)} ({way})" if way else in_words(result.metric)
 
 
-def _cell(side: str, folder: Path, raw: Result, private: bool) -> Cell:
+def _cell(side: str, folder: Path, raw: Result, private: bool) -> Entry:
     result = Result(**clean(asdict(raw)))
     shown = _nameless(result) if private else result
-    cell = Cell("", side, folder, shown, raw.store, raw.identity)
+    entry = Entry("", side, folder, shown, raw.store, raw.identity)
     try:
         said = read_checked_predictions(folder, raw)
     except ContradictedError as error:
-        return replace(cell, contradicted=error.differ)
+        return replace(entry, contradicted=error.differ)
     except ProbeError as error:
         why = "no predictions can be read" if private else printable(str(error))
-        return replace(cell, missing=why)
+        return replace(entry, missing=why)
     return replace(
-        cell, predictions=replace(said, classes=[printable(name) for name in said.classes])
+        entry, predictions=replace(said, classes=[printable(name) for name in said.classes])
     )
 
 

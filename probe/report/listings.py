@@ -56,7 +56,7 @@ def _groups(r: Result, stem: str) -> list[Table]:
         for g in r.subgroups
     ]
     caption = f"By group: {caveat}" if (caveat := uneven_means(r)) else "By group"
-    rows = [[cell for cell, keep in zip(row, kept, strict=True) if keep] for row in rows]
+    rows = [[entry for entry, keep in zip(row, kept, strict=True) if keep] for row in rows]
     columns = [name for name, keep in zip(names, kept, strict=True) if keep]
     return [Table(f"{stem}-groups", caption, columns, rows)]
 

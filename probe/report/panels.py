@@ -11,9 +11,9 @@ from probe.draw.charts import Chart
 from probe.draw.drawing import printable
 from probe.draw.tables import Table, in_words
 from probe.report.closeups import charts_of
-from probe.report.gather import Cell
+from probe.report.gather import Entry
 from probe.report.listings import tables_of
-from probe.report.overview import folds
+from probe.report.trends import folds
 from probe.results import Predictions, Result
 
 SHOWN = 12  # images of a gallery
@@ -31,9 +31,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Panel:
-    """What is shown of one cell."""
+    """What is shown of one entry."""
 
-    cell: Cell
+    entry: Entry
     inspect: str  # the command that names the bad images
     audit: str  # the command that names the images that leak
     store: str = ""  # what is said of its store where that isn't as it was
@@ -46,13 +46,13 @@ class Panel:
     unconverged: int = 0  # fits that did not converge
 
 
-def panel(cell: Cell, stem: str) -> Panel:
+def panel(entry: Entry, stem: str) -> Panel:
     """Return what there is to show; names of charts and tables begin with `stem`."""
-    r, said = cell.result, cell.predictions
+    r, said = entry.result, entry.predictions
     _, _, converged = folds(r)
     mistakes, hits = examples(said) if said else ([], [])
     return Panel(
-        cell=cell,
+        entry=entry,
         inspect=f"medprobe inspect {shlex.quote(r.store)}",
         audit=f"medprobe audit {shlex.quote(r.store)}",
         charts=charts_of(r, said, stem),

@@ -11,9 +11,9 @@ from probe.report.verdict import Column
 
 def main_table(found: Sequence[Column]) -> Table:
     """Return models against data sets, in a column of its own what one must know of a test."""
-    models = {s.cell.model: s.cell for column in found for s in column.standings}
-    scored = [{s.cell.model: s for s in column.standings} for column in found]
-    names, caution = ["model"], [any(s.cell.few for s in column.standings) for column in found]
+    models = {s.entry.model: s.entry for column in found for s in column.standings}
+    scored = [{s.entry.model: s for s in column.standings} for column in found]
+    names, caution = ["model"], [any(s.entry.few for s in column.standings) for column in found]
     for column, few in zip(found, caution, strict=True):
         title = f"{column.dataset}, {column.words}"
         names += [title, f"{column.dataset}, caution"] if few else [title]
@@ -23,7 +23,7 @@ def main_table(found: Sequence[Column]) -> Table:
         for standings, few in zip(scored, caution, strict=True):
             there = standings.get(model)
             row.append(there.scored if there else None)
-            row += [there.cell.few if there else ""] if few else []
+            row += [there.entry.few if there else ""] if few else []
         rows.append(row)
     caption = "Test scores with 95 % intervals"
     if any(s.mark for column in found for s in column.standings):
@@ -41,7 +41,7 @@ def tests_table(found: Sequence[Column]) -> Table:
             d = s.difference
             rows.append(
                 [
-                    *(column.dataset, column.words, column.best.cell.model, s.cell.model),
+                    *(column.dataset, column.words, column.best.entry.model, s.entry.model),
                     Scored(d.value, d.ci_low, d.ci_high) if d else None,
                     d.p if d else None,
                     s.p,

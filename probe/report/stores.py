@@ -22,7 +22,7 @@ from probe.draw.charts import Axis, Points
 from probe.draw.drawing import printable
 from probe.draw.tables import Table
 from probe.identity import is_of, made_by
-from probe.report.gather import Cell
+from probe.report.gather import Entry
 
 if TYPE_CHECKING:
     from features.store import FeatureStore
@@ -35,7 +35,7 @@ WITHOUT = ": there is no map of its features, and no small copy of an image"
 
 @dataclass(frozen=True)
 class StoreView:
-    """What was found in a cell's store."""
+    """What was found in an entry's store."""
 
     path: Path
     map: Points | None
@@ -47,31 +47,31 @@ class StoreView:
     anew: bool = False  # it has other labels or splits now than the result
 
 
-def look(cell: Cell, stem: str, *, private: bool) -> tuple[StoreView | None, str]:
-    """Return what a cell's store says, and a remark where it isn't as it was.
+def look(entry: Entry, stem: str, *, private: bool) -> tuple[StoreView | None, str]:
+    """Return what an entry's store says, and a remark where it isn't as it was.
 
     There is no StoreView where it is gone, damaged or another one.
     """
     from features.store import DONE, FeatureStore
 
-    path, name = _find(cell), cell.result.store
+    path, name = _find(entry), entry.result.store
     if path is None:
         return None, f"{name} is not there any more{WITHOUT}"
-    if not cell.identity.extraction:
+    if not entry.identity.extraction:
         return None, f"the result doesn't say what {name} was when it was made{WITHOUT}"
     try:
         with FeatureStore.open(path) as store:
             manifest, done, source = store.manifest(), store.done, store.source()
-            if cell.result.feature not in store.features or not made_by(store, cell.identity):
+            if entry.result.feature not in store.features or not made_by(store, entry.identity):
                 return None, f"{name} was made from something else since{WITHOUT}"
             remark = ""
-            if anew := not is_of(store, manifest, cell.identity):
-                remark = _relabelled(cell, manifest)
-                manifest = _as_tested(cell, manifest)
+            if anew := not is_of(store, manifest, entry.identity):
+                remark = _relabelled(entry, manifest)
+                manifest = _as_tested(entry, manifest)
             return StoreView(
                 anew=anew,
                 path=path,
-                map=_map(store, manifest, done == DONE, cell, stem, private),
+                map=_map(store, manifest, done == DONE, entry, stem, private),
                 bad=_bad(store, manifest, stem, private),
                 manifest=manifest,
                 source=source,
@@ -82,22 +82,22 @@ def look(cell: Cell, stem: str, *, private: bool) -> tuple[StoreView | None, str
         return None, f"{name} can't be read{WITHOUT}"
 
 
-def _relabelled(cell: Cell, manifest: Manifest) -> str:
+def _relabelled(entry: Entry, manifest: Manifest) -> str:
     """Say that a store has other labels or splits now, and which command gives these back."""
-    r = cell.result
+    r = entry.result
     what = "labels" if manifest.split_digest() == r.split_digest else "splits or labels"
     columns = [one and f"column {printable(one)}" for one in (manifest.label_from, r.label_from)]
     now, then = columns if len({*columns}) > 1 else ("", "")
     said = f" ({now or 'others'}; this result is of {then or 'others'})" if now or then else ""
     back = f". To give it these labels again: {r.labelled_by}" if r.labelled_by else ""
     shown = "its map shows the test images alone, with the labels of this result"
-    shown = shown if cell.predictions else "there is no map of its features"
+    shown = shown if entry.predictions else "there is no map of its features"
     return f"the store {r.store} has other {what} now than this result{said}: {shown}{back}"
 
 
-def _as_tested(cell: Cell, manifest: Manifest) -> Manifest:
+def _as_tested(entry: Entry, manifest: Manifest) -> Manifest:
     """Return a manifest with the labels of a result's predictions; other images are in no split."""
-    said, N = cell.predictions, len(manifest)
+    said, N = entry.predictions, len(manifest)
     split = np.full(N, NO_SPLIT, dtype=np.array(["train", NO_SPLIT]).dtype)
     if said is None:
         return replace(manifest, split=split)
@@ -111,10 +111,10 @@ def _as_tested(cell: Cell, manifest: Manifest) -> Manifest:
     return replace(manifest, split=split, label=label, classes=tuple(said.classes))
 
 
-def _find(cell: Cell) -> Path | None:
+def _find(entry: Entry) -> Path | None:
     """Return a store's place: as the command had it, or beside the results folder."""
-    given = Path(cell.store)
-    places = (given, cell.folder / given, cell.folder.parent / given)
+    given = Path(entry.store)
+    places = (given, entry.folder / given, entry.folder.parent / given)
     return next((place for place in places if place.is_file()), None)
 
 
@@ -156,7 +156,7 @@ def _map(
     store: FeatureStore,
     manifest: Manifest,
     usable: NDArray[np.bool_],
-    cell: Cell,
+    entry: Entry,
     stem: str,
     private: bool,
 ) -> Points | None:
@@ -164,12 +164,12 @@ def _map(
     rows = _drawn(manifest, usable)
     if len(rows) < 3:
         return None
-    X = store.read(cell.result.feature, rows).astype(np.float64)
+    X = store.read(entry.result.feature, rows).astype(np.float64)
     X = X.mean(1) if X.ndim == 3 else X  # of tokens, as the mean feature is
     facts = {"label": _labels(manifest, rows), "split": manifest.split[rows].tolist()}
     if not private and manifest.has_subjects:
         facts["subject"] = manifest.subject[rows].tolist()
-    facts |= _outcome(cell, manifest, rows)
+    facts |= _outcome(entry, manifest, rows)
     said = "" if len(rows) == int(usable.sum()) else f" of {int(usable.sum())}"
     return Points(
         name=f"{stem}-map",
@@ -178,7 +178,7 @@ def _map(
         layouts=_layouts(X),
         facts={name: _coded(values) for name, values in facts.items()},
         ids=() if private else [printable(str(i)) for i in manifest.id[rows]],
-        dataset=cell.result.dataset,
+        dataset=entry.result.dataset,
         caption=f"{len(rows)}{said} images, one point each; near means alike to the backbone.",
     )
 
@@ -220,9 +220,9 @@ def _labels(manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
     return [" + ".join(manifest.classes[k] for k in there) or "none" for there in named]
 
 
-def _outcome(cell: Cell, manifest: Manifest, rows: NDArray[np.int64]) -> dict[str, list[str]]:
+def _outcome(entry: Entry, manifest: Manifest, rows: NDArray[np.int64]) -> dict[str, list[str]]:
     """Return whether each image was called right; nothing where none of them was scored."""
-    said = cell.predictions
+    said = entry.predictions
     if said is None:
         return {}
     if said.labels.ndim == 1:

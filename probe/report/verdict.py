@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from probe.compare import chosen_among, in_order, paired_test, unpaired
 from probe.draw.tables import Scored, interval, p_value, score
-from probe.report.gather import Cell, by_column, direction, measure, more_is_better, siblings
+from probe.pairing import PairedTest, chosen_among, in_order, paired_test, paired_tests, unpaired
+from probe.report.gather import Entry, by_column, direction, measure, more_is_better, siblings
 from probe.results import Predictions, Result
 from probe.score.metrics import METRICS, Metric
 from probe.score.paired import ALPHA, Difference
@@ -33,7 +33,7 @@ RESAMPLES = 2000  # as `medprobe compare`
 class Standing:
     """A model in a column; of several seeds the mean, with the interval of the first."""
 
-    cell: Cell
+    entry: Entry
     value: float
     deviation: float | None  # over seeds
     seeds: int
@@ -45,7 +45,7 @@ class Standing:
     @property
     def scored(self) -> Scored:
         """Return the score with its interval and mark."""
-        return Scored(self.value, self.cell.result.ci_low, self.cell.result.ci_high, self.mark)
+        return Scored(self.value, self.entry.result.ci_low, self.entry.result.ci_high, self.mark)
 
     @property
     def said(self) -> str:
@@ -68,7 +68,7 @@ class Standing:
     @property
     def untrained(self) -> bool:
         """Say whether its backbone has random weights."""
-        return self.cell.random
+        return self.entry.random
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ class Column:
     @property
     def shown(self) -> Result:
         """Return the result that the best stands with."""
-        return self.best.cell.result
+        return self.best.entry.result
 
     @property
     def span(self) -> tuple[float, float]:
         """Return the ends of an axis that holds every score and interval, 0 and a score's 1."""
         low, high = [0.0], [1.0] if more_is_better(self.shown.task, self.metric) else []
         for s in self.standings:
-            r = s.cell.result
+            r = s.entry.result
             ends = [v for v in (s.value, r.ci_low, r.ci_high) if np.isfinite(v)]
             low, high = [*low, *ends], [*high, *ends]
         least, most = min(low), max(high, default=1.0)
@@ -145,7 +145,7 @@ class Column:
 class Overall:
     """The models that have a score in every one of several columns, by mean rank."""
 
-    models: list[Cell]
+    models: list[Entry]
     ranks: Ranks
     columns: int
     few: list[str]  # "few subjects", "few images": of each column whose intervals are not sure
@@ -165,7 +165,7 @@ class Overall:
         return int(np.argmin(self.ranks.mean))
 
     @property
-    def tied(self) -> list[Cell]:
+    def tied(self) -> list[Entry]:
         """Return the models that Nemenyi's distance can't tell from the leader."""
         if self.ranks.critical is None:
             return []
@@ -175,9 +175,9 @@ class Overall:
         return [m for m, r in near if r - least < self.ranks.critical and m.key != leader]
 
 
-def columns(leads: Sequence[Cell], cells: Sequence[Cell]) -> list[Column]:
-    """Return the columns of the leading cells, tested."""
-    return [_column(key, group, cells) for key, group in by_column(leads).items()]
+def columns(leads: Sequence[Entry], entries: Sequence[Entry]) -> list[Column]:
+    """Return the columns of the leading entries, tested."""
+    return [_column(key, group, entries) for key, group in by_column(leads).items()]
 
 
 def headline(found: Sequence[Column]) -> Column:
@@ -198,36 +198,36 @@ def overall(found: Sequence[Column]) -> Overall | None:
     """Rank trained models over data sets; None where there are no two, or no two data sets."""
     first = {column.dataset: column for column in reversed(found)}  # one metric of each
     whole = list(reversed(first.values()))
-    tables = [{s.cell.model: s for s in c.standings if not s.untrained} for c in whole]
+    tables = [{s.entry.model: s for s in c.standings if not s.untrained} for c in whole]
     common = [name for name in tables[0] if all(name in table for table in tables)]
     if len(whole) < 2 or len(common) < 2:
         return None
     table = np.array([[_upwards(t[name]) for name in common] for t in tables])
-    few = [column.best.cell.few for column in whole if column.best.cell.few]
-    return Overall([tables[0][name].cell for name in common], ranks(table), len(whole), few)
+    few = [column.best.entry.few for column in whole if column.best.entry.few]
+    return Overall([tables[0][name].entry for name in common], ranks(table), len(whole), few)
 
 
 def _upwards(standing: Standing) -> float:
-    result = standing.cell.result
+    result = standing.entry.result
     return standing.value if more_is_better(result.task, result.metric) else -standing.value
 
 
-def _column(key: tuple[str, str], leads: Sequence[Cell], cells: Sequence[Cell]) -> Column:
+def _column(key: tuple[str, str], leads: Sequence[Entry], entries: Sequence[Entry]) -> Column:
     standings = []
-    for cell in leads:
-        values = [c.result.value for c in siblings(cell, cells)]
+    for entry in leads:
+        values = [c.result.value for c in siblings(entry, entries)]
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        standings.append(Standing(cell, float(np.mean(values)), deviation, len(values)))
+        standings.append(Standing(entry, float(np.mean(values)), deviation, len(values)))
     standings.sort(key=_upwards, reverse=True)
     best = Column(*key, standings).best
     rivals = [s for s in standings if s.untrained == best.untrained]
     untrained = [s for s in standings if s.untrained != best.untrained]
-    tested, chosen, among = _held_against(rivals, cells)
+    tested, chosen, among = _held_against(rivals, entries)
     if not best.untrained and len(rivals) > 1:
         rivals = [replace(best, mark="best"), *(_marked(s) for s in tested)]
     else:
         rivals = [best, *tested]
-    alone = [_alone(s, best, cells) for s in untrained]
+    alone = [_alone(s, best, entries) for s in untrained]
     return Column(*key, sorted([*rivals, *alone], key=_upwards, reverse=True), chosen, among)
 
 
@@ -236,10 +236,10 @@ def _marked(standing: Standing) -> Standing:
     return replace(standing, mark="tied") if tied else standing
 
 
-def _alone(standing: Standing, best: Standing, cells: Sequence[Cell]) -> Standing:
+def _alone(standing: Standing, best: Standing, entries: Sequence[Entry]) -> Standing:
     """Return an untrained model tested against the best trained one: no search led to it."""
-    metric = METRICS.get((best.cell.result.task, best.cell.result.metric))
-    pair = [_answers(s.cell, cells) for s in (best, standing)]
+    metric = METRICS.get((best.entry.result.task, best.entry.result.metric))
+    pair = [_answers(s.entry, entries) for s in (best, standing)]
     if why_not := _untestable(metric, pair):
         return replace(standing, why_not=why_not)
     ours, theirs = pair
@@ -255,38 +255,36 @@ def _untestable(metric: Metric | None, answers: Sequence[Sequence[Predictions]])
     return "" if all(answers) else "no predictions"
 
 
-def _answers(cell: Cell, cells: Sequence[Cell]) -> list[Predictions]:
-    return [in_order(c.predictions) for c in _seeds(cell, cells) if c.predictions]
+def _answers(entry: Entry, entries: Sequence[Entry]) -> list[Predictions]:
+    return [in_order(c.predictions) for c in _seeds(entry, entries) if c.predictions]
 
 
 def _held_against(
-    standings: Sequence[Standing], cells: Sequence[Cell]
+    standings: Sequence[Standing], entries: Sequence[Entry]
 ) -> tuple[list[Standing], Winner | None, int]:
     """Return all but the best, tested against it; how it was chosen, and among how many."""
     best, *others = standings
-    metric = METRICS.get((best.cell.result.task, best.cell.result.metric))
-    said = [_answers(s.cell, cells) for s in standings]
+    metric = METRICS.get((best.entry.result.task, best.entry.result.metric))
+    said = [_answers(s.entry, entries) for s in standings]
     if metric is None or not said[0]:
         return [replace(s, why_not=_untestable(metric, said)) for s in others], None, 1
     there = [k for k, seeds in enumerate(said) if seeds]
     kept, chosen = chosen_among(metric, [said[k] for k in there], n=RESAMPLES, seed=0)
     places = [there[k] for k in kept]
-    p = dict(zip(places, chosen.p, strict=True)) if chosen else {}
-    out = []
-    for k, standing in enumerate(others, 1):
-        if not said[k]:
-            out.append(replace(standing, why_not="no predictions"))
-        elif k not in p:
-            out.append(replace(standing, why_not=unpaired(said[0][0], said[k][0])))
-        else:
-            found = paired_test(metric, said[0], said[k], n=RESAMPLES, seed=0, pairs=len(p) - 1)
-            # The test of the pair alone knows no search: with one, nothing can be surer.
-            p[k] = max(p[k], found.p)
-            out.append(replace(standing, difference=found, p=p[k]))
-    chosen = chosen and replace(chosen, p=[p[k] for k in places])
+    pairs = [(said[0], answers) for answers in said[1:]]
+    tests = [PairedTest(), *paired_tests(metric, pairs, n=RESAMPLES, seed=0)]
+    p: dict[int, float] = {}
+    if chosen:
+        own = [tests[k].difference for k in places]
+        chosen = chosen.no_surer_than([found.p if found else None for found in own])
+        p = dict(zip(places, chosen.p, strict=True))
+    out = [
+        replace(standing, difference=tests[k].difference, p=p.get(k), why_not=tests[k].why_not)
+        for k, standing in enumerate(others, 1)
+    ]
     return out, chosen, len(places)
 
 
-def _seeds(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells of all seeds of a cell, itself first."""
-    return [cell, *(c for c in siblings(cell, cells) if c.key != cell.key)]
+def _seeds(entry: Entry, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries of all seeds of an entry, itself first."""
+    return [entry, *(c for c in siblings(entry, entries) if c.key != entry.key)]

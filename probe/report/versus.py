@@ -7,19 +7,19 @@ result of A has in common with any of B (frozen here, unfrozen there) is what is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, product
 
-from probe.compare import in_order, paired_test, unpaired
 from probe.draw.charts import Axis, Chart, Dots
 from probe.draw.tables import Scored, Table, in_words
 from probe.identity import PARTS, SEPARATOR
-from probe.report.gather import Cell, measure
+from probe.pairing import in_order, paired_tests
+from probe.report.gather import Entry, measure
 from probe.report.overview import scores
 from probe.report.verdict import RESAMPLES
+from probe.results import Predictions
 from probe.score.metrics import METRICS
 from probe.score.paired import Difference
-from probe.score.ranks import holm
 
 SIDES = ("A", "B")
 
@@ -28,14 +28,14 @@ SIDES = ("A", "B")
 class Match:
     """A result of A, the one of B that belongs to it, and A minus B."""
 
-    a: Cell
-    b: Cell
+    a: Entry
+    b: Entry
     difference: Difference | None = None
     p: float | None = None  # adjusted within the data set and metric
     why_not: str = ""
 
 
-def matches(leads: Sequence[Cell]) -> list[Match]:
+def matches(leads: Sequence[Entry]) -> list[Match]:
     """Return the pairs of A and B, tested."""
     left, right = ([c for c in leads if c.side == side] for side in SIDES)
     shared = [part for part in PARTS if _values(left, part) & _values(right, part)]
@@ -47,11 +47,26 @@ def matches(leads: Sequence[Cell]) -> list[Match]:
     ]
     out: list[Match] = []
     for _, group in groupby(belong, key=lambda pair: pair[0].column):
-        both = list(group)
-        pairs = [_test(a, b, len(both)) for a, b in both]
-        adjusted = iter(holm([m.difference.p for m in pairs if m.difference]).tolist())
-        out += [replace(m, p=next(adjusted)) if m.difference else m for m in pairs]
+        out += _tested(list(group))
     return out
+
+
+def _tested(pairs: Sequence[tuple[Entry, Entry]]) -> list[Match]:
+    """Test pairs of one data set and metric."""
+    first = pairs[0][0].result
+    metric = METRICS.get((first.task, first.metric))
+    if metric is None:
+        return [Match(a, b, why_not="not a metric of this task") for a, b in pairs]
+    answers = [(_answers(a), _answers(b)) for a, b in pairs]
+    tests = paired_tests(metric, answers, n=RESAMPLES, seed=0)
+    return [
+        Match(a, b, test.difference, test.p_holm, test.why_not)
+        for (a, b), test in zip(pairs, tests, strict=True)
+    ]
+
+
+def _answers(entry: Entry) -> list[Predictions]:
+    return [in_order(entry.predictions)] if entry.predictions else []
 
 
 def versus_table(found: Sequence[Match]) -> Table:
@@ -98,26 +113,16 @@ def versus_charts(found: Sequence[Match]) -> list[Chart]:
     return charts
 
 
-def _values(cells: Sequence[Cell], part: str) -> set[str]:
-    return {str(getattr(c.result, part)) for c in cells}
+def _values(entries: Sequence[Entry], part: str) -> set[str]:
+    return {str(getattr(c.result, part)) for c in entries}
 
 
-def _bare(cell: Cell) -> str:
-    """Return a cell's model without its side, with its scenario."""
-    name = cell.model.removeprefix(f"{cell.side}: ")
-    return f"{name}{SEPARATOR}{cell.also}" if cell.also else name
+def _bare(entry: Entry) -> str:
+    """Return an entry's model without its side, with its scenario."""
+    name = entry.model.removeprefix(f"{entry.side}: ")
+    return f"{name}{SEPARATOR}{entry.also}" if entry.also else name
 
 
 def _both(match: Match) -> str:
     a, b = _bare(match.a), _bare(match.b)
     return a if a == b else f"{a} / {b}"
-
-
-def _test(a: Cell, b: Cell, pairs: int) -> Match:
-    metric = METRICS.get((a.result.task, a.result.metric))
-    if a.predictions is None or b.predictions is None or metric is None:
-        return Match(a, b, why_not="no predictions" if metric else "not a metric of this task")
-    ours, theirs = in_order(a.predictions), in_order(b.predictions)
-    if why_not := unpaired(ours, theirs):
-        return Match(a, b, why_not=why_not)
-    return Match(a, b, paired_test(metric, [ours], [theirs], n=RESAMPLES, seed=0, pairs=pairs))

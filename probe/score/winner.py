@@ -15,7 +15,7 @@ Shapes: N images, S subjects, B resamples, M models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -46,6 +46,11 @@ class Winner:
     ci_high: float
     p: list[float]
     resolution: float  # the smallest p that n resamples can give
+
+    def no_surer_than(self, own: Sequence[float | None]) -> Winner:
+        """Return it with no p below that of each pair's own test, which knows no search."""
+        p = [p if q is None else max(p, q) for p, q in zip(self.p, own, strict=True)]
+        return replace(self, p=p)
 
 
 def choose(

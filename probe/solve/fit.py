@@ -28,7 +28,7 @@ from probe.solve.head_set import ABSENT_INTERCEPT, HeadSet
 from probe.solve.inputs import Given
 from probe.solve.losses import Loss, Sigmoid, Softmax
 from probe.solve.objective import HeadObjective, LocalObjective
-from probe.solve.path import Progress, RegularizationPath, batch_size
+from probe.solve.path import HeadProgress, RegularizationPath, batch_size
 from probe.solve.rows import LocalRows, Rows, bases_of
 from probe.solve.solver import SolverSettings
 from probe.solve.sources import Source
@@ -216,7 +216,7 @@ def _with_bf16_rows(problem: Problem) -> Problem:
     return problem
 
 
-def solve(problem: Problem, tol: float, progress: Progress | None) -> RegularizationPath:
+def solve(problem: Problem, tol: float, progress: HeadProgress | None) -> RegularizationPath:
     """Solve all heads: in float32 as far as that can tell, and in float64 what that leaves.
 
     Those are heads that it left unconverged, or whose gap it can't bound where rows are few, or all

@@ -30,7 +30,9 @@ MEMORY_SHARES = 8  # of the memory that is left, one for a batch: five copies ar
 POINTS = 3  # solved strengths that a start beyond the last one is drawn through
 MAX_GAP = 1.1  # in log10 C: strengths further apart than this are not interpolated over
 
-Progress = Callable[[int, int, int], None]  # heads done, heads in all, passes of the batch at work
+HeadProgress = Callable[
+    [int, int, int], None
+]  # heads done, heads in all, passes of the batch at work
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class RegularizationPath:
             self.gap.view(-1)[heads[far]] = torch.inf
 
     def solve(
-        self, objective: HeadObjective, settings: SolverSettings, progress: Progress | None = None
+        self,
+        objective: HeadObjective,
+        settings: SolverSettings,
+        progress: HeadProgress | None = None,
     ) -> None:
         """Solve every head that is not converged to a relative gap of settings.tol."""
         J, B = self.gap.shape
@@ -117,7 +122,7 @@ class RegularizationPath:
         heads: Tensor,
         warm: WarmStart | None,
         settings: SolverSettings,
-        progress: Progress | None,
+        progress: HeadProgress | None,
     ) -> None:
         """Solve the heads of an index (H',) together, and write what is found over what was."""
         done, total = int(self.converged.sum()), self.converged.numel()

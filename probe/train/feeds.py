@@ -29,7 +29,7 @@ from features.layout import VIEWS
 from features.manifest import Manifest
 from features.memory import available
 from features.store import FeatureStore
-from features.workers import Recipe, crops
+from features.workers import ImageRecipe, crops
 
 AHEAD = 2  # batches that are being made while one is used
 
@@ -64,7 +64,7 @@ class Images:
     """
 
     manifest: Manifest
-    recipe: Recipe  # with one transform
+    recipe: ImageRecipe  # with one transform
     seed: int
     room: int = field(default_factory=lambda: available() // 2)  # bytes for crops
     _kept: dict[int, tuple[Image.Image, str]] = field(default_factory=dict, repr=False)
@@ -100,9 +100,9 @@ class Images:
         return image
 
 
-def recipe_of(store: FeatureStore, transform: Transform) -> Recipe:
+def recipe_of(store: FeatureStore, transform: Transform) -> ImageRecipe:
     """Return how a store's images were decoded, with another transform after it."""
-    return Recipe((transform,), **decoding(store.fingerprint))
+    return ImageRecipe((transform,), **decoding(store.fingerprint))
 
 
 @dataclass(frozen=True)

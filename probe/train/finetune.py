@@ -36,7 +36,7 @@ from probe.tested import evaluate, remarks, to_predictions
 from probe.train import checkpoints
 from probe.train.feeds import Images, StoredFeatures, recipe_of
 from probe.train.runs import Run, RunData, run_data
-from probe.train.runs import Settings as Settings
+from probe.train.runs import TrainSettings as TrainSettings
 from probe.train.scalars import scalars
 from probe.train.token_head import TokenHead, token_head
 from probe.train.training import RunFolder, Say, best_of, predict, processes, train
@@ -50,7 +50,7 @@ def finetune(
     backbone: Backbone,
     *,
     out: Path,
-    settings: Settings,
+    settings: TrainSettings,
     say: Say = lambda _: None,
     about: Mapping[str, Any] | None = None,
 ) -> results.Result:
@@ -82,7 +82,7 @@ def train_on_store(
     *,
     feature: str | None = None,
     out: Path,
-    settings: Settings,
+    settings: TrainSettings,
     say: Say = lambda _: None,
     about: Mapping[str, Any] | None = None,
 ) -> results.Result:
@@ -108,7 +108,7 @@ def train_on_store(
 
 
 def build_head(
-    settings: Settings, shape: tuple[int, ...], outputs: int, weights: str | None = None
+    settings: TrainSettings, shape: tuple[int, ...], outputs: int, weights: str | None = None
 ) -> nn.Module:
     """Return a head on features of a shape, new; `weights` of a DeiT instead of the settings'."""
     if settings.head == "linear":
@@ -124,7 +124,9 @@ def build_head(
     )
 
 
-def _start_from_probe(head: nn.Module, rows: RunData, feature: str, settings: Settings) -> None:
+def _start_from_probe(
+    head: nn.Module, rows: RunData, feature: str, settings: TrainSettings
+) -> None:
     """Set a linear head to the logistic regression of the train rows that is best on val."""
     if feature not in rows.store.features:
         raise ProbeError(

@@ -30,7 +30,7 @@ VAL_FOLDS = 5  # one of them chooses the epoch where there is no val split
 
 
 @dataclass(frozen=True)
-class Settings(Scoring):
+class TrainSettings(Scoring):
     """What to train and how it is scored. `training` has the loop's own settings."""
 
     protocol: str = "finetune"  # or "study"
@@ -109,7 +109,7 @@ class Run:
     scenario: str
     feature: str
     out: Path
-    settings: Settings
+    settings: TrainSettings
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -151,7 +151,9 @@ class Run:
         return writing(self.out / self.identity.folder / "run")
 
 
-def run_data(store: FeatureStore, manifest: Manifest, feed: Feed, settings: Settings) -> RunData:
+def run_data(
+    store: FeatureStore, manifest: Manifest, feed: Feed, settings: TrainSettings
+) -> RunData:
     """Return the rows (N,) of a store that have a label, dealt into training, validation and test.
 
     Without a val split one training subject in VAL_FOLDS is held out for it. Raises ProbeError

@@ -25,7 +25,7 @@ from features.devices import PRECISIONS
 from features.errors import BackboneError, DatasetError, ImageError
 from features.images import decode, read_bytes
 from features.manifest import Manifest
-from features.workers import Recipe, Workers
+from features.workers import ImageRecipe, Workers
 
 IMAGES, TRIED = (
     4,
@@ -40,7 +40,7 @@ SHARE, MOST = 0.99, 5.0  # of so many pixels; of the others: libraries' own back
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Parity:
     """What was measured, on `images` images. None is what was not.
 
     cosine: the least one, of float32 features decoded in full, to the library's; fast: the same,
@@ -101,8 +101,8 @@ def _said(value: float | None) -> str:
 
 
 def certify(
-    backbone: Backbone, manifest: Manifest, given: Recipe, device: str, reduced: str
-) -> Certificate:
+    backbone: Backbone, manifest: Manifest, given: ImageRecipe, device: str, reduced: str
+) -> Parity:
     """Compare a backbone's features of a few images with those of its library.
 
     given: how images are decoded, but for its transforms. reduced: a precision to compare with
@@ -112,7 +112,7 @@ def certify(
     assert library
     exact, fast, theirs = _images(backbone, manifest, given)
     if not len(exact):
-        return Certificate(library.feature, 0)
+        return Parity(library.feature, 0)
     backbone.to(device, torch.float32)
     with torch.no_grad():
         x, usual = (
@@ -132,11 +132,11 @@ def certify(
             with _in(backbone, PRECISIONS[reduced]):
                 half = backbone.network(usual.to(PRECISIONS[reduced]), default)
             found["reduced"] = {reduced: _least(half[default[0]], full[default[0]])}
-    return Certificate(library.feature, len(exact), **found)
+    return Parity(library.feature, len(exact), **found)
 
 
 def _images(
-    backbone: Backbone, manifest: Manifest, given: Recipe
+    backbone: Backbone, manifest: Manifest, given: ImageRecipe
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[Tensor]]:
     """Return n images by us, decoded in full and fast, (n, S, S, 3), and by the library, (3, S, S).
 
@@ -147,7 +147,7 @@ def _images(
     exact, fast, theirs = [], [], []
     shape = (1, size, size, 3)
     recipes = [
-        Recipe((backbone.transform,), exact=e, window=given.window, frame=given.frame)
+        ImageRecipe((backbone.transform,), exact=e, window=given.window, frame=given.frame)
         for e in (True, False)
     ]
     with Workers(recipes[0], 1) as full, Workers(recipes[1], 1) as quick:

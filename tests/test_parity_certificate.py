@@ -17,18 +17,18 @@ from PIL import Image
 from test_parity import HF, VIT
 
 from cli import cli
-from features import certificate, plan
+from features import parity, plan
 from features.backbones import load_backbone
 from features.backbones.base import Backbone, Library
 from features.backbones.network import Network
-from features.certificate import certify
 from features.datasets import Options, open_dataset
 from features.errors import BackboneError
 from features.extract import extract
 from features.images import picture
-from features.plan import Settings
+from features.parity import certify
+from features.plan import ExtractionSettings
 from features.store import FeatureStore
-from features.workers import Recipe
+from features.workers import ImageRecipe
 
 SIZES = ((203, 297), (251, 170), (96, 130), (300, 90), (130, 131), (77, 200))
 
@@ -45,13 +45,13 @@ def images(tmp_path):
 
 def run(folder, backbone, out, ask=plan.run_locally, **settings):
     manifest = open_dataset(f"folder:{folder}", Options())
-    settings = Settings(**{"workers": 1, "batch_size": 2, **settings})
+    settings = ExtractionSettings(**{"workers": 1, "batch_size": 2, **settings})
     return extract(manifest, [backbone], out=out, settings=settings, ask=ask)[0]
 
 
 def measured(report):
     with FeatureStore.open(report.store) as store:
-        return store.certificate, store.fingerprint
+        return store.parity, store.fingerprint
 
 
 def loaded(kind, folder):
@@ -77,7 +77,7 @@ def test_a_new_store_says_how_near_its_features_are_to_the_library_s(kind, image
     assert found["fast"] > 0.995
     assert found["within"] >= 0.99
     assert found["reduced"] is None
-    assert "certificate" not in json.dumps(made)
+    assert "parity" not in json.dumps(made)
 
 
 def test_it_is_the_cosine_and_the_pixels_that_anyone_can_compute(images, tmp_path):
@@ -89,7 +89,7 @@ def test_it_is_the_cosine_and_the_pixels_that_anyone_can_compute(images, tmp_pat
     config = resolve_model_data_config(module) | {"crop_pct": 0.9}
     other = create_transform(**config, is_training=False)
     manifest = open_dataset(f"folder:{images}", Options())
-    assert certificate._spread(6)[:4] == [0, 1, 2, 3]
+    assert parity._spread(6)[:4] == [0, 1, 2, 3]
     opened = [Image.open(images / manifest.path[i]).convert("RGB") for i in range(4)]
     with torch.no_grad():
         theirs, ours = (
@@ -102,7 +102,7 @@ def test_it_is_the_cosine_and_the_pixels_that_anyone_can_compute(images, tmp_pat
     std = torch.tensor(backbone.transform.std).view(3, 1, 1)
     pixels = float(((theirs - ours) * std * 255).abs().max())
     backbone = replace(backbone, library=replace(backbone.library, pixels=other))
-    found = certify(backbone, manifest, Recipe(()), "cpu", "float32")
+    found = certify(backbone, manifest, ImageRecipe(()), "cpu", "float32")
     assert found.cosine == pytest.approx(cosine, abs=1e-5)
     assert found.pixels == pytest.approx(pixels, abs=0.6)  # ours are whole levels
     words = (
@@ -141,7 +141,7 @@ def test_what_a_library_raises_leaves_as_an_error_in_words(images, tmp_path):
 
 def test_a_fast_decode_that_is_far_from_the_library_s_is_said(images, tmp_path, monkeypatch):
     backbone = loaded("timm", tmp_path / "model")
-    monkeypatch.setattr(certificate, "FAST", 1.1)
+    monkeypatch.setattr(parity, "FAST", 1.1)
     with pytest.warns(UserWarning, match="decoded fast, .* take --exact-decode"):
         run(images, backbone, tmp_path / "out", precision="float32")
     with warnings.catch_warnings():
@@ -167,7 +167,7 @@ def test_bad_images_are_passed_over_and_none_at_all_is_said(images, tmp_path):
 def test_numbers_that_are_measured_are_no_part_of_what_a_store_is(images, tmp_path, monkeypatch):
     backbone = loaded("timm", tmp_path / "model")
     one = run(images, backbone, tmp_path / "one", precision="float32")
-    whole = certificate.certify
+    whole = parity.certify
 
     def otherwise(*args):
         return replace(whole(*args), cosine=0.99995)
@@ -181,7 +181,7 @@ def test_numbers_that_are_measured_are_no_part_of_what_a_store_is(images, tmp_pa
 
 def test_it_is_made_once_and_a_changed_model_gets_its_own(images, tmp_path, monkeypatch):
     backbone, made = loaded("timm", tmp_path / "model"), []
-    whole = certificate.certify
+    whole = parity.certify
     monkeypatch.setattr(plan, "certify", lambda *a: made.append(1) or whole(*a))
     run(images, backbone, tmp_path / "out", precision="float32")
     assert run(images, backbone, tmp_path / "out", precision="float32").computed == 0
@@ -204,16 +204,16 @@ def test_inspect_shows_it(images, tmp_path):
     assert "beside its own library" in done.output
     assert "cosine" in done.output
     done = CliRunner().invoke(cli, ["inspect", str(report.store), "--json"])
-    assert json.loads(done.output)["certificate"]["images"] == 4
+    assert json.loads(done.output)["parity"]["images"] == 4
 
 
 def test_a_damaged_certificate_is_said(images, tmp_path):
     report = run(images, loaded("timm", tmp_path / "model"), tmp_path / "out", precision="float32")
     with h5py.File(report.store, "a") as file:
-        file.attrs["certificate"] = '{"images": "many"}'
+        file.attrs["parity"] = '{"images": "many"}'
     done = CliRunner().invoke(cli, ["inspect", str(report.store)])
     assert done.exit_code != 0
-    assert "certificate" in done.output
+    assert "parity" in done.output
 
 
 def test_it_is_made_where_the_device_is(images, tmp_path):
@@ -311,7 +311,7 @@ def test_weights_and_buffers_are_as_they_were_after_a_check(images):
     backbone = cancelling(3)
     before = [t.clone() for t in (*backbone.module.parameters(), *backbone.module.buffers())]
     manifest = open_dataset(f"folder:{images}", Options())
-    found = certify(backbone, manifest, Recipe(()), "cpu", "bfloat16")
+    found = certify(backbone, manifest, ImageRecipe(()), "cpu", "bfloat16")
     after = [*backbone.module.parameters(), *backbone.module.buffers()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert found.reduced["bfloat16"] < 1
@@ -320,10 +320,10 @@ def test_weights_and_buffers_are_as_they_were_after_a_check(images):
 def test_the_check_is_torch_s_own_cosine(images):
     backbone = cancelling(5)
     manifest = open_dataset(f"folder:{images}", Options())
-    found = certify(backbone, manifest, Recipe(()), "cpu", "bfloat16").reduced["bfloat16"]
+    found = certify(backbone, manifest, ImageRecipe(()), "cpu", "bfloat16").reduced["bfloat16"]
     module = backbone.module
     pixels = []
-    for i in certificate._spread(6)[:4]:
+    for i in parity._spread(6)[:4]:
         image = Image.open(images / manifest.path[i]).convert("RGB")
         pixels.append(backbone.transform.crop(_decoded(image), exact=False))
     x = torch.stack([torch.from_numpy(np.array(p)) for p in pixels])
