@@ -18,7 +18,8 @@ from references import stirred
 from test_parity import HF, VIT, both, trunk
 
 from cli import cli
-from features.backbones import BACKBONES, KNOWN, LIBRARIES, MODALITIES, Spec, load_backbone
+from features.backbones import BACKBONES, KNOWN, MODALITIES, Spec, load_backbone
+from features.backbones.known import ROUTES
 from features.errors import BackboneError
 from features.images import Decoded, picture
 
@@ -44,7 +45,7 @@ def test_the_table_is_of_routes_that_are_there_and_says_its_facts():
     for name, row in KNOWN.items():
         assert row.name == name
         assert row.name == name.lower()
-        assert row.route.partition(":")[0] in LIBRARIES
+        assert row.route.partition(":")[0] in ROUTES
         assert row.modality
         assert set(row.modality) <= set(MODALITIES)
         assert row.licence
@@ -278,6 +279,38 @@ def test_open_clip_s_from_a_folder_as_their_repository_is(name, tmp_path):
         found, wanted = (b.network(x, ["final/pooled"])["final/pooled"] for b in (backbone, theirs))
     assert torch.equal(found, wanted)
     assert backbone.spec.name == name
+
+
+def test_conch_from_its_file(tmp_path, monkeypatch):
+    """Judged by timm's trunk and open_clip's pooler, which CONCH's code took over."""
+    import timm
+    from open_clip.transformer import AttentionalPooler
+
+    from features.backbones import from_conch
+
+    for name, value in (("LAYERS", 2), ("TRUNK_HEADS", 3), ("WIDTH", 48), ("POOLED", 32)):
+        monkeypatch.setattr(from_conch, name, value)
+    torch.manual_seed(0)
+    parts = {"img_size": 448, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
+    trunk_ = stirred(timm.models.VisionTransformer(**parts, dynamic_img_size=True))
+    pooler = stirred(AttentionalPooler(32, 48, n_head=8, n_queries=1))
+    norm = stirred(torch.nn.LayerNorm(32))
+    state = {f"visual.trunk.{k}": v for k, v in trunk_.state_dict().items()}
+    state |= {f"visual.attn_pool_contrast.{k}": v for k, v in pooler.state_dict().items()}
+    state |= {f"visual.ln_contrast.{k}": v for k, v in norm.state_dict().items()}
+    other = ("visual.proj_contrast", "visual.attn_pool_caption.query", "visual.ln_caption.bias")
+    state |= {key: torch.zeros(2) for key in (*other, "text.cls_emb", "logit_scale")}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    for size in (448, 224):
+        backbone = load_backbone("conch", str(tmp_path / "pytorch_model.bin"), size)
+        x = noise(size)
+        with torch.no_grad():
+            wanted = norm(pooler(trunk_.forward_features(x))[:, 0])
+            found = backbone.network(x, ["final/pooled"])["final/pooled"]
+        assert apart(found, wanted) < 1e-5
+    assert (backbone.transform.size, backbone.transform.resize) == (224, 224)
+    assert backbone.spec.default_feature == "final/pooled"
+    assert backbone.network.features["block01/cls"] == (48,)
 
 
 # --- transformers ---------------------------------------------------------------------------------

@@ -79,17 +79,17 @@ def _module(name: str, weights: str | None, image_size: int | None, build: Build
     options = {key: _thing(value) for key, value in build.options.items()}
     options |= {"img_size": image_size} if image_size else {}
     if weights == "random":
-        return _create(name, options)
+        return created(name, options)
     what = f"timm:{name}'s weights" + (f" {weights}" if weights else "")
     state = published(name) if weights is None else read_state_dict(Path(weights))
     state = {key: value for key, value in state.items() if not key.startswith(build.drop)}
     if build.initial:
-        made = _create(name, options).state_dict()
+        made = created(name, options).state_dict()
         state |= {key: value for key, value in made.items() if key.startswith(build.initial)}
     try:
         return _with_weights(name, options, state)
     except RuntimeError as error:
-        bare = unwrapped(state, _create(name, options).state_dict(), what)
+        bare = unwrapped(state, created(name, options).state_dict(), what)
         if bare.keys() == state.keys():
             raise BackboneError(misfit(what, error)) from None
     try:
@@ -106,7 +106,8 @@ def _thing(value: Any) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _create(name: str, options: Mapping[str, Any], **more: Any) -> Any:
+def created(name: str, options: Mapping[str, Any], **more: Any) -> Any:
+    """Return a model of timm's, its weights random, the same every time, without a classifier."""
     import timm
 
     with torch.random.fork_rng(), base.quiet():
@@ -132,7 +133,7 @@ def _with_weights(name: str, options: dict[str, Any], state: dict[str, Tensor]) 
     # Classes that agree leave timm strict; the source "" is the state dict itself.
     overlay = {"state_dict": state, "num_classes": 0, "source": "", "custom_load": False}
     try:
-        return _create(name, options, pretrained=True, pretrained_cfg_overlay=overlay)
+        return created(name, options, pretrained=True, pretrained_cfg_overlay=overlay)
     except RuntimeError:
         extra = [more for leaf, more in EXTRAS.items() if any(k.endswith(leaf) for k in state)]
         if not extra or extra[0].items() <= options.items():

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from features.backbones import base
 from features.backbones.base import Backbone
 from features.backbones.download import fetch
-from features.backbones.known import KNOWN, LIBRARIES, Build, Known
+from features.backbones.known import KNOWN, ROUTES, Build, Known
 from features.errors import BackboneError
 from features.images import Transform
 
@@ -21,7 +21,7 @@ LOCAL = {"timm": "local-dir:", "openclip": "local-dir:", "hf": ""}
 def load_any(name: str, weights: str | None, image_size: int | None, **more: Any) -> Backbone:
     """Load any model of a library, named LIBRARY:NAME. more: as the library's loader takes it."""
     library, _, rest = name.partition(":")
-    loaded: Backbone = import_module(LIBRARIES[library]).load_any(rest, weights, image_size, **more)
+    loaded: Backbone = import_module(ROUTES[library]).load_any(rest, weights, image_size, **more)
     return loaded
 
 

@@ -17,6 +17,7 @@ LIBRARIES = {
     "openclip": "features.backbones.any_open_clip",
     "hf": "features.backbones.from_transformers",
 }
+ROUTES = LIBRARIES | {"conch": "features.backbones.from_conch"}  # of rows of this table alone
 HUB = "https://huggingface.co/"
 
 
@@ -165,6 +166,9 @@ KNOWN = {
               "github.com/owkin/HistoSSLscaling", feature="final/cls"),
         Known("phikon-v2", f"{HF}owkin/phikon-v2", ("histology",), "Owkin non-commercial",
               "arXiv:2409.09173; its model card (class token)", feature="final/cls"),
+        Known("conch", "conch:ViT-B-16", ("histology",), "CC-BY-NC-ND-4.0",
+              "github.com/mahmoodlab/CONCH: README.md (proj_contrast=False)", gated=True,
+              file=f"{HUB}MahmoodLab/conch/resolve/main/pytorch_model.bin"),
         Known("plip", f"{HF}vinid/plip", ("histology",), "see the model's card",
               "github.com/PathologyFoundation/plip: README.md"),
         Known("dermlip", f"{CLIP}redlessone/DermLIP_ViT-B-16", ("derm",), "CC-BY-NC-4.0",
