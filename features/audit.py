@@ -241,7 +241,10 @@ def _group(manifest: Manifest, kind: str, name: str, rows: Sequence[int], **more
 def _groups(
     manifest: Manifest, kind: str, keys: Sequence[str] | NDArray[Any], used: NDArray[np.bool_]
 ) -> list[Group]:
-    """Return the groups of two or more used images with one key; "" is no key."""
+    """Return the groups of two or more images with one of the keys (N,), of those used (N,).
+
+    "" is no key.
+    """
     rows = defaultdict(list)
     for i in np.flatnonzero(used).tolist():
         if keys[i]:
@@ -262,7 +265,8 @@ def _near(
 ) -> tuple[list[Group], int]:
     """Return pairs of used images with a cosine of at least `threshold`, and how many there are.
 
-    Two images of the same bytes are not among them. Memory: one block of BLOCK x BLOCK cosines.
+    features (N, D), used (N,). Two images of the same bytes are not among them. Memory: one block
+    of BLOCK x BLOCK cosines.
     """
     rows = np.flatnonzero(used)
     X = features[rows].astype(np.float32)

@@ -51,8 +51,8 @@ def chunks(
 ) -> Iterator[Chunk]:
     """Yield what has to be computed, in order, decoded ahead; no more once `stop` says so.
 
-    Rows that are `skipped` (N,) are not read. While the passes have to wait for pixels, there are
-    more workers each time, up to `most`.
+    Rows that are `skipped` (N,) are not read. Where passes wait for pixels a tenth of the time or
+    more, the number of workers is doubled, up to `most`.
     """
     step, needed = chunk_size(jobs), np.any([job.needs() for job in jobs], axis=0)
     starts = [s for s in range(0, len(manifest), step) if needed[s : s + step].any()]
@@ -63,17 +63,17 @@ def chunks(
         for s in starts
     )
     waiting = deque(islice(begun, 1 + AHEAD))
-    before = time.perf_counter()
+    last_yield = time.perf_counter()
     while waiting:
         decoding = waiting.popleft()
-        asked = time.perf_counter()
+        wait_began = time.perf_counter()
         if not decoding.finished(stop):
             return
         images = [future.result() for future in decoding.loading]
         now = time.perf_counter()
-        if now - asked > 0.1 * (now - before):
+        if now - wait_began > 0.1 * (now - last_yield):  # a tenth of the time went into waiting
             workers.grow(min(2 * len(workers.threads), most))
-        before = now
+        last_yield = now
         yield Chunk(decoding.rows, images, decoding.pixels, seen.copies(decoding.rows, images))
         waiting.extend(islice(begun, 1))
 
@@ -95,10 +95,10 @@ def _begin(
         for t in workers.recipe.transforms
     ]
     blocks = [p.numpy() for p in pixels]
-    elsewhere: Future[Loaded] = Future()
-    elsewhere.set_result(Loaded(reason="its bytes are in another row"))
+    not_read: Future[Loaded] = Future()
+    not_read.set_result(Loaded(reason="its bytes are in another row"))
     loading = [
-        elsewhere
+        not_read
         if skipped[i]
         else workers.load(manifest.file(int(i)), [memoryview(b[k]).cast("B") for b in blocks])
         for k, i in enumerate(rows)
@@ -107,12 +107,13 @@ def _begin(
 
 
 class _SeenBytes:
-    """Which bytes were seen in which row: 16 bytes of the hash each.
+    """Which image files were seen in which row, by the first 16 bytes of their hash.
 
-    From the first row on, but for skipped rows that are done: what has their bytes is their copy.
+    A row is a copy of the first row with the same bytes, or of a skipped row that is done.
     """
 
     def __init__(self, manifest: Manifest, jobs: Sequence[Job], skipped: NDArray[np.bool_]) -> None:
+        """Take in the skipped rows (N,) that a store has done."""
         self._first: dict[bytes, int] = {}
         self._next = 0
         done = np.any([job.store.done == DONE for job in jobs], axis=0)

@@ -69,6 +69,7 @@ class Column:
             yield start, self.read(start, start + step)
 
     def _read_into(self, out: NDArray[Any], start: int) -> None:
+        """Fill `out` (n, ...) with the rows from start on."""
         if not out.size:
             return
         if not 0 <= start <= self.shape[0] - len(out):

@@ -1,9 +1,12 @@
 """What depends on a field of settings, said where the field is declared.
 
-Settings are frozen dataclasses, and the numbers of a result depend on most of their fields. Those
-declared by `without_effect` say where and how fast something is done. Those declared by `of_run`
-change numbers, but are not part of what identifies a trained head's settings: how long it is
-trained, which may be changed when a run goes on, and the seed, which an Identity has itself.
+Settings are frozen dataclasses, and the numbers of a result depend on most of their fields. With
+these fields a cell of `medprobe run` and a trained head are told from others; the fingerprint of a
+store is made by fingerprint.py.
+
+Fields declared by `without_effect` say where and how fast something is done. Those declared by
+`of_run` change numbers, but are not part of what identifies a trained head's settings: how long it
+is trained, which may be changed when a run goes on, and the seed, which an Identity has itself.
 """
 
 from __future__ import annotations

@@ -69,12 +69,13 @@ def extract(
     """Fill out/<dataset>/<backbone>.h5 for every backbone and return what was done.
 
     engine fills the stores: `fill` does it in this process, distributed.py on other machines; ask
-    puts a question about the device to a machine that has it. stop is
-    asked between batches; once it says so, what was computed is committed and KeyboardInterrupt
-    raised. relabel: whether a store that is there gets the manifest's labels and splits. Raises
-    MissingImagesError where a new store would have no image (which an engine, that may see other
-    disks, isn't asked), StaleStoreError where a store was made from something else (nothing is
-    changed), StoreLockedError where another process writes to one, StoreError where the disk is
+    puts a question about the device to a machine that has it. stop is asked between batches; once
+    it says so, what was computed is committed and KeyboardInterrupt raised. relabel: whether a
+    store that is there gets the manifest's labels and splits.
+
+    Raises MissingImagesError where a new store would have no image (which an engine, that may see
+    other disks, isn't asked), StaleStoreError where a store was made from something else (nothing
+    is changed), StoreLockedError where another process writes to one, StoreError where the disk is
     full, and with on_error="fail" ImageError at the first bad image.
     """
     settings = settings or ExtractionSettings()

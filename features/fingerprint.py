@@ -35,8 +35,8 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Return the fingerprint of a store: nested dicts of JSON values; `views` only if it has any.
 
-    exact, views and seed are those of workers.Recipe; `dicom` is what dicom.applied says of the
-    images: without DICOM among them there is no entry.
+    exact, views and seed are those of workers.ImageRecipe; `dicom` is what dicom.applied says of
+    the images: without DICOM among them there is no entry.
     """
     t = backbone.transform
     made: dict[str, Any] = {"views": {"count": views, "seed": seed, "recipe": RECIPE}}
@@ -95,7 +95,7 @@ def transform_of(made: Mapping[str, Any]) -> Transform:
 
 
 def decoding(made: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the images of a fingerprint were decoded: exact, window, frame, as a Recipe.
+    """Return how the images of a fingerprint were decoded: exact, window, frame (ImageRecipe).
 
     Raises StoreError for a fingerprint that doesn't say it.
     """

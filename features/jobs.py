@@ -113,6 +113,7 @@ class Job:
         return Pass({name: _to_host(value) for name, value in features.items()}, _mark(self.device))
 
     def _features(self, pixels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return features of pixels (n, side, side, 3): vectors (n, D) float32, tokens float16."""
         features = self.backbone.network(self.backbone.normalise(pixels, self.dtype), names)
         return {
             n: value.float() if value.ndim == 2 else value.half() for n, value in features.items()
@@ -127,6 +128,7 @@ class Job:
         computed: Pass,
         copies: dict[int, int],
     ) -> None:
+        """Commit the rows (n,) of a batch that are `written` (n,); `fresh` (n,) were computed."""
         features = computed.wait()
         values = {
             name: self._whole(name, rows, fresh, features.get(name), copies)
@@ -153,7 +155,10 @@ class Job:
         computed: NDArray[np.floating[Any]] | None,
         copies: dict[int, int],
     ) -> NDArray[np.floating[Any]]:
-        """Return a feature of all rows of a batch: computed, copied, or zeros where it is bad."""
+        """Return a feature of all rows (n,), (n, ...): computed, copied, or zeros of bad ones.
+
+        computed (m, ...) is of the m rows that are `fresh` (n,).
+        """
         if computed is not None and fresh.all():
             return computed
         out = np.zeros((len(rows), *self.store.features[name]), np.float32)
@@ -239,6 +244,7 @@ class Commits:
 
 
 def _to_host(value: Tensor) -> Tensor:
+    """Return a tensor (any shape) in the host's memory; a copy from a GPU may still go on."""
     if value.device.type == "cpu":
         return value
     out = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)

@@ -239,6 +239,7 @@ def _plain(value: Any) -> Any:
 
 
 def _encode(texts: NDArray[Any]) -> NDArray[np.bytes_]:
+    """Return texts (n,) as UTF-8 (n,), as wide as the longest of them."""
     data = [text.encode("utf-8", "surrogateescape") for text in texts.tolist()]
     return np.array(data, dtype=f"S{max(map(len, data), default=1) or 1}")
 

@@ -199,7 +199,7 @@ class StoreReader:
         return columns | {"hash": np.char.decode(columns["hash"], "latin-1")}
 
     def hashes(self) -> list[str]:
-        """Return the SHA-256 of each image's bytes in hex, "" where none was read."""
+        """Return the SHA-256 of each image's bytes in hex, N of them, "" where none was read."""
         return [one.decode("latin-1") for one in self.columns["manifest/hash"].read().tolist()]
 
     def read(
@@ -240,7 +240,10 @@ class StoreReader:
     def _damaged(
         self, feature: str, rows: NDArray[np.integer], values: NDArray[Any]
     ) -> NDArray[np.int64]:
-        """Return which committed rows have other values than were written."""
+        """Return which committed rows of rows (n,) have values (n, ...) that weren't written, (m,).
+
+        A row that was found undamaged once is not checked again.
+        """
         right = self._right.setdefault(feature, np.zeros(self.columns["done"].shape, dtype=bool))
         new = np.flatnonzero(~right[rows])
         new = new[self.columns["done"].take(rows[new]) == DONE]

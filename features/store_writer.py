@@ -85,7 +85,7 @@ class StoreWriter(StoreReader):
 
     @contextmanager
     def _committing(self, rows: NDArray[np.integer], marks: NDArray[np.integer]) -> Iterator[None]:
-        """Force to disk what is written inside, then the rows' marks: the two steps of a commit.
+        """Force to disk what is written inside, then marks (n,) of rows (n,): a commit's two steps.
 
         The checksums of marks follow, for a mark means the same without.
         """
@@ -133,10 +133,12 @@ class StoreWriter(StoreReader):
             self._write_marks_checksums(bare, marks[bare])
 
     def _write_marks_checksums(self, rows: NDArray[np.integer], marks: NDArray[np.integer]) -> None:
+        """Write the checksums of marks (n,) of rows (n,), in a store that has them."""
         if MARKS in self.columns:
             self.columns[MARKS].write(rows, OF_MARK[marks])
 
     def _write(self, name: str, rows: NDArray[np.integer], values: Any) -> None:
+        """Write values (n, ...) at rows (n,) of a column."""
         self.columns[name].write(rows, np.asarray(values))
 
 

@@ -80,7 +80,7 @@ def speed(entries: Sequence[Entry]) -> Table:
 
 
 def _first(values: NDArray[np.float64], best: float, share: float, up: bool) -> int | None:
-    """Return the first epoch whose score is near; None where a share says nothing (best <= 0)."""
+    """Return the first epoch whose score (E,) is near; None where best <= 0 has no share."""
     if best <= 0:
         return None
     near = values >= share * best if up else values <= best / share
@@ -151,7 +151,7 @@ def _by_backbones(
 def _heat(
     name: str, title: str, values: NDArray[np.float64], across: Axis, down: Axis
 ) -> tuple[Heat, Table]:
-    """Return a matrix as a chart, and as the table that the report reads."""
+    """Return a matrix (down, across) as a chart, and as the table that the report reads."""
     name = f"cka-{slug(name)}"
     numbers = [[None if np.isnan(v) else float(v) for v in row] for row in values]
     chart = Heat(

@@ -134,7 +134,7 @@ class Block:
         return replace(whole, heads=replace(whole.heads, loss=loss, l2=l2, group=group))
 
     def _point(self, location: Location, like: Tensor) -> Point:
-        """Return a point of which only the curvature is known."""
+        """Return a point of which only the curvature (H, K, n) is known, in the type of `like`."""
         curvature = self._find(location)
         H, K = curvature.shape[:2]
         return Point(like.new_empty(0), like.new_empty(H, K, 0), curvature)

@@ -25,7 +25,7 @@ from probe.solve.knn import vote
 from probe.solve.least_squares import fit as solve
 from probe.solve.path import HeadProgress
 
-LOG_ODDS = 1 << 26  # numbers of held-out log-odds kept at once: 512 MB
+MAX_LOG_ODDS = 1 << 26  # numbers of held-out log-odds kept at once: 512 MB
 
 
 Fit = Callable[..., Heads]  # fit_heads, or one that has others hold the rows
@@ -44,11 +44,11 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a training set led to. log_odds turns X (N, D) into (N, K); `head` is linear heads' own.
+    """What a training set led to: log_odds turns X (N, D) into (N, K).
 
-    `folds` is what was chosen by, as results.jsonl has it; `note` says what differs from what was
-    asked. held_out gives labels and log-odds of every row that a fold held out, by the head that
-    was fitted without that fold.
+    C is None where no strength was chosen, head where neighbours vote. `folds` is what was chosen
+    by, as results.jsonl has it; `note` says what differs from what was asked. held_out gives labels
+    and log-odds of every row that a fold held out, by the head that was fitted without that fold.
     """
 
     log_odds: Callable[[torch.Tensor], torch.Tensor]
@@ -112,25 +112,26 @@ def _chosen(
     classes: Sequence[str],
     metric: metrics.Metric,
 ) -> Selection:
+    """Choose a subset's C on its folds; y (m,) or (m, L); `group` is the refit's head group."""
     held_out = subset.folds.held_out
     scores = np.full((len(heads.C), len(held_out)), np.nan)
     width = len(classes)
     for f, held in enumerate(held_out):
-        step = max(1, LOG_ODDS // (int(held.sum()) * width))
+        step = max(1, MAX_LOG_ODDS // (int(held.sum()) * width))
         for j in range(0, len(scores), step):
-            some = heads.select(slice(j, j + step), group + f + 1)
-            parts = [some.log_odds(X.to(heads.coef.device)) for X in _chunks(features, held)]
+            of_fold = heads.select(slice(j, j + step), group + f + 1)
+            parts = [of_fold.log_odds(X.to(heads.coef.device)) for X in _chunks(features, held)]
             scores[j : j + step, f] = _scores(metric, y[held], torch.cat(parts, 1))
     # Without folds, scikit-learn's default C = 1, or what was tried next to it.
     best = best_of(scores, metric) if len(held_out) else int(heads.C.log().abs().argmin())
     head = heads.head(classes, best, group)
-    mine = slice(group, group + 1 + len(held_out))
-    converged = heads.converged[:, mine]
+    groups = slice(group, group + 1 + len(held_out))  # the refit's, then each fold's
+    converged = heads.converged[:, groups]
     unconverged = int((~converged).sum())
 
     def of_rows(f: int, held: NDArray[np.bool_]) -> torch.Tensor:
-        one = heads.select(slice(best, best + 1), group + f + 1)
-        parts = [one.log_odds(X.to(heads.coef.device))[0] for X in _chunks(features, held)]
+        chosen = heads.select(slice(best, best + 1), group + f + 1)
+        parts = [chosen.log_odds(X.to(heads.coef.device))[0] for X in _chunks(features, held)]
         return torch.cat(parts)
 
     return Selection(
@@ -142,7 +143,7 @@ def _chosen(
             "C": heads.C.tolist(),
             "scores": _jsonable(scores),
             "converged": converged[:, 1:].all(2).tolist(),
-            "gap": heads.gap[:, mine][:, 1:].amax(2).tolist(),
+            "gap": heads.gap[:, groups][:, 1:].amax(2).tolist(),
         },
         converged=bool(converged.all()),
         note=f"{unconverged} of {converged.numel()} heads did not converge" if unconverged else "",
@@ -160,13 +161,13 @@ class _Voters:
     device: str
 
     def log_odds(self, X: torch.Tensor, *, k: int) -> torch.Tensor:
-        """Return what all of them say of rows (m, D): (m, K)."""
+        """Return the log-odds (m, K) of rows X (m, D) by the votes of all training rows."""
         votes = self.votes.to(self.device)
         chunks, temperature = self.features.chunks(), self.temperature
         return vote(chunks, votes, X.to(self.device), k=[k], temperature=temperature)[0]
 
     def of_held_out(self, held: NDArray[np.bool_], k: Sequence[int]) -> torch.Tensor:
-        """Return what the others say of rows that are held out (n,), for each k: (k, m, K)."""
+        """Return log-odds (J, m, K) of rows that a mask (n,) holds out, by the others' votes."""
         votes = self.votes[torch.from_numpy(~held)].to(self.device)
         X = torch.cat(list(_chunks(self.features, held))).to(self.device)
         return vote(_chunks(self.features, ~held), votes, X, k=k, temperature=self.temperature)
@@ -188,9 +189,9 @@ def neighbours(
     A k is left out where it is more than the rows that vote, on a fold or in all. Raises ProbeError
     where none is left.
     """
-    found = []
+    selections = []
     for subset in subsets:
-        tried, left_out = _that_fit(k, subset)
+        tried, note = _usable(k, subset)
         labels, held_out = y[subset.rows], subset.folds.held_out
         votes = torch.from_numpy(np.eye(len(classes))[labels] if y.ndim == 1 else labels)
         voters = _Voters(features.take(subset.rows), votes, temperature, device)
@@ -204,7 +205,7 @@ def neighbours(
         ) -> torch.Tensor:
             return voters.of_held_out(held, [best])[0]
 
-        found.append(
+        selections.append(
             Selection(
                 log_odds=partial(voters.log_odds, k=best),
                 head=None,
@@ -217,25 +218,25 @@ def neighbours(
                     "scores": _jsonable(scores),
                 },
                 converged=True,
-                note=left_out,
+                note=note,
                 held_out=partial(_held_out, of_rows, labels, subset, len(classes)),
             )
         )
-    return found
+    return selections
 
 
-def _that_fit(k: Sequence[int], subset: TrainingSet) -> tuple[list[int], str]:
-    """Return the numbers of neighbours that a subset has, and a note on those that it hasn't."""
+def _usable(k: Sequence[int], subset: TrainingSet) -> tuple[list[int], str]:
+    """Return the k that are not more than the rows that vote, and a note on those that are."""
     most = min([len(subset.rows), *(int((~held).sum()) for held in subset.folds.held_out)])
-    fit = [one for one in k if one <= most]
-    over = ", ".join(str(one) for one in k if one > most)
+    usable = [count for count in k if count <= most]
+    over = ", ".join(str(count) for count in k if count > most)
     where = "on a fold" if len(subset.folds.held_out) else "in all"
-    if not fit:
+    if not usable:
         raise ProbeError(
             f"k = {over}: more neighbours than the {most} training images that vote {where}; want "
             "a smaller --k"
         )
-    return fit, f"k = {over} left out: {most} training images vote {where}" if over else ""
+    return usable, f"k = {over} left out: {most} training images vote {where}" if over else ""
 
 
 def least_squares(
@@ -247,12 +248,15 @@ def least_squares(
     classes: Sequence[str],
     metric: metrics.Metric,
 ) -> list[Selection]:
-    """Fit one head per subset in closed form, y (n,); folds only report. Findings: ProbeError."""
+    """Fit one head per subset in closed form; folds only report.
+
+    y (n,). Raises ProbeError for several findings per image, y (n, L).
+    """
     if y.ndim == 2:
         raise ProbeError(
             "least squares takes one class per image: this data set has several labels"
         )
-    found = []
+    selections = []
     for subset in subsets:
         X = torch.cat(list(features.take(subset.rows).chunks()))
         labels = torch.from_numpy(y[subset.rows])
@@ -263,19 +267,19 @@ def least_squares(
 
         kept = [torch.from_numpy(~held) for held in subset.folds.held_out]
         of_folds = [fitted(rows) for rows in kept]
-        said = [h.log_odds(X[~rows]) for h, rows in zip(of_folds, kept, strict=True)]
+        held_out = [h.log_odds(X[~rows]) for h, rows in zip(of_folds, kept, strict=True)]
         scores = [
             _scores(metric, labels[~rows].numpy(), z[None])[0]
-            for rows, z in zip(kept, said, strict=True)
+            for rows, z in zip(kept, held_out, strict=True)
         ]
         head = fitted(torch.ones(len(X), dtype=torch.bool))
 
         def of_rows(
-            f: int, held: NDArray[np.bool_], said: list[torch.Tensor] = said
+            f: int, held: NDArray[np.bool_], held_out: list[torch.Tensor] = held_out
         ) -> torch.Tensor:
-            return said[f]
+            return held_out[f]
 
-        found.append(
+        selections.append(
             Selection(
                 log_odds=head.log_odds,
                 head=head,
@@ -290,12 +294,12 @@ def least_squares(
                 held_out=partial(_held_out, of_rows, y[subset.rows], subset, len(classes)),
             )
         )
-    return found
+    return selections
 
 
 def _scores(metric: metrics.Metric, y: NDArray[Any], z: torch.Tensor) -> list[float]:
     """Return the metric of each of J heads' log-odds (J, n, K)."""
-    return [float(metrics.evaluate_log_odds(metric, y, one)[0]) for one in z.cpu().numpy()]
+    return [float(metrics.evaluate_log_odds(metric, y, head)[0]) for head in z.cpu().numpy()]
 
 
 def _held_out(
@@ -304,7 +308,10 @@ def _held_out(
     subset: TrainingSet,
     width: int,
 ) -> HeldOut:
-    """Return what each fold's head says of the rows that the fold held out, fold after fold."""
+    """Return labels (M,) or (M, L) and log-odds (M, K) of the rows that folds held out, in order.
+
+    of_rows(f, mask) gives the log-odds of the rows of a mask by the head of fold f; y (m,), (m, L).
+    """
     zs = [np.empty((0, width))]
     zs += [of_rows(f, held).cpu().numpy() for f, held in enumerate(subset.folds.held_out)]
     ys = [y[:0], *(y[held] for held in subset.folds.held_out)]
@@ -312,11 +319,16 @@ def _held_out(
 
 
 def _chunks(features: Features, mask: NDArray[np.bool_]) -> Any:
+    """Return chunks (n, D) of the rows of a mask."""
     return features.take(mask).chunks()
 
 
 def best_of(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
-    """Return the row (J,) with the best mean; of equals the first, the strongest penalty."""
+    """Return the index of the best mean over folds, of scores (J, F), F folds.
+
+    Where several are equal it is the first, which is the strongest penalty where C ascends. Raises
+    ProbeError where no score is defined.
+    """
     if len(scores) == 1:
         return 0
     defined = ~np.isnan(scores)
@@ -330,4 +342,5 @@ def best_of(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
 
 
 def _jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:
+    """Return scores (J, F) as lists, None where they are not defined."""
     return [[float(v) if np.isfinite(v) else None for v in row] for row in scores]

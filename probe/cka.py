@@ -40,7 +40,10 @@ def hsic(batch: Sequence[Tensor]) -> Tensor:
 
 
 def _kernel(X: Tensor) -> Tensor:
-    """Return X X' without its diagonal. HSIC doesn't see a shift; taking it off saves digits."""
+    """Return X X' (n, n) of X (n, D) less its mean, without the diagonal.
+
+    HSIC doesn't depend on the mean; subtracting it saves digits.
+    """
     X = X - X.mean(0)
     return (X @ X.T).fill_diagonal_(0)
 
@@ -72,7 +75,7 @@ def of_stores(
 
 
 def _shared(stores: Sequence[FeatureStore]) -> list[NDArray[np.int64]]:
-    """Return the rows of the images that are done in every store, in one order, per store."""
+    """Return per store the rows (n,) of images that are done in every store, in one order."""
     done = [np.flatnonzero(store.done == DONE) for store in stores]
     ids = [store.manifest().id[rows] for store, rows in zip(stores, done, strict=True)]
     common = ids[0]
@@ -83,11 +86,11 @@ def _shared(stores: Sequence[FeatureStore]) -> list[NDArray[np.int64]]:
         raise ProbeError(
             f"{names} have {len(common)} images in common: want {LEAST}, of the same data set"
         )
-    found = []
-    for mine, rows in zip(ids, done, strict=True):
-        order = np.argsort(mine)
-        found.append(rows[order][np.searchsorted(mine[order], np.sort(common))])
-    return found
+    shared = []
+    for own, rows in zip(ids, done, strict=True):
+        order = np.argsort(own)
+        shared.append(rows[order][np.searchsorted(own[order], np.sort(common))])
+    return shared
 
 
 def _batches(
@@ -96,7 +99,7 @@ def _batches(
     batch_size: int,
     seed: int,
 ) -> Iterator[list[Tensor]]:
-    """Yield random batches of about one size, no image twice."""
+    """Yield random batches of about one size, (n, D) of each set, no image twice."""
     N = len(next(iter(rows.values())))
     order = np.random.default_rng(seed).permutation(N)
     for part in np.array_split(order, max(1, round(N / max(LEAST, batch_size)))):
@@ -106,5 +109,5 @@ def _batches(
 def _read(store: FeatureStore, feature: str, rows: NDArray[np.int64]) -> Tensor:
     """Return the features of rows in any order, (n, D); a matrix per image is laid out flat."""
     order = np.argsort(rows)
-    found = store.read(feature, rows[order]).reshape(len(rows), -1)
-    return torch.from_numpy(found[np.argsort(order)])
+    ascending = store.read(feature, rows[order]).reshape(len(rows), -1)
+    return torch.from_numpy(ascending[np.argsort(order)])

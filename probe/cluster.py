@@ -58,12 +58,12 @@ class RemoteCurvature:
         self._leases = {n: leases[n] for n in set(evaluation.tolist())}
 
     def __getitem__(self, heads: Tensor) -> RemoteCurvature:
-        """Return the curvature of some heads."""
+        """Return the curvature of the heads of an index (H',)."""
         heads = heads.cpu()
         return RemoteCurvature(self.evaluation[heads], self.head[heads], self._leases)
 
     def __setitem__(self, heads: Tensor, other: RemoteCurvature) -> None:
-        """Put others' in the place of some heads'."""
+        """Write another curvature's heads (H') over those of an index (H',)."""
         heads = heads.cpu()
         self.evaluation[heads], self.head[heads] = other.evaluation, other.head
         self._leases |= other._leases

@@ -71,12 +71,14 @@ class Best:
         c = self.chosen
         worse = [name for name, p in zip(self.models, c.p, strict=True) if p < ALPHA]
         others = len(self.models) - 1
-        said = f"{', '.join(worse)}" if 0 < len(worse) <= 3 else f"{len(worse)} of {others} others"
-        found = f"it is better than {said}" if worse else "it is not distinguishable from any other"
+        named = f"{', '.join(worse)}" if 0 < len(worse) <= 3 else f"{len(worse)} of {others} others"
+        verdict = "it is not distinguishable from any other"
+        if worse:
+            verdict = f"it is better than {named}"
         return (
             f"{self.dataset}: the best of {len(self.models)} is {self.models[0]}, "
             f"{self.metric} {c.value:.3f}; having been chosen on these images, it is estimated at "
-            f"{c.estimate:.3f} [{c.ci_low:.3f}, {c.ci_high:.3f}]; {found} "
+            f"{c.estimate:.3f} [{c.ci_low:.3f}, {c.ci_high:.3f}]; {verdict} "
             f"(5 %, allowing for the search)"
         )
 
@@ -117,24 +119,24 @@ def compare_results(
     on: dict[str, dict[str, list[tuple[Path, Result]]]] = {name: {} for name in data}
     for name, dataset, row in zip(names, data, rows, strict=True):
         on[dataset].setdefault(name, []).append(row)
-    found = []
+    sets = []
     for dataset, of_models in on.items():
-        there = [_Model.read(m, of_models[m]) for m in models if m in of_models]
-        found.append(_on_one_set(dataset, there, n=n, seed=seed))
-    upwards = [{m.name: m.upwards for m in one.models if not m.refused} for one in found]
+        read = [_Model.read(m, of_models[m]) for m in models if m in of_models]
+        sets.append(_on_one_set(dataset, read, n=n, seed=seed))
+    upwards = [{m.name: m.upwards for m in one.models if not m.refused} for one in sets]
     whole = [k for k, values in enumerate(upwards) if len(values) == len(models)]
     table = np.array([[upwards[k][m] for m in models] for k in whole])
     p = wilcoxon_holm(table) if whole else None
     notes = _several_ways([identity.data for identity in identities])
     return Comparison(
-        scores=[score for one in found for score in one.scores],
-        pairs=[pair for one in found for pair in one.pairs],
+        scores=[score for one in sets for score in one.scores],
+        pairs=[pair for one in sets for pair in one.pairs],
         models=models,
-        datasets=[found[k].dataset for k in whole],
+        datasets=[sets[k].dataset for k in whole],
         ranks=ranks(table) if whole else None,
         wilcoxon=None if p is None else p.tolist(),
-        best=[one.best for one in found if one.best],
-        notes=notes + [note for one in found for note in one.notes],
+        best=[one.best for one in sets if one.best],
+        notes=notes + [note for one in sets for note in one.notes],
     )
 
 
@@ -168,10 +170,10 @@ class _Model:
         folders = [source if source.is_dir() else source.parent for source, _ in rows]
         try:
             pairs = zip(folders, results, strict=True)
-            said = [in_order(read_checked_predictions(folder, result)) for folder, result in pairs]
+            read = [in_order(read_checked_predictions(folder, result)) for folder, result in pairs]
         except ProbeError as error:
             return cls(name, results, [], str(error), isinstance(error, ContradictedError))
-        return cls(name, results, said)
+        return cls(name, results, read)
 
     @property
     def upwards(self) -> float:
@@ -183,7 +185,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _OneSet:
-    """What is found on one data set."""
+    """The comparison of the models of one data set."""
 
     dataset: str
     models: list[_Model]
@@ -255,7 +257,7 @@ def _best(
     among = [order[k].name for k in kept]
     own = {frozenset((pair.a, pair.b)): pair.difference for pair in pairs}
     tested = [own.get(frozenset((among[0], name))) for name in among]
-    sure = chosen.no_surer_than([found.p if found else None for found in tested])
+    sure = chosen.no_surer_than([test.p if test else None for test in tested])
     return Best(dataset, metric.name, among, sure)
 
 
@@ -272,12 +274,12 @@ def _several_ways(data: Sequence[tuple[str, str, str]]) -> list[str]:
 def _score(dataset: str, model: _Model, metric: metrics.Metric, *, n: int, seed: int) -> Score:
     """Return a model's score; of several seeds with the interval of their mean."""
     values = [result.value for result in model.results]
-    first, said = model.results[0], model.predictions
+    first, predictions = model.results[0], model.predictions
     low, high = first.ci_low, first.ci_high
-    if len(said) > 1 and not any(unpaired(said[0], p) for p in said):
-        y, subjects = np.asarray(said[0].labels), np.asarray(said[0].subjects)
-        answers, rng = [p.scores(metric) for p in said], np.random.default_rng(seed)
-        low, high = interval_of_mean(metric, y, answers, subjects, n=n, rng=rng)
+    if len(predictions) > 1 and not any(unpaired(predictions[0], p) for p in predictions):
+        y, subjects = np.asarray(predictions[0].labels), np.asarray(predictions[0].subjects)
+        scores, rng = [p.scores(metric) for p in predictions], np.random.default_rng(seed)
+        low, high = interval_of_mean(metric, y, scores, subjects, n=n, rng=rng)
     return Score(
         dataset=dataset,
         model=model.name,

@@ -28,7 +28,7 @@ class Features:
     feature: str
     rows: NDArray[np.int64]
     X: torch.Tensor | None
-    room: int  # bytes of memory that were left at the start
+    free_bytes: int  # bytes of memory that were left at the start
 
     def __len__(self) -> int:
         """Return n."""
@@ -42,13 +42,15 @@ class Features:
     def take(self, index: NDArray[Any]) -> Features:
         """Keep the rows of an ascending index or a mask (n,)."""
         X = None if self.X is None else self.X[torch.from_numpy(index)]
-        return Features(self.store, self.feature, self.rows[index], X, self.room)
+        return Features(self.store, self.feature, self.rows[index], X, self.free_bytes)
 
     def source(self) -> Source:
         """Return the rows as the solver takes them."""
         if self.X is not None:
             return InMemory(self.X)
-        return FromStore(partial(self.store.read, self.feature), self.rows, self.width, self.room)
+        return FromStore(
+            partial(self.store.read, self.feature), self.rows, self.width, self.free_bytes
+        )
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """Yield rows (m, D), chunk by chunk."""
@@ -94,19 +96,22 @@ def load(
             f"in the {'test' if train.all() else 'train'} split"
         )
     size = 4 * len(rows) * store.features.get(feature, (0,))[0]
-    room = available()
-    fits = COPIES * size <= min(available(device), room)
+    free_bytes = available()
+    fits = COPIES * size <= min(available(device), free_bytes)
     X = torch.from_numpy(store.read(feature, rows)) if fits else None
-    return Data(rows, Features(store, feature, rows, X, room), y, train, int((done == BAD).sum()))
+    return Data(
+        rows, Features(store, feature, rows, X, free_bytes), y, train, int((done == BAD).sum())
+    )
 
 
 def _labelled(label: NDArray[np.int32]) -> NDArray[np.bool_]:
-    there = label[:, None] != NO_LABEL if label.ndim == 1 else label != NOT_STATED
-    return np.asarray(there.any(1))
+    """Return which images have a label, (N,), or a stated finding; label (N,) or (N, L)."""
+    stated = label[:, None] != NO_LABEL if label.ndim == 1 else label != NOT_STATED
+    return np.asarray(stated.any(1))
 
 
 def _targets(label: NDArray[np.int32], uncertain: str) -> NDArray[Any]:
-    """Return class indices as they are; states of findings as 1, 0 or NaN (left out)."""
+    """Return class indices (N,) as they are; states of findings (N, L) as 1, 0 or NaN."""
     if label.ndim == 1:
         return label.astype(np.int64)
     y = np.full(label.shape, np.nan)

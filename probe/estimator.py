@@ -200,6 +200,7 @@ class LogisticSweep(Linear):
         self.coef_, self.intercept_ = mean[:, :-1], mean[:, -1]
 
     def _solve(self, X: Tensor, y: Tensor, C: Array, weights: Array, tol: float) -> Heads:
+        """Fit heads to X (N, D) and y (N,) for C (J,) and row weights (G, N)."""
         return fit_heads(
             X,
             y,
@@ -211,7 +212,10 @@ class LogisticSweep(Linear):
         )
 
     def _last(self, X: Tensor, y: Tensor, weight: Array) -> None:
-        """Fit the chosen C to all rows, to the last digit: row weights are then repeated rows."""
+        """Fit the chosen C to all rows X (N, D), y (N,), weight (N,), to the last digit.
+
+        Then a row of weight 2 gives what the row twice gives.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             heads = self._solve(X, y, np.array([self.C_]), weight[None], min(self.tol, FINAL))

@@ -41,7 +41,7 @@ class Seen:
         return np.asarray(far / self.usual if self.usual > 0 else np.where(far > 0, np.inf, 0))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is stored beside a head's coefficients."""
+        """Return what is stored beside a head's coefficients: mean and scale (D,), in float32."""
         return {"seen_mean": self.mean.float(), "seen_scale": self.scale.float()}
 
     def about(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Seen:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Seen | None:
-        """Return what was stored with a head; None with heads of earlier versions."""
+        """Return what was stored with a head, (D,) tensors; None with those of earlier versions."""
         mean, scale = tensors.get("seen_mean"), tensors.get("seen_scale")
         if mean is None or scale is None or "seen" not in about:
             return None
@@ -86,16 +86,17 @@ def measure(chunks: Chunks, subjects: NDArray[Any]) -> Seen | None:
         return mean + shift, variance.clamp(min=0).sqrt()
 
     others = [moments(torch.arange(parts) != p) for p in range(parts)]
-    found = torch.zeros(len(part), dtype=torch.float64)
+    far = torch.zeros(len(part), dtype=torch.float64)
     for rows, X in _with_places(chunks):
         for p, (mean, scale) in enumerate(others):
-            mine = part[rows] == p
-            found[rows.start : rows.stop][mine] = distances(X[mine], mean, scale)
+            of_part = part[rows] == p
+            far[rows.start : rows.stop][of_part] = distances(X[of_part], mean, scale)
     mean, scale = moments(torch.ones(parts, dtype=torch.bool))
-    return Seen(mean, scale, float(np.quantile(found.numpy(), SHARE)), len(part))
+    return Seen(mean, scale, float(np.quantile(far.numpy(), SHARE)), len(part))
 
 
 def _with_places(chunks: Chunks) -> Iterator[tuple[slice, Tensor]]:
+    """Yield where the rows of a chunk stand among all, and the chunk (n, D)."""
     start = 0
     for X in chunks():
         yield slice(start, start + len(X)), X.cpu()

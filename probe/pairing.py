@@ -19,12 +19,12 @@ from probe.score.paired import Difference, compare, delong_test
 from probe.score.ranks import holm
 from probe.score.winner import Winner, choose
 
-AGREE = 1e-6  # predictions whose score differs more from their row's are another result's
+AGREE = 1e-6  # the most that a score made again may differ from the one in its row
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Of two models: the difference of the first and the second, or why there is no test."""
+    """The first of two models less the second, or why there is no test."""
 
     difference: Difference | None = None
     p_holm: float | None = None  # adjusted for all tests made together
@@ -40,7 +40,7 @@ def paired_tests(
 ) -> list[PairedTest]:
     """Test each pair of models on n resamples, with Holm's adjustment for all of them.
 
-    A model without predictions is empty; what is said of it is the caller's.
+    A model without predictions is an empty sequence, whose pairs have a reason and no test.
     """
     reasons = [unpaired(a[0], b[0]) if a and b else "no predictions" for a, b in pairs]
     count = sum(not why_not for why_not in reasons)
@@ -48,10 +48,10 @@ def paired_tests(
         None if why_not else paired_test(metric, a, b, n=n, seed=seed, pairs=count)
         for (a, b), why_not in zip(pairs, reasons, strict=True)
     ]
-    adjusted = iter(holm([found.p for found in differences if found]).tolist())
+    adjusted = iter(holm([difference.p for difference in differences if difference]).tolist())
     return [
-        PairedTest(found, next(adjusted) if found else None, why_not)
-        for found, why_not in zip(differences, reasons, strict=True)
+        PairedTest(difference, next(adjusted) if difference else None, why_not)
+        for difference, why_not in zip(differences, reasons, strict=True)
     ]
 
 
@@ -67,8 +67,8 @@ def paired_test(
     """Return DeLong's test for the AUROC of two classes and independent images, else resampling.
 
     A model is the predictions of its seeds, and its score their mean; seeds with other test images
-    than the first of `ours` are left out. DeLong's is for one seed each, and not for few images of
-    a class or no variance. `pairs` is for how many p will be adjusted.
+    than the first of `ours` are left out. DeLong's takes one seed of each, ENOUGH images of each
+    class (delong.py) and some variance. `pairs` is the number of pairs that p is adjusted for.
     """
     first = ours[0]
     a, b = ([p for p in side if not unpaired(first, p)] for side in (ours, theirs))
@@ -76,34 +76,34 @@ def paired_test(
     independent = len(set(first.subjects)) == len(subjects)
     binary = metric.name == "auroc" and y.ndim == 1 and len(first.classes) == 2
     if binary and independent and len(a) == len(b) == 1:
-        found = delong_test(y == 1, a[0].log_odds[:, 1], b[0].log_odds[:, 1])
-        if found:
-            return found
+        test = delong_test(y == 1, a[0].log_odds[:, 1], b[0].log_odds[:, 1])
+        if test:
+            return test
     scores_a, scores_b = ([p.scores(metric) for p in side] for side in (a, b))
     rng = np.random.default_rng(seed)
     return compare(metric, y, scores_a, scores_b, subjects, n=n, rng=rng, pairs=pairs)
 
 
 def chosen_among(
-    metric: metrics.Metric, answers: Sequence[Sequence[Predictions]], *, n: int, seed: int
+    metric: metrics.Metric, models: Sequence[Sequence[Predictions]], *, n: int, seed: int
 ) -> tuple[list[int], Winner | None]:
-    """Return which models have the test images of the first, the best, and how it compares.
+    """Hold the first of models, the best, against the others that have its test images.
 
-    A model is the predictions of its seeds; where seeds differ in their images, of the first of
-    them. Winner is None where there is no second model.
+    Return the indices of these and the Winner, None where there is no second model. A model is the
+    predictions of its seeds; seeds with other images than the first one's are left out.
     """
-    first = answers[0][0]
-    kept = [k for k, seeds in enumerate(answers) if not unpaired(first, seeds[0])]
+    first = models[0][0]
+    kept = [k for k, seeds in enumerate(models) if not unpaired(first, seeds[0])]
     if len(kept) < 2:
         return kept, None
-    models = [[s.scores(metric) for s in answers[k] if not unpaired(first, s)] for k in kept]
+    scores = [[s.scores(metric) for s in models[k] if not unpaired(first, s)] for k in kept]
     rng = np.random.default_rng(seed)
     y, subjects = np.asarray(first.labels), np.asarray(first.subjects)
-    return kept, choose(metric, y, models, subjects, n=n, rng=rng, best=0)
+    return kept, choose(metric, y, scores, subjects, n=n, rng=rng, best=0)
 
 
 def unpaired(a: Predictions, b: Predictions) -> str:
-    """Say why predictions, each in the order of their ids, make no pairs; "" where they do."""
+    """Return why two predictions, in the order of their ids, can't be paired; "" if they can."""
     same = a.ids == b.ids and np.array_equal(a.labels, b.labels, equal_nan=True)
     return "" if same else "not the same test images and labels"
 
@@ -122,22 +122,25 @@ def in_order(predictions: Predictions) -> Predictions:
 
 
 def read_checked_predictions(folder: Path, result: Result) -> Predictions:
-    """Read a result's predictions. ProbeError where they are not there.
+    """Read a result's predictions and check them against its row in results.jsonl.
 
     They are scored again: the score and the number of images must be those of the row. Raises
-    ContradictedError where they are not.
+    ContradictedError where they are not, ProbeError where there are no predictions.
     """
     path = folder / result.predictions
-    said = read_predictions(path)
+    predictions = read_predictions(path)
     metric = metrics.METRICS.get((result.task, result.metric))
-    value = float(metrics.evaluate(metric, said.labels, said.scores(metric))[0]) if metric else None
+    value = None
+    if metric:
+        scores = predictions.scores(metric)
+        value = float(metrics.evaluate(metric, predictions.labels, scores)[0])
     differ = [
-        f"{name} {found:.6g}, in the row {wanted:.6g}"
-        for name, found, wanted, close in (
-            ("images", len(said.ids), result.n_test, 0),
+        f"{name} {again:.6g}, in the row {in_row:.6g}"
+        for name, again, in_row, tolerance in (
+            ("images", len(predictions.ids), result.n_test, 0),
             (result.metric, value, result.value, AGREE),
         )
-        if found is not None and not abs(found - wanted) <= close
+        if again is not None and not abs(again - in_row) <= tolerance
     ]
     if differ:
         raise ContradictedError(
@@ -145,4 +148,4 @@ def read_checked_predictions(folder: Path, result: Result) -> Predictions:
             f"run it again: {result.command}",
             "; ".join(differ),
         )
-    return said
+    return predictions

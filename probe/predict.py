@@ -241,9 +241,9 @@ def _table(
             continue
         z = answers[row]
         p = log_odds.probabilities(z)
-        said = [inert(classes[int(p.argmax())])] if single else []
+        most_probable = [inert(classes[int(p.argmax())])] if single else []
         called = [int(z[classes.index(name)] >= t) for name, t in thresholds.items()]
         words = [inert(classes[k]) for k in called] if single else called
         numbers = map(repr, [*p.tolist(), *z.tolist()])
-        writer.writerow([inert(id_), *said, *numbers, *words, ""])
+        writer.writerow([inert(id_), *most_probable, *numbers, *words, ""])
     return table.getvalue()

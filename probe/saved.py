@@ -62,28 +62,28 @@ def find_head(path: Path, store: Path | None = None) -> Path:
             "the folder of results that `medprobe probe -o` names"
         )
     within, folder = folder, inside
-    found = {
+    heads = {
         r.heads: r
         for r in load(folder)
         if r.heads and (folder / r.heads).is_file() and (folder / r.heads).is_relative_to(within)
     }
-    if store is not None and len(found) > 1:
+    if store is not None and len(heads) > 1:
         with FeatureStore.open(store) as opened:
             made = opened.fingerprint["backbone"]
-        found = {
-            head: r for head, r in found.items() if read(folder / head)["backbone"] == made
-        } or found
-    if len(found) == 1:
-        return folder / next(iter(found))
-    some = [f"\n  {folder / head}  ({_about(r)})" for head, r in list(found.items())[:LISTED]]
+        heads = {
+            head: r for head, r in heads.items() if read(folder / head)["backbone"] == made
+        } or heads
+    if len(heads) == 1:
+        return folder / next(iter(heads))
+    some = [f"\n  {folder / head}  ({_about(r)})" for head, r in list(heads.items())[:LISTED]]
     more = (
-        f"\n  and {len(found) - LISTED} more: see {folder / RESULTS}"
-        if found and (len(found) > LISTED)
+        f"\n  and {len(heads) - LISTED} more: see {folder / RESULTS}"
+        if heads and (len(heads) > LISTED)
         else ""
     )
     raise ProbeError(
-        f"{path} has {len(found)} heads: give one of{''.join(some)}{more}"
-        if found
+        f"{path} has {len(heads)} heads: give one of{''.join(some)}{more}"
+        if heads
         else f"{path} has no saved head: nearest neighbours have none; probe with a linear head"
     )
 

@@ -50,14 +50,14 @@ def few(
     rng = np.random.default_rng([seed])
     names, member = np.unique(subject, return_inverse=True)
     place, luck = rng.permutation(len(names))[member], rng.permutation(len(y))
-    found = []
+    drawn = []
     for k in present:
         rows = np.flatnonzero(y == k)
         rows = rows[np.lexsort((luck[rows], place[rows]))]  # subject by subject
         _, first, many = np.unique(place[rows], return_index=True, return_counts=True)
         turn = np.arange(len(rows)) - np.repeat(first, many)
-        found.append(rows[np.argsort(turn, kind="stable")[:shots]])
-    return np.sort(np.concatenate(found))
+        drawn.append(rows[np.argsort(turn, kind="stable")[:shots]])
+    return np.sort(np.concatenate(drawn))
 
 
 def within(manifest: Manifest, rows: NDArray[np.integer], *, k: int, seed: int) -> Folds:

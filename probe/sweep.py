@@ -60,12 +60,12 @@ def probe_all(
     """Probe a store and return a result per feature, number of shots and seed.
 
     Writes heads, predictions and lines of results.jsonl into `out`. fit solves linear heads, in
-    this process or over rows that others hold. Raises StoreError for a store
-    that can't be read, ProbeError for labels or options no head can be fitted to.
+    this process or over rows that others hold. Raises StoreError for a store that can't be read,
+    ProbeError for labels or options that no head can be fitted to.
     """
     asked = settings or ProbeOptions()
     resolved = asked.resolve()
-    found = []
+    rows = []
     with FeatureStore.open(path) as store:
         manifest = store.manifest()
         metric = metric_of(manifest, asked.metric)
@@ -90,12 +90,13 @@ def probe_all(
                 chosen = problem.choose(subsets, fit, progress)
                 controls = problem.fit_controls(subsets, fit)
                 seconds = (time.perf_counter() - started) / len(subsets)
-                for subset, one, control in zip(subsets, chosen, controls, strict=True):
-                    found.append(problem.test(subset, one, control, seconds))
-    return found
+                for subset, selection, control in zip(subsets, chosen, controls, strict=True):
+                    rows.append(problem.test(subset, selection, control, seconds))
+    return rows
 
 
 def _features(store: FeatureStore, asked: str | None) -> list[str]:
+    """Return the feature asked for, the store's default, or with "all" every vector in it."""
     if asked != "all":
         return [asked or store.default_feature]
     return [name for name, shape in store.features.items() if len(shape) == 1]
@@ -177,18 +178,18 @@ class _Problem:
         """Fit the same heads to labels shuffled among each subset's rows, where that is asked."""
         if not self.settings.control:
             return [None] * len(subsets)
-        found: list[Selection | None] = []
+        controls: list[Selection | None] = []
         for subset in subsets:
             order = np.arange(int(self.data.train.sum()))
             rng = np.random.default_rng([subset.seed, 1])
             order[subset.rows] = subset.rows[rng.permutation(len(subset.rows))]
-            found += self.choose([subset], fit, order=order)
-        return found
+            controls += self.choose([subset], fit, order=order)
+        return controls
 
     def test(
         self, subset: TrainingSet, chosen: Selection, control: Selection | None, seconds: float
     ) -> results.Result:
-        """Score the test rows once; write the result with its head and predictions; return it."""
+        """Score the test rows once; return the result, written with head and predictions."""
         started = time.perf_counter()
         manifest, data = self.manifest, self.data
         settings = replace(self.settings, seed=subset.seed)
@@ -206,8 +207,8 @@ class _Problem:
         notes = remarks(manifest, y_train, predictions, evaluation, settings, uncertain)
         shuffled = None
         if control:
-            answers = self._predictions(control, subset, settings)
-            score = scored([self.metric], answers, settings)[self.metric.name]
+            of_control = self._predictions(control, subset, settings)
+            score = scored([self.metric], of_control, settings)[self.metric.name]
             shuffled = {"kind": settings.control, "C": control.C} | score
         identity = Identity(
             **data_of(self.store, manifest, settings.uncertain),
@@ -277,6 +278,7 @@ class _Problem:
 
 
 def _check_folds(k: int, manifest: Manifest, data: Data) -> int:
+    """Return k, if there are as many training subjects. Raises ProbeError where not."""
     subjects = len(np.unique(manifest.subject[data.rows[data.train]]))
     if not 2 <= k <= subjects:
         raise ProbeError(

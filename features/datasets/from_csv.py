@@ -147,7 +147,7 @@ def _read_as(table: Table, name: str, column: str) -> str:
 def _labels(
     table: Table, options: Options
 ) -> tuple[NDArray[np.int32], tuple[str, ...], set[str | None], str]:
-    """Return labels, classes, the columns they are from, and how these are called."""
+    """Return labels (N,) or (N, L), classes, the columns they are from, and these columns' name."""
     name = options.label_col
     if name not in table.header and name == "label":
         findings = [n for n in table.header if n.startswith(FINDING)] or [

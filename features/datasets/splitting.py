@@ -89,6 +89,7 @@ def check_parts(images: Labelled, split: NDArray[np.str_], split_from: str) -> N
 
 
 def _given_split(images: Labelled, splits: Sequence[str]) -> NDArray[np.str_]:
+    """Return splits as a table has them under our names, (N,). DatasetError for other words."""
     names = [SPLIT_NAMES.get(s.strip().lower()) for s in splits]
     if None in names:
         i = names.index(None)
@@ -100,6 +101,7 @@ def _given_split(images: Labelled, splits: Sequence[str]) -> NDArray[np.str_]:
 
 
 def _drawn_split(images: Labelled, options: Options) -> NDArray[np.str_]:
+    """Draw a split by subject, (N,). DatasetError where a class can't be in train and test."""
     label, subject, where = images.label, images.subject, images.where
     if label.ndim == 1:
         for k, name in enumerate(images.classes):

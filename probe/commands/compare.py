@@ -46,22 +46,23 @@ def compare(
 ) -> None:
     """Say whether the models of RESULTS differ: in pairs on each data set, by ranks over all.
 
-    The p of a pair is of a permutation test by subject, or of DeLong's for the AUROC of two classes
-    and independent images, and Holm's for the number of pairs of a data set. The best model of a
-    data set is also held against the rest with an allowance for having searched for it.
+    A pair's p-value is of a permutation test by subject, or of DeLong's test for the AUROC of two
+    classes and independent images. It is adjusted by Holm's method for the number of pairs of a
+    data set. The best model of a data set is also compared with the rest by a test that corrects
+    for having selected it.
 
     \b
     medprobe compare results
     """
     from probe.compare import compare_results
 
-    found = compare_results(results, n=resamples, seed=seed, by=metric)
+    comparison = compare_results(results, n=resamples, seed=seed, by=metric)
     if json_:
-        return as_json(found.to_json())
-    for note in found.notes:
+        return as_json(comparison.to_json())
+    for note in comparison.notes:
         echo(note, err=True)
     rows: list[tuple[str, ...]] = [("dataset", "model", "metric", "value", "interval", "seeds")]
-    for score in found.scores:
+    for score in comparison.scores:
         spread = "" if score.deviation is None else f" (sd {score.deviation:.3f})"
         interval = f"[{score.ci_low:.3f}, {score.ci_high:.3f}]"
         seeds = str(len(score.seeds))
@@ -69,7 +70,7 @@ def compare(
         rows.append((score.dataset, score.model, score.metric, value, interval, seeds))
     as_table(rows)
     rows = [("dataset", "a", "b", "a - b", "interval", "p", "Holm's p", "test")]
-    for pair in found.pairs:
+    for pair in comparison.pairs:
         d = pair.difference
         if d is None:
             rows.append((pair.dataset, pair.a, pair.b, "", "", "", "", pair.why_not))
@@ -80,19 +81,20 @@ def compare(
     if len(rows) > 1:
         echo()
         as_table(rows)
-        floors = [pair.difference.resolution for pair in found.pairs if pair.difference]
+        floors = [pair.difference.resolution for pair in comparison.pairs if pair.difference]
         if max(floors, default=0.0) > 0:
             echo(f"p by permutation can be as small as {max(floors):.2g}")
-    for best in found.best:
+    for best in comparison.best:
         echo(f"\n{best.sentence}")
-    if found.ranks and len(found.datasets) > 1:
-        echo(f"\nmean ranks over {len(found.datasets)} data sets (1 is best)")
-        as_table([(m, f"{r:.2f}") for m, r in zip(found.models, found.ranks.mean, strict=True)])
-        if found.ranks.p is None:
-            echo(f"no test: {found.ranks.why_not}")
+    if (ranks := comparison.ranks) and len(comparison.datasets) > 1:
+        echo(f"\nmean ranks over {len(comparison.datasets)} data sets (1 is best)")
+        models = zip(comparison.models, ranks.mean, strict=True)
+        as_table([(name, f"{rank:.2f}") for name, rank in models])
+        if ranks.p is None:
+            echo(f"no test: {ranks.why_not}")
         else:
             echo(
-                f"Friedman's p = {found.ranks.p:.4f}; ranks {found.ranks.critical:.2f} apart "
+                f"Friedman's p = {ranks.p:.4f}; ranks {ranks.critical:.2f} apart "
                 "differ (Nemenyi, 5 %)"
             )
     return None

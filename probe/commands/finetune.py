@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     type=FILE,
     default="features",
     show_default=True,
-    help="The folder of stores, in which that of the frozen features is made or goes on.",
+    help="The folder of stores. The store of the frozen features is made or completed there.",
 )
 @click.option(
     "--weights",
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     "--drop-last",
     type=click.IntRange(min=0),
     default=0,
-    help="The number of blocks at the end to do without.",
+    help="The number of blocks at the end to leave out.",
 )
 @click.option(
     "--init",

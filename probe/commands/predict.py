@@ -33,7 +33,7 @@ HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
     type=FILE,
     default="features",
     show_default=True,
-    help="The folder in which the store of a DATASET's features is made, or goes on.",
+    help="The folder in which the store of a DATASET's features is made or completed.",
 )
 @click.option(
     "--name",

@@ -118,7 +118,7 @@ if TYPE_CHECKING:
     default="0",
     show_default=True,
     metavar="LIST",
-    help="The numbers of blocks to do without in unfrozen scenarios, one cell for each.",
+    help="The numbers of blocks to leave out in unfrozen scenarios, one cell for each.",
 )
 @click.option(
     "--init",

@@ -48,6 +48,7 @@ def confusion(predictions: Predictions) -> NDArray[np.int64]:
 
 
 def _confusion(counts: NDArray[np.int64], classes: Sequence[str], stem: str) -> Heat:
+    """Draw counts (K, K), label by predicted class, coloured by their share of the label."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right, N, K = int(np.trace(counts)), int(counts.sum()), len(classes)
     return Heat(
@@ -105,8 +106,8 @@ def _ranked(
         ("pr", "Precision and recall", "AP", pr, "recall", "precision"),
     )
     charts: list[Chart] = []
-    for kind, title, area, found, x, y in kinds:
-        shown = [b for k, b in enumerate(found) if b.name in common or (k == 0 and len(found) > 1)]
+    for curve, title, area, given, x, y in kinds:
+        shown = [b for k, b in enumerate(given) if b.name in common or (k == 0 and len(given) > 1)]
         grid = np.linspace(0, 1, len(shown[0].middle)).tolist()
         series = [
             Series(
@@ -121,13 +122,13 @@ def _ranked(
         ]
         charts.append(
             Lines(
-                name=f"{stem}-{kind}",
+                name=f"{stem}-{curve}",
                 title=title,
                 alt=f"{title} of {len(shown)} curves; {series[0].name}.",
                 x=Axis(x, span=(0, 1)),
                 y=Axis(y, span=(0, 1)),
                 series=series,
-                diagonal=kind == "roc",
+                diagonal=curve == "roc",
                 focus=True,
                 caption=_of_bands(shown, r) + more,
             )
@@ -201,8 +202,8 @@ def _strengths(r: Result, stem: str) -> Lines:
         for k, column in enumerate(columns)
         if F > 1
     ]
-    said = f"mean of {F} folds" if F > 1 else "validation score"
-    series.append(Series(said, x, mean, look="both" if len(x) == 1 else "line"))
+    legend = f"mean of {F} folds" if F > 1 else "validation score"
+    series.append(Series(legend, x, mean, look="both" if len(x) == 1 else "line"))
     j, k = np.nonzero(~converged & defined)
     if len(j):
         unconverged = C[j].tolist(), scores[j, k].tolist()

@@ -57,7 +57,7 @@ def bands(predictions: Predictions, *, seed: int = 0) -> tuple[list[Band], list[
     weights = np.concatenate([np.ones((1, weights.shape[1])), weights])  # the first is the curve
     curves = [_curves(truth, score, weights) for _, truth, score in both]
     alone = [_alone(truth, np.asarray(predictions.subjects)) for _, truth, _ in both]
-    found = []
+    both_kinds = []
     for place, area in enumerate((ranking.auroc, ranking.average_precision)):
         each = [
             (name, curve[place], float(area(truth, score)(weights[:1])[0]), why)
@@ -67,8 +67,8 @@ def bands(predictions: Predictions, *, seed: int = 0) -> tuple[list[Band], list[
             mean = np.mean([curve for _, curve, _, _ in each], axis=0)
             why = "it is of curves without one" if any(alone) else ""
             each.insert(0, (MEAN, mean, float(np.mean([area for _, _, area, _ in each])), why))
-        found.append([_band(*one) for one in each])
-    return found[0], found[1]
+        both_kinds.append([_band(*one) for one in each])
+    return both_kinds[0], both_kinds[1]
 
 
 def _curves(truth: NDArray[Any], score: NDArray[Any], weights: Array) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ def _curves(truth: NDArray[Any], score: NDArray[Any], weights: Array) -> tuple[A
 
 
 def _alone(truth: NDArray[Any], subjects: NDArray[Any]) -> str:
-    """Say on which side of an output there is one subject only; "" where on neither."""
+    """Return on which side of truth (N,) there is one subject (N,) only; "" where on neither."""
     for value, word in ((1, "with"), (0, "without")):
         if len(np.unique(subjects[truth == value])) < 2:
             return f"one test {{}} {word} it"

@@ -128,6 +128,7 @@ def _outputs(r: Result, predictions: Predictions, stem: str) -> Table:
 
 
 def _most_frequent(counts: NDArray[np.int64], classes: Sequence[str], stem: str) -> Table:
+    """Return the mistakes with the largest counts (K, K), label by predicted class."""
     K = len(classes)
     wrong = counts * ~np.eye(K, dtype=bool)
     places = [divmod(int(p), K) for p in np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES]]

@@ -160,7 +160,7 @@ def _map(
     stem: str,
     private: bool,
 ) -> Points | None:
-    """Lay out the images by their features; None for fewer than three."""
+    """Lay out the usable (N,) images by their features; None for fewer than three."""
     rows = _drawn(manifest, usable)
     if len(rows) < 3:
         return None
@@ -170,21 +170,21 @@ def _map(
     if not private and manifest.has_subjects:
         facts["subject"] = manifest.subject[rows].tolist()
     facts |= _outcome(entry, manifest, rows)
-    said = "" if len(rows) == int(usable.sum()) else f" of {int(usable.sum())}"
+    of_all = "" if len(rows) == int(usable.sum()) else f" of {int(usable.sum())}"
     return Points(
         name=f"{stem}-map",
         title="Map of the features",
-        alt=f"Map of {len(rows)}{said} images by their features, coloured by label.",
+        alt=f"Map of {len(rows)}{of_all} images by their features, coloured by label.",
         layouts=_layouts(X),
         facts={name: _coded(values) for name, values in facts.items()},
         ids=() if private else [printable(str(i)) for i in manifest.id[rows]],
         dataset=entry.result.dataset,
-        caption=f"{len(rows)}{said} images, one point each; near means alike to the backbone.",
+        caption=f"{len(rows)}{of_all} images, one point each; near means alike to the backbone.",
     )
 
 
 def _drawn(manifest: Manifest, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return rows of the map, ascending: the test split, then others, POINTS at most."""
+    """Return rows of the map (n,), ascending, POINTS at most: of the test split, then others."""
     rng = np.random.default_rng(0)
     test = usable & (manifest.split == "test")
     others = usable & ~test & (manifest.split != NO_SPLIT)
@@ -197,7 +197,7 @@ def _drawn(manifest: Manifest, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _layouts(X: NDArray[np.float64]) -> dict[str, tuple[Axis, Axis, list[float], list[float]]]:
-    """Return places by PCA, and by UMAP where it is installed."""
+    """Return places of X (n, D) by PCA, and by UMAP where it is installed."""
     from sklearn.decomposition import PCA
 
     found = PCA(2, svd_solver="randomized", random_state=0).fit(X)
@@ -213,6 +213,7 @@ def _layouts(X: NDArray[np.float64]) -> dict[str, tuple[Axis, Axis, list[float],
 
 
 def _labels(manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
+    """Return the class of each row (n,), or its findings, in words."""
     label = manifest.label[rows]
     if label.ndim == 1:
         return [manifest.classes[k] if k >= 0 else "no label" for k in label]
@@ -221,7 +222,7 @@ def _labels(manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
 
 
 def _outcome(entry: Entry, manifest: Manifest, rows: NDArray[np.int64]) -> dict[str, list[str]]:
-    """Return whether each image was called right; nothing where none of them was scored."""
+    """Return whether each row (n,) was called right; nothing where none of them was scored."""
     said = entry.predictions
     if said is None:
         return {}

@@ -181,7 +181,7 @@ def columns(leads: Sequence[Entry], entries: Sequence[Entry]) -> list[Column]:
 
 
 def headline(found: Sequence[Column]) -> Column:
-    """Return the column that is said first.
+    """Return the column that the report's answer is about.
 
     It is one with a choice between trained models before one without; of these one whose interval
     is sure before one with few subjects; of these the one with the most test subjects.
@@ -191,7 +191,7 @@ def headline(found: Sequence[Column]) -> Column:
         r = column.shown
         return column.contest, not column.best.untrained, not r.few, r.n_subjects_test
 
-    return max(found, key=weight)  # of equals the first
+    return max(found, key=weight)  # the first, where several are equal
 
 
 def overall(found: Sequence[Column]) -> Overall | None:
@@ -265,18 +265,18 @@ def _held_against(
     """Return all but the best, tested against it; how it was chosen, and among how many."""
     best, *others = standings
     metric = METRICS.get((best.entry.result.task, best.entry.result.metric))
-    said = [_answers(s.entry, entries) for s in standings]
-    if metric is None or not said[0]:
-        return [replace(s, why_not=_untestable(metric, said)) for s in others], None, 1
-    there = [k for k, seeds in enumerate(said) if seeds]
-    kept, chosen = chosen_among(metric, [said[k] for k in there], n=RESAMPLES, seed=0)
-    places = [there[k] for k in kept]
-    pairs = [(said[0], answers) for answers in said[1:]]
+    predictions = [_answers(s.entry, entries) for s in standings]
+    if metric is None or not predictions[0]:
+        return [replace(s, why_not=_untestable(metric, predictions)) for s in others], None, 1
+    tested = [k for k, seeds in enumerate(predictions) if seeds]
+    kept, chosen = chosen_among(metric, [predictions[k] for k in tested], n=RESAMPLES, seed=0)
+    places = [tested[k] for k in kept]
+    pairs = [(predictions[0], seeds) for seeds in predictions[1:]]
     tests = [PairedTest(), *paired_tests(metric, pairs, n=RESAMPLES, seed=0)]
     p: dict[int, float] = {}
     if chosen:
         own = [tests[k].difference for k in places]
-        chosen = chosen.no_surer_than([found.p if found else None for found in own])
+        chosen = chosen.no_surer_than([test.p if test else None for test in own])
         p = dict(zip(places, chosen.p, strict=True))
     out = [
         replace(standing, difference=tests[k].difference, p=p.get(k), why_not=tests[k].why_not)

@@ -64,11 +64,11 @@ def _outputs(
     predictions: LabelledPredictions, classes: Sequence[str], *, n: int, seed: int, method: str
 ) -> dict[str, dict[str, float | None]]:
     """Return what per_output says, of findings with the interval of their AUROC."""
-    found = per_output(predictions.y, predictions.z, classes)
+    outputs = per_output(predictions.y, predictions.z, classes)
     if predictions.y.ndim == 1:
-        return found
+        return outputs
     metric = METRICS["multilabel", "auroc"]
-    for k, output in enumerate(found.values()):
+    for k, output in enumerate(outputs.values()):
         if output["auroc"] is None:
             continue
         known = ~np.isnan(predictions.y[:, k])
@@ -76,4 +76,4 @@ def _outputs(
         rng, subjects = np.random.default_rng(seed), predictions.subjects[known]
         score = intervals([metric], y, z, subjects, n=n, rng=rng, method=method)[metric.name]
         output |= {end: score[end] for end in ("ci_low", "ci_high")}
-    return found
+    return outputs

@@ -39,10 +39,10 @@ def subgroups(
     A mean over outputs (findings, classes) is over those that every group of a column has, so that
     groups can be held against each other; where no output is in all groups, over each group's own.
     Each has column, group, n, subjects, value, ci_low, ci_high (None where not defined), small:
-    True with fewer than SMALL subjects, or too few of a class (see few); and left_out: the outputs
+    True with fewer than SMALL subjects, or fewer than RARE of a class; and left_out: the outputs
     that are not in its mean, though they are in that of all images.
     """
-    out = []
+    scored_groups = []
     overall = undefined(metric, y, z) if columns else set()
     for name, given in columns.items():
         values = _grouped(given)
@@ -51,7 +51,7 @@ def subgroups(
         for group, out_of_mean in _evened(lacks, z.shape[1]).items():
             rows = groups[group]
             reduced, y_kept, z_kept = _without(metric, y[rows], z[rows], out_of_mean)
-            found = intervals(
+            score = intervals(
                 [reduced],
                 y_kept,
                 scores_for(reduced, z_kept),
@@ -61,12 +61,12 @@ def subgroups(
                 method=method,
             )[metric.name]
             count = len(np.unique(subjects[rows]))
-            about = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}
+            entry = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}
             small = count < SMALL or fewest(y_kept, subjects[rows]) < RARE
             left_out = [classes[k] for k in sorted(out_of_mean - overall)]
-            about |= {"subjects": count, **found, "small": small, "left_out": left_out}
-            out.append(about)
-    return out
+            entry |= {"subjects": count, **score, "small": small, "left_out": left_out}
+            scored_groups.append(entry)
+    return scored_groups
 
 
 def _evened(lacks: Mapping[str, set[int]], K: int) -> dict[str, set[int]]:
@@ -122,26 +122,26 @@ def uneven(groups: Sequence[dict[str, Any]], *, shown: int = 3) -> str:
 
     Groups of a column that are without the same ones can be held against each other.
     """
-    said = []
+    sentences = []
     for column in dict.fromkeys(group["column"] for group in groups):
-        mine = [g for g in groups if g["column"] == column and g["value"] is not None]
-        lists = [tuple(g.get("left_out") or ()) for g in mine]
+        scored = [g for g in groups if g["column"] == column and g["value"] is not None]
+        lists = [tuple(g.get("left_out") or ()) for g in scored]
         if len(set(lists)) == 1 and lists[0]:
-            said.append(
+            sentences.append(
                 f"by {column}, the mean is over what every group has, "
                 f"so without {some_of(lists[0], shown)}"
             )
         elif len(set(lists)) > 1:
             each = [
                 f"{g['group']} without {some_of(names, shown)}"
-                for g, names in zip(mine, lists, strict=True)
+                for g, names in zip(scored, lists, strict=True)
                 if names
             ]
-            said.append(
+            sentences.append(
                 f"by {column}, each mean is over what the group has, so that groups can't be held "
                 f"against each other: {'; '.join(each)}"
             )
-    return "; ".join(said)
+    return "; ".join(sentences)
 
 
 def some_of(names: Sequence[str], shown: int) -> str:
@@ -161,11 +161,11 @@ def averaged(task: str, metric: str, outputs: Mapping[str, Mapping[str, Any]]) -
         return ""
     left: dict[str, list[str]] = {}
     for name, o in outputs.items():
-        there, absent = o["positives"] or 0, o["negatives"] or 0
+        present, absent = o["positives"] or 0, o["negatives"] or 0
         why = ""
-        if not there and not absent:
+        if not present and not absent:
             why = "not scored"
-        elif (ranked or metric == "f1") and not there:
+        elif (ranked or metric == "f1") and not present:
             why = "no test image has it" if task == "multilabel" else "no test image is of it"
         elif ranked and not absent:
             why = "every test image has it"
@@ -180,7 +180,7 @@ def averaged(task: str, metric: str, outputs: Mapping[str, Mapping[str, Any]]) -
 
 
 def _grouped(values: NDArray[Any]) -> NDArray[Any]:
-    """Return group names: the values, or quartiles of numbers with many of them."""
+    """Return group names (N,) of values (N,): themselves, or quartiles of many numbers."""
     given = values != ""
     if len(set(values[given].tolist())) <= MAX_VALUES:
         return values

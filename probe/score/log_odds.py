@@ -25,9 +25,9 @@ Floats = NDArray[np.float64]
 
 
 def of_logits(logits: Tensor, link: str) -> Tensor:
-    """Return log-odds (..., K), float64, of logits (..., K); kind "binary": (..., 1) to (..., 2).
+    """Return log-odds (..., K), float64, of logits (..., K); link "binary": (..., 1) to (..., 2).
 
-    kind is "softmax", "sigmoid" (a logit per finding) or "binary" (one, of the second class). Of a
+    link is "softmax", "sigmoid" (a logit per finding) or "binary" (one, of the second class). Of a
     softmax z_k is logit_k - logsumexp of the others: for the largest as it stands there, for the
     others, whose p is at most 1/2, log p - log(1 - p), which takes one sum for all of them.
     """
@@ -80,6 +80,7 @@ def largest(z: Floats, unit: NDArray[np.integer[Any]], units: int, *, classes: b
 
 
 def _log_sums(logs: Floats, unit: NDArray[np.integer[Any]], units: int) -> Floats:
+    """Return log sum exp (U, K) of the logs (N, K) of each unit's images."""
     most = np.full((units, logs.shape[1]), -np.inf)
     np.maximum.at(most, unit, logs)
     most[np.isneginf(most)] = 0  # nothing to sum: the log of 0 comes out below

@@ -56,11 +56,11 @@ def compare(
 
     y (N,) or (N, L); a and b (N, K) or (N, L), what `metric` takes, or a sequence of these, one per
     seed: then scores are means over seeds, and all seeds of a subject are drawn, or exchanged,
-    together. subject (N,). The interval is
-    the paired Bayesian bootstrap's, by subject, with anchors that one model has right and the other
-    wrong (as Agresti & Min 2005 add to the table of paired proportions). p is of a permutation test
-    that exchanges the two models' answers subject by subject, two-sided. As many are drawn as it
-    takes (see _p); `pairs` is for how many pairs p will be adjusted.
+    together. subject (N,). The interval is the paired Bayesian bootstrap's, by subject, with
+    anchors that one model has right and the other wrong (as Agresti & Min 2005 add to the table of
+    paired proportions). p is of a permutation test that exchanges the two models' answers subject
+    by subject, two-sided. As many are drawn as it takes (see _p); `pairs` is for how many pairs p
+    will be adjusted.
 
     What is exchanged must mean the same of both models:
 
@@ -88,6 +88,7 @@ def compare(
 
 
 def _seeds(p: NDArray[Any] | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return the predictions of each seed, (N, K) or (N, L), of one array or several."""
     return [p] if isinstance(p, np.ndarray) else list(p)
 
 
@@ -132,7 +133,7 @@ def _p(
     most: int,
     rng: np.random.Generator,
 ) -> tuple[float, str, float]:
-    """Return p, what it is of, and the smallest that it could have been.
+    """Return p of a difference, its test's name, and the smallest p there could be; subject (N,).
 
     Sequential Monte Carlo (Besag & Clifford 1991): exchanges are drawn until SURE of them are at
     least as far apart as the models are, or until n where SEEN are; where fewer are, p is small and

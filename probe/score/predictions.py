@@ -115,11 +115,18 @@ def aggregate(images: LabelledPredictions, units: NDArray[Any], how: str) -> Lab
     """
     alone = units == ""
     names = np.where(alone, images.ids.astype(np.str_), units)
-    if set(names[alone].tolist()) & set(names[~alone].tolist()):
-        raise ProbeError("an image without a unit is called as a unit is: see --unit")
+    if both := set(names[alone].tolist()) & set(names[~alone].tolist()):
+        raise ProbeError(
+            f"{min(both)} is the id of an image without a unit, and the name of a unit: "
+            "give the image a unit, or take another column by --unit"
+        )
     names, first, member = np.unique(names, return_index=True, return_inverse=True)
-    if (images.subjects != images.subjects[first][member]).any():
-        raise ProbeError("a unit to aggregate has images of several subjects: see --unit")
+    mixed_subjects = np.flatnonzero(images.subjects != images.subjects[first][member])
+    if len(mixed_subjects):
+        raise ProbeError(
+            f"images of {names[member[mixed_subjects[0]]]} are of several subjects: "
+            "take a --unit whose images are of one subject each"
+        )
     y = images.y[first]
     if how == "max":
         z = log_odds.largest(images.z, member, len(names), classes=y.ndim == 1)

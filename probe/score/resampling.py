@@ -87,7 +87,10 @@ def bootstrap(
     rng: np.random.Generator,
     draw: DrawWeights = bootstrap_weights,
 ) -> dict[str, Array]:
-    """Return every metric's scores on the same n resamples of the subjects, name -> (n,)."""
+    """Return every metric's scores on the same n resamples of the subjects, name -> (n,).
+
+    y (N,) or (N, L), p (N, K) or (N, L), subject (N,).
+    """
     scorers = {metric.name: metric.make(y, p) for metric in metrics}
 
     def score(size: int, own: np.random.Generator) -> Array:
@@ -187,9 +190,10 @@ def bayesian(
     n: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Return what each scorer gives in the same n draws of the Bayesian bootstrap, (n, scorers).
+    """Return each scorer's scores in the same n draws of the Bayesian bootstrap, (n, scorers).
 
-    Anchors' weights are gamma with their prior as shape; scorers with as many anchors share them.
+    subject (N,). Anchors' weights are gamma with their prior as shape; scorers with as many anchors
+    share them.
     """
 
     def score(size: int, own: np.random.Generator) -> Array:

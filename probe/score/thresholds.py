@@ -91,7 +91,10 @@ def at_thresholds(
 def _rate(
     truth: NDArray[Any], called: NDArray[Any], *, side: int
 ) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Return a function of weights: the share of one side that is called right."""
+    """Return a function of weights (B, N): the share of one side called right, (B,).
+
+    truth (N,) of 1, 0 and NaN, called (N,) of 1 and 0.
+    """
     on_side = (truth == side).astype(float)
     sums = totals(np.stack([on_side * (called == side), on_side], axis=1))
 

@@ -93,15 +93,19 @@ def choose(
 
 
 def _means(rows: Array, owner: NDArray[Any]) -> Array:
-    """Return the mean over the seeds of each model; rows (seeds of all models, ...)."""
+    """Return the mean over the seeds of each model, (M, ...).
+
+    rows (R, ...) of the R seeds of all models; owner (R,) is the model of each, 0 to M - 1.
+    """
     return np.stack([rows[owner == k].mean(0) for k in range(int(owner.max()) + 1)])
 
 
 def _untied(anchor: Array, values: Array, best: int, moved: Array | None, least: float) -> Array:
-    """Return scores in which those equal to the best are a little below it.
+    """Return scores anchor (M,) in which those equal to the best are a little below it.
 
-    Of counts that are equal the best is one by chance: had they no steps, it would be a quarter of
-    a step above another on average. The step is the most that a subject moves the two apart.
+    Which of several equal counts is called the best is chance. On a scale without steps the best
+    would be a quarter of a step above each other on average. The step is the most that a subject
+    moves the two apart, by moved (M, S).
     """
     out = anchor.copy()
     for j in np.flatnonzero(np.abs(values - values[best]) < 1e-12):
@@ -139,10 +143,11 @@ def _better(y: NDArray[Any], values: Array, draws: Array, best: int, moved: Arra
 
 
 def _error(y: NDArray[Any], drawn: float, moved: Array | None, best: int, j: int) -> float:
-    """Return the standard error of a difference whose resamples have the spread `drawn`.
+    """Return the standard error of best less j, whose resamples have the spread `drawn`.
 
-    For few subjects it is longer by Student's quantile, and as if one more subject set the two
-    apart (Agresti & Min 2005): where few do, the spread is too small just where they differ much.
+    moved (M, S) are the influences of subjects on each model's score. For few subjects it is longer
+    by Student's quantile, and as if one more subject set the two apart (Agresti & Min 2005): where
+    few do, the spread is too small just where they differ much.
     """
     if moved is None or not np.isfinite(drawn):
         return drawn

@@ -5,10 +5,10 @@
     rows      z = ((x - shift) / scale, turned into the r directions that N < D rows span, 1), of
               `width` numbers. A head is theta (K, width), the intercept last: it is a coordinate
               like any other, but for the penalty. rows.py, objective.py, line_search.py, solver.py,
-              certificate.py, path.py and exact products in newton_step.py.
+              certificate.py, path.py, gap.gradient_bound, and exact products in newton_step.py.
     basis     z B, where the Gram matrix of the weighted rows is diagonal. preconditioner.py,
-              head_inverses.py, and products at bfloat16: there rounding is alike in directions of
-              much and of little curvature.
+              head_inverses.py, inverse_choice.py, and products at bfloat16: there rounding is alike
+              in directions of much and of little curvature.
 
 `Units` leads from rows to features, `Basis` from basis to rows. In objective.py and all above it D
 is the width of a row.

@@ -16,7 +16,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-JITTER = (0.0, 1e-14, 1e-12, 1e-10)  # of the diagonal, added to it
+JITTER = (0.0, 1e-14, 1e-12, 1e-10)  # shares of the diagonal that are added to it, in turn
 RANK = 1e-14  # of the largest eigenvalue, times their number: what is below is rounding
 Result = TypeVar("Result")
 
@@ -83,6 +83,7 @@ def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_other_drivers(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what eigh does of one A (n, n), by whichever of LAPACK's drivers ends well."""
     n = len(A)
     if bool(A.isfinite().all()):
         size = A.abs().amax().clamp_min(torch.finfo(A.dtype).tiny)
@@ -98,7 +99,7 @@ def _by_other_drivers(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tried(function: Callable[..., Result], A: Tensor) -> Result | None:
-    """Return function(A), or None where the library says that it can't; memory is another thing."""
+    """Return function(A), or None where the library fails for another reason than memory."""
     try:
         return function(A)
     except torch.OutOfMemoryError:

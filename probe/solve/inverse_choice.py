@@ -159,7 +159,10 @@ def _rows_of_rare_class(
 def _with_rows_counted_out(
     objective: HeadObjective, base: Preconditioner, counted: Mapping[int, tuple[Tensor, Tensor]]
 ) -> dict[int, HeadInverse]:
-    """Return Woodbury's inverses of heads whose M in `base` lacks the rows counted out."""
+    """Return Woodbury's inverses of heads whose M in `base` lacks the rows counted out.
+
+    counted: rows (R,) and their f (R, K) of each head. Heads without such an inverse are left out.
+    """
     heads = objective.heads
     wanted = [rows for rows, _ in counted.values()]
     taken = torch.split(objective.rows.take(torch.cat(wanted)), [len(rows) for rows in wanted])

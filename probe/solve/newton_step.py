@@ -22,11 +22,11 @@ from probe.solve.preconditioner import Preconditioner
 
 FORCING = 0.4  # of q that a step may leave far from the optimum: a forcing term (Dembo et al. 1982)
 SAFETY = 4  # times the estimate of what a step leaves is reported as its gap
-MIN_OWN_ITERATIONS = 5  # of a hard head with an inverse of its own before it is called done
+MIN_OWN_ITERATIONS = 5  # of a hard head, at most, with its own inverse before it is called done
 EASY_STEP = 8  # a step of at most so many iterations keeps its head's own inverse for the next
 MAX_ITERATIONS = 250  # of one step
 TINY_DECREASE = 1e-20  # a decrease below every tolerance
-BF16_ROUNDING = 2.0**-9  # what rounding to bfloat16 changes in a number, on average; 2^-8 at most
+BF16_ROUNDING = 2.0**-9  # of a number, what rounding to bfloat16 changes (rms); 2^-8 at most
 BF16_CG_ERROR = 2.0**-11  # the root of what bfloat16 leaves of a decrease, per iteration needed
 
 
@@ -143,10 +143,11 @@ def newton_step(
 
 
 def _refine(system: NewtonSystem, residual: Tensor, tolerance: StepTolerance, result: Step) -> None:
-    """Go on from result.step by exact products: first as far along it as is best.
+    """Go on from result.step by exact products, first to the best length along it.
 
-    The model is lowest at s'r / s'Hs along s. With an inverse P of the head's own r'P r / 2 is what
-    is left of q, and may be little enough.
+    residual (H', K, D) of the system's heads at a step of zero. The model is lowest at s'r / s'Hs
+    along s. With an inverse P of the head's own r'P r / 2 is what is left of q, and may be little
+    enough.
     """
     heads = system.heads
     # The step found at bfloat16, scaled: s <- (s'r / s'H s) s, one exact product.
@@ -173,8 +174,9 @@ def _refine(system: NewtonSystem, residual: Tensor, tolerance: StepTolerance, re
 class StoppingRule:
     """When conjugate gradients have done enough for a head. docs/solver.md, "When a step is done".
 
-    past: q (H,) of the step's heads after 0, 1, ... iterations. least (H,): iterations that a hard
-    head takes at least; least_beyond (H,): while q is below what the last step lets it be.
+    past: q (H,) of the step's heads after 0, 1, ... iterations. least (H,): iterations before a
+    head is called done by its estimate; least_beyond (H,): the same while q <
+    StepTolerance.expected.
     """
 
     tolerance: StepTolerance
@@ -187,9 +189,9 @@ class StoppingRule:
     def of_step(cls, system: NewtonSystem, tolerance: StepTolerance, result: Step) -> StoppingRule:
         """Return the rule for a system's heads.
 
-        Slow directions show late: one whose steps have been hard goes on for a quarter of its
-        hardest step, or MIN_OWN_ITERATIONS with an inverse of its own. Without it the estimate of
-        separable heads at C = 1e5 fell to 5e-5 in one step and was 3e-3 in the next.
+        Slow directions show late, so a head isn't done before a quarter of the iterations of its
+        hardest step, with an inverse of its own MIN_OWN_ITERATIONS at most. Without it the estimate
+        of separable heads at C = 1e5 fell to 5e-5 in one step and was 3e-3 in the next.
         """
         least = tolerance.cg_iterations // 4
         own = system.heads[[*system.inverse.head_inverses]]
@@ -225,10 +227,11 @@ class StoppingRule:
         model_error = 0.5 * tolerance.cubic_coefficient[heads] * q**1.5
         enough = torch.maximum(gap / (2 * SAFETY), model_error.clamp_max(FORCING * q))
         enough = enough.maximum(2 * rounding)
-        # A step that fell less than the last one let it is either near the end or has not yet seen
-        # a slow direction: it goes on for as long as an easy step takes.
-        beyond = q < tolerance.expected[heads]
-        least = torch.where(beyond, self.least_beyond[heads], self.least[heads])
+        # q below what the last step let it be: the step is near its end, or a slow direction hasn't
+        # shown yet. So it takes at least as many iterations as an easy step.
+        below_expected = q < tolerance.expected[heads]
+        least = torch.where(below_expected, self.least_beyond[heads], self.least[heads])
+        # The minimum is for heads that would be called done by their estimate, and for no others.
         return (cg_error > enough) | ((k < least) & (cg_error <= gap))
 
 

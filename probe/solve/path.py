@@ -30,14 +30,16 @@ MEMORY_SHARES = 8  # of the memory that is left, one for a batch: five copies ar
 POINTS = 3  # solved strengths that a start beyond the last one is drawn through
 MAX_GAP = 1.1  # in log10 C: strengths further apart than this are not interpolated over
 
-HeadProgress = Callable[
-    [int, int, int], None
-]  # heads done, heads in all, passes of the batch at work
+# heads done, heads in all, passes of the batch at work
+HeadProgress = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Where heads may start, theta (J * B, K, D), and which solved head each stands at, near."""
+    """Where heads may start, theta (J * B, K, D), and the solved head at which each stands now.
+
+    near (J * B,) is the number of that head.
+    """
 
     theta: Tensor
     near: Tensor
@@ -174,9 +176,10 @@ class RegularizationPath:
         return WarmStart(theta.flatten(0, 1), near.flatten())
 
     def _point_of_neighbour(self, objective: HeadObjective, heads: Tensor, near: Tensor) -> Point:
-        """Return the objective of heads that stand at the optimum of others: only l2 differs.
+        """Return the point of heads (H',) that stand at the optimum of others: only l2 differs.
 
-        Their value was estimated; its upper estimate, value + gap, is taken.
+        near (H',) are these others. Their value was estimated; its upper estimate, value + gap, is
+        taken.
         """
         theta = self.theta.flatten(0, 1)[heads]
         # f_2 = f_1 + (l2_2 - l2_1) / 2 |W|^2, and g_1 = 0 at the optimum of f_1.
@@ -189,7 +192,7 @@ class RegularizationPath:
         return Point(value, more[:, None, None] * theta, no_curvature)
 
     def _extrapolated(self, j: int, solved: list[int]) -> Tensor:
-        """Return theta[j] as solved strengths suggest: a polynomial in log C through up to four.
+        """Return theta[j] (B, K, D) by a polynomial in log C through up to four solved strengths.
 
         They stand on both sides of j where they can. Beyond the last one, the weights of separable
         heads grow like log C, and those of others slow down.

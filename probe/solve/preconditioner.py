@@ -49,7 +49,8 @@ class Preconditioner:
         # M ⊗ Gram = (U Q) m (U Q)' ⊗ B^-T spectrum B^-1: its inverse divides by m_q spectrum_d.
         between = U.mT @ M @ U
         m, Q = factors.eigh(between)  # (H, K-1), (H, K-1, K-1)
-        m = torch.where(m.isnan(), between.diagonal(dim1=1, dim2=2), m)  # nearly so
+        # Without eigenvalues the diagonal takes their place: see factors.eigh.
+        m = torch.where(m.isnan(), between.diagonal(dim1=1, dim2=2), m)
         m = m.nan_to_num(0)  # of a head that left float32's range: its penalty is what is known
         # Below the rounding of Q is nothing to divide by: a class without a row has no curvature.
         least = torch.finfo(l2.dtype).eps * m.amax(1, keepdim=True).clamp_min(0)

@@ -222,8 +222,8 @@ def _move(
     q, allowed = step.decrease, batch.gap_allowed(settings)
     cubic = tolerance.cubic_coefficient.clone()
     # |f(theta + s) - f - (-q)| = c q^1.5 to third order; twice that to be sure.
-    # Where the model's own error is known to be small nothing need be evaluated, but for heads
-    # whose model may be wrong in float32 itself.
+    # Where the model's own error is known to be small f need not be evaluated again. It always is
+    # where a bound is asked for, and where rounding may have spoiled the model (bf16_unsafe).
     model_error = 2 * cubic * q**1.5
     sure = (q <= allowed) & (SAFETY * step.cg_error + model_error <= allowed)
     evaluated = (tolerance.bf16_unsafe | ~sure | settings.bounded).nonzero()[:, 0]

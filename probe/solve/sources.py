@@ -23,7 +23,7 @@ MIN_CHUNK_ROWS = 256  # however little memory is left
 # A chunk may take this part of the memory that is left: about five copies of it are alive. With a
 # thirty-second it took as long, and a quarter of the store was not always enough memory.
 MEMORY_SHARES = 48
-SIZES = 1e-60, 1e60  # of features: their squares, and a penalty that undoes them, are numbers
+SIZES = 1e-60, 1e60  # of features: float64 holds their squares, and a penalty divided by these
 
 
 class Source(Protocol):
@@ -106,7 +106,7 @@ class FromStore:
         return replace(self, rows=self.rows[start:stop])
 
     def _chunk(self, part: NDArray[np.integer]) -> Tensor:
-        """Read some wanted rows: a slice where they are dense in it, piece by piece elsewhere."""
+        """Read wanted rows `part` (n,), ascending: (n, D), in one slice if all of it is wanted."""
         if part[-1] - part[0] + 1 == len(part):
             whole = self.read(slice(int(part[0]), int(part[-1]) + 1))
             return torch.from_numpy(np.require(whole, np.float32, ["C", "W"]))

@@ -78,6 +78,7 @@ class Images:
                 yield torch.from_numpy(np.stack([image.result() for image in images]))
 
     def _one(self, row: int, epoch: int | None) -> NDArray[np.uint8]:
+        """Return an image's crop (side, side, 3), augmented as an epoch has it."""
         crop, content = self._kept.get(row) or self._read(row)
         if epoch is not None:
             crop = augment(crop, generator(self.seed, content, epoch))
@@ -120,6 +121,7 @@ class StoredFeatures:
                 yield batch.result()
 
     def _read(self, rows: RowIndex, epoch: int | None) -> Tensor:
+        """Return the features of rows (B,), of a view drawn for each in an epoch: (B, ...)."""
         order = np.argsort(rows)
         x = self.store.read(self.feature, rows[order])
         views = self.feature + VIEWS
