@@ -222,9 +222,10 @@ def published(model: Model) -> Path:
 
 def _repository(text: str) -> tuple[str, str, str]:
     """Return ORG/NAME and a file of ORG/NAME/FILE, as open_clip's table writes it."""
+    text, at, revision = text.partition("@")  # which may have slashes too
     org, _, rest = text.partition("/")
     name, slash, file = rest.partition("/")
-    return f"{org}/{name}", slash, file
+    return f"{org}/{name}{at}{revision}", slash, file
 
 
 def _transform(config: dict[str, Any], size: int) -> Transform:

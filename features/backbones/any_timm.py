@@ -6,6 +6,7 @@ All that is known of a model is asked of timm: its transform, its intermediates,
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor
 from features.backbones import base, network
 from features.backbones.base import Backbone, Spec
 from features.backbones.families import default_feature
+from features.backbones.known import Build
 from features.backbones.network import Forward, Network, Parts
 from features.backbones.timm_weights import classifiers, published
 from features.backbones.weights import misfit, read_state_dict
@@ -27,6 +29,7 @@ from features.errors import BackboneError
 from features.images import Transform
 
 RANDOM_SEED = 0
+AS_IT_IS = Build()
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 FITS = {"center": "crop", "squash": "squash", "border": "pad"}
 REMEDY = "Models that timm builds are listed by `timm.list_models()`"
@@ -36,15 +39,18 @@ HEADS = ("head", "head.fc", "head_dist", "fc", "classifier", "last_linear")
 EXTRAS: dict[str, dict[str, Any]] = {"ls1.gamma": {"init_values": 1e-5}}
 
 
-def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone:
+def load_any(
+    name: str, weights: str | None, image_size: int | None, build: Build = AS_IT_IS
+) -> Backbone:
     """Load any timm model by its name there, with its own transform and embedding.
 
-    Raises BackboneError for a name, weights or a size that don't fit, whatever timm raises.
+    build: what its authors say beside its configuration. Raises BackboneError for a name, weights
+    or a size that don't fit, whatever timm raises.
     """
     with base.loading(f"timm:{name}", REMEDY):
         if not name.startswith(SOURCES):
             _check_name(name)
-        module = _module(name, weights, image_size)
+        module = _module(name, weights, image_size, build)
         transform = transform_of(module, f"timm:{name}", image_size)
         found = network_of(module, transform.size)
         spec = _spec_of(name, module, found, transform)
@@ -67,13 +73,18 @@ def _check_name(name: str) -> None:
         )
 
 
-def _module(name: str, weights: str | None, image_size: int | None) -> Any:
+def _module(name: str, weights: str | None, image_size: int | None, build: Build) -> Any:
     """Build a model with its weights, for an image size where it is built for one."""
-    options = {"img_size": image_size} if image_size else {}
+    options = {key: _thing(value) for key, value in build.options.items()}
+    options |= {"img_size": image_size} if image_size else {}
     if weights == "random":
         return _create(name, options)
     what = f"timm:{name}'s weights" + (f" {weights}" if weights else "")
     state = published(name) if weights is None else read_state_dict(Path(weights))
+    state = {key: value for key, value in state.items() if not key.startswith(build.drop)}
+    if build.initial:
+        made = _create(name, options).state_dict()
+        state |= {key: value for key, value in made.items() if key.startswith(build.initial)}
     try:
         return _with_weights(name, options, state)
     except RuntimeError as error:
@@ -84,6 +95,14 @@ def _module(name: str, weights: str | None, image_size: int | None) -> Any:
         return _with_weights(name, options, bare)
     except RuntimeError as error:
         raise BackboneError(misfit(what, error)) from None
+
+
+def _thing(value: Any) -> Any:
+    """Return the class that is written as where it is, such as torch.nn.SiLU; else the value."""
+    if not isinstance(value, str) or "." not in value:
+        return value
+    module, _, name = value.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _create(name: str, options: Mapping[str, Any], **more: Any) -> Any:
