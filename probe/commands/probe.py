@@ -32,13 +32,20 @@ from probe.commands.arguments import (
     scoring_options,
 )
 from probe.commands.finetune import about_labels, say, say_audit, say_notes, say_tuned
-from probe.commands.settings import DEIT, LOOP, probing_of, refuse_seeds, seeds_of, training_of
+from probe.commands.settings import (
+    DEIT,
+    LOOP,
+    probing_of,
+    prompts_of,
+    refuse_seeds,
+    seeds_of,
+    training_of,
+)
 
 if TYPE_CHECKING:
     from features.cluster import Cluster
     from probe.cluster import RowWorkers
     from probe.results import Result
-    from probe.zero_shot import Asked
 
     Probe = Callable[[Path, tuple[str, ...]], list[Result]]  # store, columns to score by
 
@@ -238,24 +245,6 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
                 return probe_all(store, out=out, progress=passes(show), **how)
 
         yield probe_one
-
-
-def prompts_of(given: dict[str, Any]) -> Asked | None:
-    """Return what a zero-shot head is made of; None for others. Raises UsageError."""
-    from probe.zero_shot import HEAD, Asked
-
-    if HEAD not in (given["head"], given["protocol"]):
-        for name in ("prompts", "weights"):
-            if given[name] is not None:
-                raise click.UsageError(
-                    f"--{name} goes with --head zero-shot: give that, or leave it out"
-                )
-        return None
-    if given["prompts"] is None:
-        raise click.UsageError(
-            "--head zero-shot wants --prompts FILE: a line `class: prompt` for every class"
-        )
-    return Asked(given["prompts"], given["weights"])
 
 
 def row_workers(cluster: Cluster | None) -> AbstractContextManager[RowWorkers | None]:

@@ -9,6 +9,7 @@ import click
 if TYPE_CHECKING:
     from probe import probing
     from probe.train import finetune
+    from probe.zero_shot import Asked
 
 
 # Options that training.Training, and an appended DeiT, have under the same names.
@@ -44,6 +45,24 @@ def probing_of(given: dict[str, Any], **more: Any) -> probing.ProbeOptions:
         **scoring_of(given),
         **more,
     )
+
+
+def prompts_of(given: dict[str, Any]) -> Asked | None:
+    """Return what a zero-shot head is made of; None for others. Raises UsageError."""
+    from probe.zero_shot import HEAD, Asked
+
+    if HEAD not in (given["head"], given["protocol"]):
+        for name in ("prompts", "weights"):
+            if given[name] is not None:
+                raise click.UsageError(
+                    f"--{name} goes with --head zero-shot: give that, or leave it out"
+                )
+        return None
+    if given["prompts"] is None:
+        raise click.UsageError(
+            "--head zero-shot wants --prompts FILE: a line `class: prompt` for every class"
+        )
+    return Asked(given["prompts"], given["weights"])
 
 
 def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.TrainSettings:
