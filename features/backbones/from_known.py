@@ -34,7 +34,7 @@ def load_known(name: str, weights: str | None, image_size: int | None) -> Backbo
     """
     row = KNOWN[name.partition("@")[0]]
     try:
-        route, file = _route(row, name.partition("@")[2], weights)
+        route, file = route_of(row, name.partition("@")[2], weights)
         more = {"build": row.build} if row.build != Build() else {}
         found = load_any(route, file, image_size, **more)
     except BackboneError as error:
@@ -49,7 +49,7 @@ def load_known(name: str, weights: str | None, image_size: int | None) -> Backbo
     return _as_its_authors(found, row, name, base.origin_of(weights))
 
 
-def _route(row: Known, revision: str, weights: str | None) -> tuple[str, str | None]:
+def route_of(row: Known, revision: str, weights: str | None) -> tuple[str, str | None]:
     """Return the model to load, and the weights to give it."""
     library = row.route.partition(":")[0]
     if row.file:
