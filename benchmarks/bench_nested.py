@@ -17,7 +17,7 @@ from features.splits import deal
 from probe.heads import fit_heads
 from probe.score import metrics
 from probe.score.folded import Folded
-from probe.score.intervals import intervals
+from probe.score.intervals import OF_FOLDS, intervals
 
 C = tuple(10.0 ** np.arange(-4, 3))
 D, INFORMATIVE, FRESH = 30, 5, 20_000
@@ -94,7 +94,7 @@ def main(n):
             for k, metric in enumerate(chosen):
                 p = metrics.scores_for(metric, z, fold)
                 assert isinstance(p, Folded) == metric.ranking
-                how = {"n": 1000, "rng": np.random.default_rng(seed)}
+                how = {"n": 1000, "rng": np.random.default_rng(seed), "longer": OF_FOLDS}
                 s = intervals([metric], y, p, subject, **how)[metric.name]
                 low, high, value = s["ci_low"], s["ci_high"], s["value"]
                 rows.append((k, low <= mean[k] <= high, low <= last[k] <= high, high - low,

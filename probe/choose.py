@@ -122,17 +122,28 @@ def _chosen(
             of_fold = heads.select(slice(j, j + step), group + f + 1)
             parts = [of_fold.log_odds(X.to(heads.coef.device)) for X in _chunks(features, held)]
             scores[j : j + step, f] = _scores(metric, y[held], torch.cat(parts, 1))
+
+    def losses(j: int) -> list[float]:
+        """Return the log-loss of strength j on each fold."""
+        return [
+            _scores(loss, y[held], of_rows(f, held, j)[None])[0] for f, held in enumerate(held_out)
+        ]
+
+    def of_rows(f: int, held: NDArray[np.bool_], j: int | None = None) -> torch.Tensor:
+        one = best if j is None else j
+        chosen = heads.select(slice(one, one + 1), group + f + 1)
+        parts = [chosen.log_odds(X.to(heads.coef.device))[0] for X in _chunks(features, held)]
+        return torch.cat(parts)
+
     # Without folds, scikit-learn's default C = 1, or what was tried next to it.
-    best = best_of(scores, metric) if len(held_out) else int(heads.C.log().abs().argmin())
+    best = int(heads.C.log().abs().argmin())
+    loss = metrics.METRICS[metric.task, "log_loss"]
+    if len(held_out):
+        best = best_of(scores, metric, int(held_out.sum()), losses)
     head = heads.head(classes, best, group)
     groups = slice(group, group + 1 + len(held_out))  # the refit's, then each fold's
     converged = heads.converged[:, groups]
     unconverged = int((~converged).sum())
-
-    def of_rows(f: int, held: NDArray[np.bool_]) -> torch.Tensor:
-        chosen = heads.select(slice(best, best + 1), group + f + 1)
-        parts = [chosen.log_odds(X.to(heads.coef.device))[0] for X in _chunks(features, held)]
-        return torch.cat(parts)
 
     return Selection(
         log_odds=head.log_odds,
@@ -323,11 +334,19 @@ def _chunks(features: Features, mask: NDArray[np.bool_]) -> Any:
     return features.take(mask).chunks()
 
 
-def best_of(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
+def best_of(
+    scores: NDArray[np.float64],
+    metric: metrics.Metric,
+    images: int = 0,
+    losses: Callable[[int], list[float]] | None = None,
+) -> int:
     """Return the index of the best mean over folds, of scores (J, F), F folds.
 
-    Where several are equal it is the first, which is the strongest penalty where C ascends. Raises
-    ProbeError where no score is defined.
+    Where several are as good, it is the one of the least log-loss: scores within 1 / images of the
+    best, which one held-out image more or less would change. Accuracy alone takes the first of
+    them, whose penalty is the strongest and whose probabilities say far too little. losses(j) gives
+    the log-loss of index j on each fold, images is how many were held out; without them the first
+    of equals is taken. Raises ProbeError where no score is defined.
     """
     if len(scores) == 1:
         return 0
@@ -338,7 +357,13 @@ def best_of(scores: NDArray[np.float64], metric: metrics.Metric) -> int:
         )
     mean = np.where(defined, scores, 0).sum(1) / np.maximum(defined.sum(1), 1)
     mean[~defined.any(1)] = np.nan
-    return metrics.best_of(metric, mean)
+    best = metrics.best_of(metric, mean)
+    if losses is None or not metric.higher:
+        return best
+    near = np.flatnonzero(mean >= mean[best] - 1 / images - 1e-12)
+    if len(near) == 1:
+        return best
+    return int(near[np.argmin([np.mean(losses(j)) for j in near.tolist()])])
 
 
 def _jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:

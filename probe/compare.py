@@ -19,7 +19,7 @@ from probe.identity import data_names, model_names
 from probe.pairing import chosen_among, in_order, paired_tests, read_checked_predictions, unpaired
 from probe.results import Predictions, Result, load
 from probe.score import metrics
-from probe.score.intervals import interval_of_mean
+from probe.score.intervals import OF_FOLDS, interval_of_mean
 from probe.score.metric_names import resolve
 from probe.score.paired import ALPHA, Difference
 from probe.score.ranks import Ranks, ranks, wilcoxon_holm
@@ -279,7 +279,15 @@ def _score(dataset: str, model: _Model, metric: metrics.Metric, *, n: int, seed:
     if len(predictions) > 1 and not any(unpaired(predictions[0], p) for p in predictions):
         y, subjects = np.asarray(predictions[0].labels), np.asarray(predictions[0].subjects)
         scores, rng = [p.scores(metric) for p in predictions], np.random.default_rng(seed)
-        low, high = interval_of_mean(metric, y, scores, subjects, n=n, rng=rng)
+        low, high = interval_of_mean(
+            metric,
+            y,
+            scores,
+            subjects,
+            n=n,
+            rng=rng,
+            longer=1.0 if predictions[0].fold is None else OF_FOLDS,
+        )
     return Score(
         dataset=dataset,
         model=model.name,

@@ -32,6 +32,8 @@ class ProbeOptions(Scoring):
     seeds: int | None = None  # draws of each number of shots
     outer: int | str | None = None  # folds that each test once, or "subject": one per subject
     repeats: int | None = None  # deals of the outer folds
+    calibrate: str | None = None  # recalibration.METHODS, fitted to what folds held out
+    conformal: float | None = None  # how often prediction sets are to hold the label
     control: str | None = None  # "shuffle": fit to shuffled labels as well
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
     strict_splits: bool = without_effect(False)  # refuse splits that leak
@@ -84,6 +86,8 @@ class ProbeOptions(Scoring):
             shots=shots,
             seeds=seeds,
             outer=self.outer,
+            calibrate=self.calibrate,
+            conformal=self.conformal,
             control=self.control or "",
             uncertain=self.uncertain,
             device=self.device,
@@ -113,10 +117,17 @@ class ProbeSettings(Scoring):
     shots: tuple[int | None, ...]
     seeds: int  # draws of shots, or deals of outer folds
     outer: int | str | None  # None: the test split tests
+    calibrate: str | None
+    conformal: float | None
     control: str  # "" for none
     uncertain: str
     device: str
     tol: float
+
+    def _optional(self) -> dict[str, Any]:
+        """Return what changes predictions only where it is asked for."""
+        asked = {"outer": self.outer, "calibrate": self.calibrate}
+        return {name: value for name, value in asked.items() if value is not None}
 
     def strengths(self, features: Features, classes: Sequence[str]) -> tuple[float, ...]:
         """Return the C to try on features (N, D) of K classes."""
@@ -128,4 +139,4 @@ class ProbeSettings(Scoring):
             tried: dict[str, Any] = {"k": list(self.k), "temperature": self.temperature}
         else:
             tried = {"C": list(C), "tol": self.tol}
-        return tried | {"folds": self.folds} | ({"outer": self.outer} if self.outer else {})
+        return tried | {"folds": self.folds} | self._optional()

@@ -97,6 +97,8 @@ class Result:
     audit: dict[str, Any] = field(default_factory=dict)  # {"line", "leaks", "conflicts"}
     shots: int | None = None  # training images per class; None for all
     outer: dict[str, Any] = field(default_factory=dict)  # of outer folds, see schema.Outer
+    calibration: dict[str, Any] = field(default_factory=dict)  # see schema.Calibration
+    conformal: dict[str, Any] = field(default_factory=dict)  # see schema.Conformal
     history: list[dict[str, Any]] = field(default_factory=list)  # of training, one per epoch
     tuned: dict[str, Any] = field(default_factory=dict)  # {"unfreeze", "drop_last", "init", ...}
     control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}

@@ -23,6 +23,7 @@ from probe.heads import Head
 from probe.results import Result, folder_above, load
 from probe.schema import Applied
 from probe.score import log_odds
+from probe.score.recalibration import Recalibration
 from probe.train import checkpoints, testing
 from probe.train.finetune import TrainSettings, build_head
 from probe.train.training import Training
@@ -139,7 +140,10 @@ def apply(path: Path, about: Mapping[str, Any], reader: Reader) -> NDArray[np.fl
     about is what `read` returned. Raises ProbeError for features of another shape than the head's.
     """
     said = _trained if about["format"] == testing.FORMAT else _solved
-    return said(path, about, reader)
+    z = said(path, about, reader)
+    if about.get("calibration"):
+        z = Recalibration.from_json(about["calibration"])(z, classes=about["task"] == "multiclass")
+    return z
 
 
 def _solved(path: Path, about: Mapping[str, Any], reader: Reader) -> NDArray[np.float64]:

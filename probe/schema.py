@@ -64,6 +64,39 @@ class Outer(TypedDict):
     epoch: NotRequired[list[Count]]
 
 
+class Calibrated(TypedDict):
+    """Of a map that recalibrates log-odds (recalibration.py)."""
+
+    method: NotRequired[Literal["temperature", "platt", "isotonic"]]
+    temperature: NotRequired[Annotated[float, above(0)] | None]
+    lines: NotRequired[list[list[float]]]
+    knots: NotRequired[list[list[list[float]]]]
+
+
+class Calibration(Calibrated):
+    """And how well calibrated predictions are: before and after it, or as they are."""
+
+    scores: NotRequired[dict[str, Scored]]
+    before: NotRequired[dict[str, Scored]]
+    after: NotRequired[dict[str, Scored]]
+
+
+class Sets(TypedDict):
+    """Of prediction sets: how often they are to hold the label, and from which probability on."""
+
+    level: NotRequired[Share]
+    threshold: NotRequired[Share]
+
+
+class Conformal(Sets):
+    """And how they do."""
+
+    coverage: NotRequired[Scored]
+    size: NotRequired[Size]
+    empty: NotRequired[Share]
+    by_class: NotRequired[list[Share | None]]
+
+
 class Output(TypedDict):
     """Of one class or finding; of a finding, with the interval of its AUROC."""
 
@@ -169,6 +202,8 @@ NESTED: dict[str, Any] = {  # fields of a Result, beyond their own hints
     "C": Strength | None,
     "folds": Folds,
     "outer": Outer,
+    "calibration": Calibration,
+    "conformal": Conformal,
     "task": Task,
     "classes": Classes,
     "n_train": Count,
@@ -246,6 +281,8 @@ class Applied(TypedDict):
     features: NotRequired[Fingerprint]
     settings: NotRequired[dict[str, Any]]
     thresholds: NotRequired[Thresholds]
+    calibration: NotRequired[Calibrated]
+    conformal: NotRequired[Sets]
     seen: NotRequired[SeenImages]
 
 

@@ -9,7 +9,7 @@ C chosen within them: nested cross-validation, whose heads are all fitted togeth
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -24,6 +24,7 @@ from features.errors import ProbeError
 from features.manifest import Manifest
 from features.store import FeatureStore
 from probe import choose, results
+from probe.calibrated import Held, calibration_of, held_by, recalibrations, sets_of
 from probe.choose import Fit, Selection, TrainingSet
 from probe.data import Data, load
 from probe.heads import Head, fit_heads
@@ -37,7 +38,8 @@ from probe.score.predictions import (
     labelled_predictions,
     taught,
 )
-from probe.score.thresholds import HeldOut
+from probe.score.recalibration import Recalibration
+from probe.score.thresholds import HeldOut, Labelled
 from probe.solve.path import HeadProgress
 from probe.tested import audit_splits, evaluate, metric_of, remarks, scored, to_predictions
 from probe.trials import UNTESTED, Trial, of_outer_folds, trials_of
@@ -219,14 +221,16 @@ class _Problem:
         started = time.perf_counter()
         manifest, data, kept = self.manifest, self.data, selections[0]
         settings = replace(self.settings, seed=trial.seed)
-        predictions = self._predictions(trial, selections, settings)
-        held_out = HeldOut(kept.held_out(), [one.held_out() for one in selections[1:]])
+        maps = recalibrations(settings.calibrate, selections)
+        before = self._predictions(trial, selections, settings)
+        predictions = self._predictions(trial, selections, settings, maps)
+        held = held_by(trial, selections, maps, manifest.subject[data.rows[data.train]])
         subset = trial.training_sets[0]
         evaluation = evaluate(
             manifest,
             predictions,
             self.metric,
-            held_out=held_out,
+            held_out=HeldOut(*_labelled(held)),
             chosen_on=subset.folds.kind,
             settings=settings,
         )
@@ -234,6 +238,8 @@ class _Problem:
         dealt = replace(manifest, split_from=trial.outer) if trial.outer else manifest
         shown = self._taught(subset)
         notes = remarks(dealt, shown, predictions, evaluation, settings, uncertain)
+        level = settings.conformal
+        sets = sets_of(level, held, predictions, settings) if level else {}
         shuffled = None
         if control:
             answers = self._predictions(trial, control, settings)
@@ -266,6 +272,8 @@ class _Problem:
             store_fingerprint=self.store.fingerprint_digest,
             predictions="",
             heads="",
+            calibration=calibration_of(before, predictions, maps[0], settings),
+            conformal=sets,
             converged=all(one.converged for one in selections),
             seconds=round(seconds + time.perf_counter() - started, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -274,13 +282,20 @@ class _Problem:
             audit=self.audit,
             **self.provenance,
         )
-        save = partial(self._save, kept.head, evaluation.thresholds) if kept.head else None
+        about = {"thresholds": evaluation.thresholds}
+        about |= {"calibration": maps[0].to_json()} if maps[0] else {}
+        about |= {"conformal": {k: sets[k] for k in ("level", "threshold")}} if sets else {}
+        save = partial(self._save, kept.head, about) if kept.head else None
         return results.record(self.out, result, to_predictions(predictions, manifest.classes), save)
 
     def _predictions(
-        self, trial: Trial, selections: list[Selection], settings: ProbeSettings
+        self,
+        trial: Trial,
+        selections: list[Selection],
+        settings: ProbeSettings,
+        maps: Sequence[Recalibration | None] = (),
     ) -> LabelledPredictions:
-        """Return what each head says of the rows that it is tested on."""
+        """Return what each head says of the rows that it is tested on, by its map if it has one."""
         data, y = self.data, self.data.y.copy()
         z = np.empty((len(y), len(self.manifest.classes)))
         for k, (subset, chosen) in enumerate(zip(trial.training_sets, selections, strict=True)):
@@ -289,6 +304,8 @@ class _Problem:
                 continue
             said = [chosen.log_odds(X) for X in data.features.take(rows).chunks()]
             z[rows] = torch.cat(said).cpu().numpy()
+            if maps and (recalibrate := maps[k]):
+                z[rows] = recalibrate(z[rows], classes=y.ndim == 1)
             y[rows] = taught(data.y[rows], self._taught(subset))
         tested = np.flatnonzero(trial.tested_by != UNTESTED)
         return labelled_predictions(
@@ -323,14 +340,14 @@ class _Problem:
         features, rows = data.features.take(data.train), data.rows[data.train]
         return measure(features.chunks, self.manifest.subject[rows])
 
-    def _save(self, head: Head, thresholds: Mapping[str, Any], folder: Path) -> None:
+    def _save(self, head: Head, about: Mapping[str, Any], folder: Path) -> None:
         """Write heads.json and heads.safetensors, with what the head reads; prompts beside it."""
         if self.text:
             self.text.save(folder)
         head.save(
             folder / "heads",
             self._seen,
-            thresholds=thresholds,
+            **about,
             feature=self.feature,
             task=self.manifest.task,
             dataset=self.manifest.dataset,
@@ -338,3 +355,9 @@ class _Problem:
             features=self.store.fingerprint,
             store_fingerprint=self.store.fingerprint_digest,
         )
+
+
+def _labelled(held: Sequence[Held]) -> tuple[Labelled, list[Labelled]]:
+    """Return labels and log-odds of what was held out: for the kept head, and for each fold's."""
+    first, *others = [(one.y, one.z) for one in held]
+    return first, others

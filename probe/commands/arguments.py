@@ -142,6 +142,16 @@ probing_options = together(  # of heads that are solved
         "--repeats", type=POSITIVE, help="The number of times that --outer deals its folds anew."
     ),
     click.option(
+        "--calibrate",
+        type=click.Choice(["temperature", "platt", "isotonic"]),
+        help="Recalibrate probabilities, fitted to the images that folds held out.",
+    ),
+    click.option(
+        "--conformal",
+        type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+        help="Make prediction sets that hold the label with this frequency, such as .9.",
+    ),
+    click.option(
         "--control",
         type=click.Choice(["shuffle"]),
         help="Fit to shuffled labels too, which shows the score without information.",

@@ -227,7 +227,7 @@ def refuse(trained: bool) -> None:
     """Raise UsageError where an option was given that goes with the other kind of head."""
     ctx = click.get_current_context()
     solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
-    solved_only |= {"repeats"}
+    solved_only |= {"repeats", "calibrate", "conformal"}
     solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
     trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
     solved_only |= {"prompts", "weights"}
@@ -334,6 +334,7 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
     say_notes(result)
     if result.edge and not several:
         echo(f"  {result.edge}", err=True)
+    say_calibration(result)
     if control := result.control:
         echo(
             f"  with shuffled labels: {control['value']:.3f} "
@@ -351,6 +352,25 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
         echo("  the backbone's weights are random: the score says nothing about it", err=True)
     if not result.converged:
         echo("  not every head converged: see the result's notes and folds", err=True)
+
+
+def say_calibration(result: Result) -> None:
+    """Print how probabilities were recalibrated, and how often prediction sets hold the label."""
+    found = result.calibration
+    if "method" in found:
+        words = []
+        for name, title in (("log_loss", "log-loss"), ("ece", "calibration error")):
+            was, now = (found[when][name]["value"] for when in ("before", "after"))
+            words.append(f"{title} {was:.3f}, now {now:.3f}")
+        T = f" {found['temperature']:.3g}" if found.get("temperature") else ""
+        echo(f"  recalibrated by {found['method']}{T}: {', '.join(words)}")
+    if sets := result.conformal:
+        held = sets["coverage"]
+        echo(
+            f"  sets for {sets['level']:.0%}: hold the label of {held['value']:.3f} "
+            f"[{held['ci_low']:.3f}, {held['ci_high']:.3f}] of the images, {sets['size']:.2f} "
+            f"classes each"
+        )
 
 
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:

@@ -35,7 +35,17 @@ def probing_of(given: dict[str, Any], **more: Any) -> probing.ProbeOptions:
     from features.devices import resolve_device
     from probe.probing import ProbeOptions
 
-    names = ("feature", "temperature", "folds", "repeats", "control", "seeds", "seed")
+    names = (
+        "feature",
+        "temperature",
+        "folds",
+        "repeats",
+        "calibrate",
+        "conformal",
+        "control",
+        "seeds",
+        "seed",
+    )
     return ProbeOptions(
         C=parse_strengths(given["strengths"]),
         k=parse_counts(given["neighbours"], "--k"),

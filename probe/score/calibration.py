@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+from scipy.special import expit
 
 from probe.score.ranking import sums_by, totals
 
 Array: TypeAlias = Any
 BINS = 15
+STEPS, NEAR = 60, 1e-6  # Newton steps; the last one of a line that is found
 
 
 def confidence_of(y: Array, p: Array) -> tuple[Array, Array]:
@@ -45,6 +47,51 @@ def expected_error(right: Array, confidence: Array) -> Callable[[Array], Array]:
             return abs(gap(weights)).sum(1) / counted(weights)[:, 0]
 
     return scorer
+
+
+def slope_of(truth: Array, z: Array) -> Callable[[Array], Array]:
+    """Return a function of weights (B, N): the calibration slope of log-odds z (N,), (B,).
+
+    It is a of the logistic regression P(truth = 1) = expit(a z + b) (Cox 1958): 1 is calibrated,
+    below 1 the probabilities are too extreme. truth (N,) is 1, 0 or NaN. NaN where z separates the
+    two sides, so that no slope is steep enough.
+    """
+    return lambda weights: _line(truth, z, weights, slope=True)[0]
+
+
+def intercept_of(truth: Array, z: Array) -> Callable[[Array], Array]:
+    """Return a function of weights (B, N): calibration in the large of log-odds z (N,), (B,).
+
+    It is b of P(truth = 1) = expit(z + b) (Van Calster et al. 2019): 0 is calibrated, below 0 the
+    probabilities are too high on average. truth (N,) is 1, 0 or NaN.
+    """
+    return lambda weights: _line(truth, z, weights, slope=False)[1]
+
+
+def _line(truth: Array, z: Array, weights: Array, *, slope: bool) -> tuple[Array, Array]:
+    """Return a and b (B,) of each weighting (B, N) by Newton's method; a is 1 without `slope`."""
+    known = ~np.isnan(truth)
+    t, x, w = truth[known], np.clip(z[known], -35, 35), weights[:, known]
+    a, b = np.ones(len(w)), np.zeros(len(w))
+    for _ in range(STEPS):
+        p = expit(a[:, None] * x + b[:, None])
+        off, curved = w * (t - p), w * p * (1 - p)
+        # Newton's equations of the log-likelihood: H (da, db) = gradient.
+        ga, gb = off @ x, off.sum(1)
+        aa, ab, bb = curved @ (x * x), curved @ x, curved.sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if slope:
+                scale = aa * bb - ab * ab
+                da, db = (bb * ga - ab * gb) / scale, (aa * gb - ab * ga) / scale
+            else:
+                da, db = np.zeros_like(ga), gb / bb
+        a, b = a + np.clip(da, -1, 1), b + np.clip(db, -3, 3)
+        if not np.nanmax(np.abs([da, db]), initial=0) > 1e-10:
+            break
+    with np.errstate(invalid="ignore"):
+        lost = ~((np.abs(da) < NEAR) & (np.abs(db) < NEAR))
+    a[lost], b[lost] = np.nan, np.nan
+    return a, b
 
 
 def reliability(y: Array, p: Array) -> list[dict[str, float]]:

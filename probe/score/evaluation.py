@@ -10,7 +10,7 @@ import numpy as np
 from probe.score.calibration import reliability
 from probe.score.caveats import few
 from probe.score.groups import subgroups
-from probe.score.intervals import SAID, intervals
+from probe.score.intervals import OF_FOLDS, SAID, intervals
 from probe.score.metrics import METRICS, Metric, per_output, scores_for
 from probe.score.predictions import LabelledPredictions, Scoring
 from probe.score.thresholds import HeldOut, at_thresholds
@@ -33,11 +33,13 @@ def extras(
         "n": settings.bootstrap,
         "seed": settings.seed,
         "method": settings.interval,
+        "longer": OF_FOLDS if predictions.fold is not None else 1.0,
     }
     rule = settings.threshold
     return {
         "interval": f"{SAID[settings.interval].format(predictions.independent)}, "
-        f"{settings.bootstrap} resamples, 95 %",
+        f"{settings.bootstrap} resamples, 95 %"
+        + (f", {OF_FOLDS:g} times as long, of outer folds" if predictions.fold is not None else ""),
         "subjects_known": predictions.has_subjects,
         "few": few(predictions.y, predictions.subjects, classes, predictions.independent),
         "outputs": _outputs(predictions, classes, **again),
@@ -61,7 +63,13 @@ def extras(
 
 
 def _outputs(
-    predictions: LabelledPredictions, classes: Sequence[str], *, n: int, seed: int, method: str
+    predictions: LabelledPredictions,
+    classes: Sequence[str],
+    *,
+    n: int,
+    seed: int,
+    method: str,
+    longer: float,
 ) -> dict[str, dict[str, float | None]]:
     """Return what per_output says, of findings with the interval of their AUROC."""
     outputs = per_output(predictions.y, predictions.z, classes, predictions.ranked_within)
@@ -77,6 +85,7 @@ def _outputs(
         fold = None if fold is None else fold[known]
         p = scores_for(metric, z, fold)
         rng, subjects = np.random.default_rng(seed), predictions.subjects[known]
-        score = intervals([metric], y, p, subjects, n=n, rng=rng, method=method)[metric.name]
+        how: dict[str, Any] = {"n": n, "rng": rng, "method": method, "longer": longer}
+        score = intervals([metric], y, p, subjects, **how)[metric.name]
         output |= {end: score[end] for end in ("ci_low", "ci_high")}
     return outputs

@@ -34,6 +34,7 @@ def subgroups(
     n: int,
     seed: int,
     method: str,
+    longer: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Return the metric with its interval in every group of every column, (N,) each; subjects (N,).
 
@@ -62,6 +63,7 @@ def subgroups(
                 n=n,
                 rng=np.random.default_rng(seed),
                 method=method,
+                longer=longer,
             )[metric.name]
             count = len(np.unique(subjects[rows]))
             entry = {"column": name, "group": group or "(not given)", "n": int(rows.sum())}

@@ -61,6 +61,7 @@ def at_thresholds(
     n: int,
     seed: int,
     method: str,
+    longer: float = 1.0,
 ) -> dict[str, dict[str, Any]]:
     """Return per finding (or of two classes, the second) threshold, sensitivity and specificity.
 
@@ -102,7 +103,7 @@ def at_thresholds(
             metric = Metric(rate, rate, partial(_rate, side=side), "at a threshold")
             rng = np.random.default_rng(seed)
             arrays = truth[on_side], called[on_side], predictions.subjects[on_side]
-            out[name] |= intervals([metric], *arrays, n=n, rng=rng, method=method)
+            out[name] |= intervals([metric], *arrays, n=n, rng=rng, method=method, longer=longer)
     return out
 
 

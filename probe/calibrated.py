@@ -1,0 +1,171 @@
+"""Recalibrated probabilities and prediction sets of the sweep's heads, and how good they are.
+
+Both are fitted to what folds held out, each image scored by a head that was fitted without it, and
+measured on the tested images. With outer folds each fold has a map, and a threshold, of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import ProbeError
+from probe.choose import Selection
+from probe.score import conformal, log_odds, metrics
+from probe.score.calibration import intercept_of, slope_of
+from probe.score.intervals import OF_FOLDS, intervals
+from probe.score.metrics import METRICS, Metric
+from probe.score.predictions import LabelledPredictions, Scoring
+from probe.score.ranking import totals
+from probe.score.recalibration import Recalibration, fit
+from probe.trials import Trial
+
+SHARE = Metric("coverage", "coverage", lambda y, p: _share(y, p), "sets")
+
+
+def recalibrations(
+    method: str | None, selections: Sequence[Selection]
+) -> list[Recalibration | None]:
+    """Return each training set's map, fitted to what its folds held out; None without a method."""
+    if method is None:
+        return [None] * len(selections)
+    return [fit(method, *selection.held_out()) for selection in selections]
+
+
+def calibration_of(
+    before: LabelledPredictions,
+    after: LabelledPredictions,
+    kept: Recalibration | None,
+    settings: Scoring,
+) -> dict[str, Any]:
+    """Return what a result says of its calibration: slope and intercept, before and after a map.
+
+    kept: the map of the head that is kept. Slope and intercept are of two classes, or of all
+    findings together; log-loss and calibration error are among the metrics too.
+    """
+    said: dict[str, Any] = {"after": _scores(after, settings)}
+    if kept is None:
+        return {"scores": said["after"]} if said["after"] else {}
+    return kept.to_json() | {"before": _scores(before, settings)} | said
+
+
+def _scores(predictions: LabelledPredictions, settings: Scoring) -> dict[str, dict[str, Any]]:
+    task = "multilabel" if predictions.y.ndim == 2 else "multiclass"
+    chosen = [METRICS[task, name] for name in ("log_loss", "ece")]
+    chosen += [
+        Metric(f"calibration_{name}", f"calibration {name}", _of_outputs(make), task, higher=False)
+        for name, make in (("slope", slope_of), ("intercept", intercept_of))
+        if task == "multilabel" or predictions.z.shape[1] == 2
+    ]
+    found: dict[str, dict[str, Any]] = {}
+    for metric in chosen:
+        p = predictions.z if metric.name.startswith("calibration") else predictions.p
+        found |= _interval(metric, predictions.y, p, predictions, settings)
+    return found
+
+
+def _of_outputs(
+    make: Callable[[Any, Any], metrics.Scorer],
+) -> Callable[[Any, Any], metrics.Scorer]:
+    """Return a scorer of y (N,) or (N, L) and z (N, 2) or (N, L), of all findings as one."""
+
+    def of(y: Any, z: Any) -> metrics.Scorer:
+        if y.ndim == 1:
+            return make(y.astype(float), z[:, 1])
+        one = make(y.ravel(), z.ravel())
+        return lambda weights: one(np.repeat(weights, y.shape[1], axis=1))
+
+    return of
+
+
+def _interval(
+    metric: Metric,
+    y: NDArray[Any],
+    p: NDArray[Any],
+    predictions: LabelledPredictions,
+    settings: Scoring,
+) -> dict[str, dict[str, Any]]:
+    return intervals(
+        [metric],
+        y,
+        p,
+        predictions.subjects,
+        n=settings.bootstrap,
+        rng=np.random.default_rng(settings.seed),
+        method=settings.interval,
+        longer=OF_FOLDS if predictions.fold is not None else 1.0,
+    )
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a training set's folds held out: labels (n,), log-odds (n, K) and subjects (n,)."""
+
+    y: NDArray[Any]
+    z: NDArray[np.float64]
+    subject: NDArray[Any]
+
+
+def held_by(
+    trial: Trial, selections: Sequence[Selection], maps: Sequence[Recalibration | None],
+    subject: NDArray[Any],
+) -> list[Held]:  # fmt: skip
+    """Return what each training set held out, recalibrated; subject (n,) of the training rows."""
+    held = []
+    for subset, selection, recalibrate in zip(trial.training_sets, selections, maps, strict=True):
+        y, z = selection.held_out()
+        rows = [subset.rows[mask] for mask in subset.folds.held_out]
+        own = subject[np.concatenate(rows)] if rows else subject[: len(y)]
+        held.append(Held(y, recalibrate(z, classes=y.ndim == 1) if recalibrate else z, own))
+    return held
+
+
+def sets_of(
+    level: float, held: Sequence[Held], predictions: LabelledPredictions, settings: Scoring
+) -> dict[str, Any]:
+    """Return what a result says of its prediction sets: coverage, size, and by class.
+
+    held: of the kept head, then of each outer fold. Raises ProbeError for several findings per
+    image, and where nothing was held out.
+    """
+    y, p = predictions.y, predictions.p
+    if y.ndim == 2:
+        raise ProbeError(
+            "--conformal makes sets of the classes that an image may have, not of findings"
+        )
+    if not len(held[0].y):
+        raise ProbeError("nothing was held out that --conformal could be fitted to: give --folds")
+    limits = [
+        conformal.threshold(log_odds.probabilities(one.z), one.y, one.subject, level=level)
+        for one in held
+    ]
+    limit = np.array(limits[1:])[predictions.fold] if predictions.fold is not None else limits[0]
+    found = conformal.sets(p, limit)
+    right, ones = found[np.arange(len(y)), y].astype(float), np.ones(len(y))
+    by_class = {}
+    for k in np.unique(y):
+        mine = y == k
+        by_class[int(k)] = float(right[mine].mean())
+    return {
+        "level": level,
+        "threshold": limits[0],
+        "coverage": _interval(SHARE, ones, right, predictions, settings)["coverage"],
+        "size": float(found.sum(1).mean()),
+        "empty": float((found.sum(1) == 0).mean()),
+        "by_class": [by_class.get(k) for k in range(p.shape[1])],
+    }
+
+
+def _share(y: NDArray[Any], right: NDArray[Any]) -> metrics.Scorer:
+    """Return a function of weights (B, N): the weighted share of images that are right (N,)."""
+    sums = totals(np.stack([right * y, y], axis=1))
+
+    def scorer(weights: Any) -> Any:
+        hits, of = sums(weights).T
+        return hits / of
+
+    return scorer

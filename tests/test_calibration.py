@@ -1,0 +1,167 @@
+"""Recalibration, calibration slope and intercept, prediction sets: judged by scikit-learn."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import make_manifest, make_store
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, softmax
+from sklearn.calibration import _SigmoidCalibration
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from cli import cli
+from features.errors import ProbeError
+from probe.predict import predict
+from probe.results import load, read_predictions
+from probe.score import conformal, log_odds
+from probe.score.calibration import intercept_of, slope_of
+from probe.score.recalibration import Recalibration, fit
+from probe.sweep import ProbeOptions, probe
+
+rng = np.random.default_rng(11)
+N = 400
+U = rng.normal(size=N)
+TRUTH = (rng.uniform(size=N) < expit(0.6 * U - 0.5)).astype(int)
+Z = np.stack([-U, U], axis=1)
+
+
+def test_slope_and_intercept_are_those_of_logistic_regression_under_any_weights():
+    weights = rng.exponential(size=(3, N))
+    slopes = slope_of(TRUTH.astype(float), U)(weights)
+    for w, slope in zip(weights, slopes, strict=True):
+        model = LogisticRegression(C=np.inf, tol=1e-12, max_iter=10_000)
+        assert slope == pytest.approx(model.fit(U[:, None], TRUTH, w).coef_[0, 0], abs=1e-6)
+    large = intercept_of(TRUTH.astype(float), U)(weights)
+    for w, b in zip(weights, large, strict=True):
+        # b solves the score equation: the mean probability is the mean of the labels.
+        assert np.average(expit(U + b), weights=w) == pytest.approx(np.average(TRUTH, weights=w))
+    assert np.isnan(slope_of((U > 0).astype(float), U)(weights)).all()  # nothing is steep enough
+
+
+def test_a_temperature_is_that_of_the_least_log_loss():
+    y = rng.integers(0, 4, N)
+    logits = 3 * (rng.normal(size=(N, 4)) + np.eye(4)[y])
+    import torch
+
+    z = log_odds.of_logits(torch.from_numpy(logits), "softmax").numpy()
+    found = fit("temperature", y, z)
+    best = minimize_scalar(
+        lambda t: log_loss(y, softmax(logits / t, axis=1)), bounds=(0.1, 30), method="bounded"
+    )
+    assert found.temperature == pytest.approx(best.x, rel=1e-4)
+    p = log_odds.probabilities(found(z, classes=True))
+    np.testing.assert_allclose(p, softmax(logits / found.temperature, axis=1), atol=1e-12)
+    assert (p.argmax(1) == logits.argmax(1)).all()
+    again = Recalibration.from_json(json.loads(json.dumps(found.to_json())))
+    np.testing.assert_array_equal(again(z, classes=True), found(z, classes=True))
+
+
+def test_platt_s_line_and_isotonic_steps_are_scikit_learn_s():
+    line = fit("platt", TRUTH, Z)
+    wanted = _SigmoidCalibration().fit(U, TRUTH)
+    p = log_odds.probabilities(line(Z, classes=True))
+    np.testing.assert_allclose(p[:, 1], wanted.predict(U), atol=1e-4)
+    np.testing.assert_allclose(p.sum(1), 1)
+    steps = fit("isotonic", TRUTH, Z)
+    wanted = IsotonicRegression(out_of_bounds="clip").fit(U, TRUTH)
+    fresh = rng.normal(size=100) * 2
+    p = log_odds.probabilities(steps(np.stack([-fresh, fresh], axis=1), classes=True))[:, 1]
+    clipped = np.clip(wanted.predict(fresh), 1 / (N + 2), 1 - 1 / (N + 2))
+    np.testing.assert_allclose(p, clipped, atol=2e-3)
+
+
+def test_findings_are_recalibrated_one_by_one_and_unknown_labels_are_left_out():
+    y = np.stack([TRUTH, rng.integers(0, 2, N)], axis=1).astype(float)
+    z = np.stack([U, rng.normal(size=N)], axis=1)
+    y[:50, 0] = np.nan
+    lines = fit("platt", y, z).lines
+    for k, (a, b) in enumerate(lines):
+        known = ~np.isnan(y[:, k])
+        wanted = _SigmoidCalibration().fit(z[known, k], y[known, k])
+        assert (a, b) == pytest.approx((-wanted.a_, -wanted.b_), abs=1e-3)
+    assert fit("temperature", y, z).temperature > 0
+
+
+def test_methods_that_don_t_fit_are_refused():
+    y, z = rng.integers(0, 3, N), rng.normal(size=(N, 3))
+    with pytest.raises(ProbeError, match="take temperature"):
+        fit("platt", y, z)
+    with pytest.raises(ProbeError, match="nothing was held out"):
+        fit("temperature", y[:0], z[:0])
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_sets_hold_the_label_as_often_as_is_wanted_with_subjects(level):
+    """Of fresh subjects; their images share how hard they are."""
+    held = []
+    for seed in range(60):
+        own = np.random.default_rng(seed)
+        count = own.integers(1, 9, 2 * 80)
+        subject = np.repeat(np.arange(160), count)
+        hard = own.exponential(size=160)[subject]
+        y = own.integers(0, 5, len(subject))
+        p = softmax(own.normal(size=(len(y), 5)) * hard[:, None] + 2 * np.eye(5)[y], axis=1)
+        first = subject < 80
+        t = conformal.threshold(p[first], y[first], subject[first], level=level)
+        sets = conformal.sets(p[~first], t)[np.arange((~first).sum()), y[~first]]
+        share = np.bincount(subject[~first] - 80, sets) / np.bincount(subject[~first] - 80)
+        held.append(share.mean())  # each subject counts once
+    assert level - 0.01 < np.mean(held) < level + 0.035
+
+
+def test_too_few_subjects_give_sets_of_all_classes():
+    p = softmax(rng.normal(size=(6, 3)), axis=1)
+    t = conformal.threshold(p, np.zeros(6, dtype=int), np.arange(6), level=0.9)
+    assert t == 0 and conformal.sets(p, t).all()
+
+
+def overconfident(folder, **settings):
+    """A store whose weakest penalty is far too sure."""
+    own = np.random.default_rng(3)
+    X = own.normal(size=(600, 40)).astype(np.float32)
+    y = (X[:, 0] + own.normal(size=600) > 0).astype(int)
+    store = make_store(folder / "made" / "b.h5", X, make_manifest(y))
+    options = ProbeOptions(C=(1e4,), bootstrap=300, **settings)
+    return store, probe(store, out=folder / "out", settings=options), y
+
+
+@pytest.mark.parametrize("outer", [None, 4])
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
+def test_recalibrated_heads_say_what_they_mean_and_predict_says_the_same(tmp_path, method, outer):
+    store, result, _ = overconfident(tmp_path, calibrate=method, outer=outer, conformal=0.9)
+    found = result.calibration
+    was, now = (found[when]["calibration_slope"]["value"] for when in ("before", "after"))
+    assert was < 0.75 and abs(now - 1) < abs(was - 1)
+    for name in ("log_loss", "ece"):
+        assert found["after"][name]["value"] < found["before"][name]["value"]
+        assert found["after"][name] == pytest.approx(result.metrics[name], rel=0.3)
+    said = read_predictions(tmp_path / "out" / result.predictions)
+    assert result.metrics["log_loss"]["value"] == pytest.approx(
+        log_loss(said.labels, said.probabilities)
+    )
+    assert 0.75 < result.conformal["coverage"]["value"] <= 1
+    assert result.identity.settings["calibrate"] == method
+    table = predict(tmp_path / "out" / result.heads, store).table
+    if outer is None:  # the head that was tested is the one that is kept
+        rows = [int(i[:5]) for i in said.ids]
+        named = list(csv.DictReader(table.splitlines()))
+        again = np.array([float(named[r]["p:class 1"]) for r in rows])
+        np.testing.assert_allclose(again, said.probabilities[:, 1], rtol=1e-9)
+
+
+def test_the_command_says_it_and_refuses_what_it_can_t(tmp_path):
+    store, _, _ = overconfident(tmp_path)
+    words = ["probe", str(store), "-o", str(tmp_path / "cli"), "--C", "1e4", "--bootstrap", "200"]
+    done = CliRunner().invoke(cli, [*words, "--calibrate", "temperature", "--conformal", ".9"])
+    assert done.exit_code == 0, done.output
+    assert "recalibrated by temperature" in done.output and "sets for 90%" in done.output
+    [result] = load(tmp_path / "cli")
+    assert result.calibration["temperature"] > 2
+    for value in ("1", "0.2", "90"):
+        done = CliRunner().invoke(cli, [*words, "--conformal", value])
+        assert done.exit_code == 2
