@@ -20,17 +20,17 @@ from torch import Tensor
 from features.errors import ProbeError
 from features.store import DONE, FeatureStore
 
-LEAST = 4  # images that unbiased HSIC is defined for
+MIN_IMAGES = 4  # images that unbiased HSIC is defined for
 
 
 def hsic(batch: Sequence[Tensor]) -> Tensor:
     """Return the unbiased HSIC of every two sets of features, (S, S), of one batch.
 
-    A set is (n, D) of any width D; the kernel is linear. Raises ProbeError below LEAST images.
+    A set is (n, D) of any width D; the kernel is linear. Raises ProbeError below MIN_IMAGES images.
     """
     n = len(batch[0])
-    if n < LEAST:
-        raise ProbeError(f"CKA needs {LEAST} images in a batch: found {n}")
+    if n < MIN_IMAGES:
+        raise ProbeError(f"CKA needs {MIN_IMAGES} images in a batch: found {n}")
     kernels = torch.stack([_kernel(X.double()) for X in batch])  # (S, n, n)
     flat, rows = kernels.flatten(1), kernels.sum(2)  # (S, n n), (S, n)
     total = rows.sum(1)  # (S,)
@@ -67,7 +67,7 @@ def of_stores(
 ) -> NDArray[np.float64]:
     """Return linear CKA of features of stores, (S, S), on the images that all of them have.
 
-    Raises ProbeError where there are fewer than LEAST such images.
+    Raises ProbeError where there are fewer than MIN_IMAGES such images.
     """
     stores = {id(store): store for store, _ in wanted}
     rows = dict(zip(stores, _shared(list(stores.values())), strict=True))
@@ -81,10 +81,10 @@ def _shared(stores: Sequence[FeatureStore]) -> list[NDArray[np.int64]]:
     common = ids[0]
     for other in ids[1:]:
         common = np.intersect1d(common, other)
-    if len(common) < LEAST:
+    if len(common) < MIN_IMAGES:
         names = " and ".join(str(store.path) for store in stores[:2])
         raise ProbeError(
-            f"{names} have {len(common)} images in common: want {LEAST}, of the same data set"
+            f"{names} have {len(common)} images in common: want {MIN_IMAGES}, of the same data set"
         )
     shared = []
     for own, rows in zip(ids, done, strict=True):
@@ -102,7 +102,7 @@ def _batches(
     """Yield random batches of about one size, (n, D) of each set, no image twice."""
     N = len(next(iter(rows.values())))
     order = np.random.default_rng(seed).permutation(N)
-    for part in np.array_split(order, max(1, round(N / max(LEAST, batch_size)))):
+    for part in np.array_split(order, max(1, round(N / max(MIN_IMAGES, batch_size)))):
         yield [_read(store, feature, rows[id(store)][part]) for store, feature in wanted]
 
 

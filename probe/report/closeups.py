@@ -18,6 +18,7 @@ from probe.report.gather import measure, more_is_better
 from probe.report.trends import folds
 from probe.results import Predictions, Result
 from probe.score import calibration
+from probe.score.decisions import THRESHOLDS, net_benefit
 from probe.score.metrics import per_output
 from probe.score.resampling import LEVEL
 
@@ -35,6 +36,7 @@ def charts_of(r: Result, predictions: Predictions | None, stem: str) -> list[Cha
     if predictions:
         charts += _ranked(*bands(predictions), r, predictions, stem)
         charts.append(_reliability(r, predictions, stem))
+        charts += _decisions(r, predictions, stem)
     if len(folds(r)[0]):
         charts.append(_strengths(r, stem))
     return charts
@@ -134,6 +136,36 @@ def _ranked(
             )
         )
     return charts
+
+
+def _decisions(r: Result, predictions: Predictions, stem: str) -> list[Chart]:
+    """Draw the net benefit of acting by the model, of two classes, beside acting on everybody."""
+    y, p = predictions.labels, predictions.probabilities
+    if y.ndim == 2 or p.shape[1] != 2 or len(np.unique(y)) < 2:
+        return []
+    truth, x = y.astype(float), THRESHOLDS.tolist()
+    model = net_benefit(truth, p[:, 1])
+    everybody = net_benefit(truth, np.ones(len(y)))
+    share = float(truth.mean())
+    best = float((model - np.maximum(everybody, 0)).max())
+    return [
+        Lines(
+            name=f"{stem}-decisions",
+            title="Decision curve",
+            alt=f"Net benefit against the threshold; at most {best:.3f} above acting on everybody "
+            "or nobody.",
+            x=Axis(f"threshold of probability of {predictions.classes[1]}", span=(0, 1)),
+            y=Axis("net benefit", span=(-0.05, max(0.05, share * 1.05))),
+            series=[
+                Series("by the model", x, model.tolist()),
+                Series("everybody", x, np.maximum(everybody, -0.05).tolist(), colour=1, dash=True),
+                Series("nobody", [0.0, 1.0], [0.0, 0.0], colour=2, dash=True),
+            ],
+            caption="True positives per image, less needless actions weighed by the odds of the "
+            "threshold (Vickers & Elkin 2006): where the model's line is the highest, acting by it "
+            "is worth more than acting on everybody or on nobody.",
+        )
+    ]
 
 
 def _of_bands(shown: Sequence[Band], r: Result) -> str:

@@ -42,6 +42,7 @@ class Panel:
     mistakes: list[Example] = field(default_factory=list)
     hits: list[Example] = field(default_factory=list)
     ends: str = ""  # which values are an end of their own interval, and why
+    calibration: str = ""  # in words
     fits: int = 0
     unconverged: int = 0  # fits that did not converge
 
@@ -60,9 +61,34 @@ def panel(entry: Entry, stem: str) -> Panel:
         mistakes=mistakes,
         hits=hits,
         ends=at_an_end(r),
+        calibration=calibration_in_words(r),
         fits=converged.size,
         unconverged=int((~converged).sum()),
     )
+
+
+def calibration_in_words(r: Result) -> str:
+    """Say how well calibrated probabilities are, how they were recalibrated, and what sets hold."""
+    found, said = r.calibration, []
+    scores = found.get("after") or found.get("scores") or {}
+    for name, title in (("slope", "Calibration slope"), ("intercept", "calibration in the large")):
+        m = scores.get(f"calibration_{name}") or {}
+        if m.get("value") is not None:
+            ends = m.get("ci_low"), m.get("ci_high")
+            interval = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if None not in ends else ""
+            said.append(f"{title} {m['value']:.2f}{interval}")
+    text = f"{', '.join(said)}: 1 and 0 are calibrated." if said else ""
+    if "method" in found:
+        was, now = (found[w].get("ece", {}).get("value") for w in ("before", "after"))
+        text += f" Recalibrated by {found['method']}, on images that folds held out"
+        text += f": calibration error {was:.3f} before, {now:.3f} after." if was and now else "."
+    if r.conformal:
+        held = r.conformal["coverage"]["value"]
+        text += (
+            f" Sets that should hold the label of {r.conformal['level']:.0%} hold that of "
+            f"{held:.1%}, with {r.conformal['size']:.2f} classes each."
+        )
+    return text.strip()
 
 
 def at_an_end(r: Result) -> str:
