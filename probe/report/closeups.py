@@ -179,6 +179,8 @@ def _of_bands(shown: Sequence[Band], r: Result) -> str:
     if any(not b.why_not for b in shown):
         said = f"The band is 95 %, pointwise, from resampling {unit}s."
         said += f" With few {unit}s it is not reliable." if r.few else ""
+    if r.outer:
+        said += " Heads of all outer folds together: the score itself is the mean of the folds'."
     for why, names in missing.items():
         rest = len(names) - NAMED
         more = f" and {rest} more" if rest > 0 else ""
