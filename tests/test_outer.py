@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from conftest import FINGERPRINT, make_manifest, make_store
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
 
 from cli import cli
 from features.backbones import load_backbone
@@ -49,9 +49,8 @@ def table(path):
 @pytest.mark.parametrize("y", [Y2, Y3])
 def test_the_same_C_and_probabilities_as_scikit_learn_in_every_outer_fold(tmp_path, y):
     manifest, store = made(tmp_path, y)
-    result = probe(
-        store, out=tmp_path / "out", settings=ProbeOptions(C=C, folds=3, outer=4, seed=2, tol=1e-9)
-    )
+    settings = ProbeOptions(C=C, folds=3, outer=4, seed=2, tol=1e-9, metric="log_loss")
+    result = probe(store, out=tmp_path / "out", settings=settings)
     rows = np.arange(N)
     part = outer(manifest, rows, k=4, seed=2).part
     said = read_predictions(tmp_path / "out" / result.predictions)
@@ -62,7 +61,7 @@ def test_the_same_C_and_probabilities_as_scikit_learn_in_every_outer_fold(tmp_pa
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = LogisticRegressionCV(
-                Cs=C, cv=cv, scoring="accuracy", tol=1e-10, max_iter=10_000
+                Cs=C, cv=cv, scoring="neg_log_loss", tol=1e-10, max_iter=10_000
             ).fit(X[train], y[train])
         assert result.outer["C"][f] == pytest.approx(model.C_[0])
         np.testing.assert_allclose(
@@ -70,10 +69,11 @@ def test_the_same_C_and_probabilities_as_scikit_learn_in_every_outer_fold(tmp_pa
         )
     np.testing.assert_array_equal(said.fold, part)
     assert said.ids == manifest.id.tolist()
-    assert result.value == accuracy_score(y, said.probabilities.argmax(1))
+    assert result.value == pytest.approx(log_loss(y, said.probabilities), abs=1e-9)
+    assert result.metrics["accuracy"]["value"] == accuracy_score(y, said.probabilities.argmax(1))
     assert result.outer["n"] == np.bincount(part).tolist()
-    each = [accuracy_score(y[part == f], said.probabilities[part == f].argmax(1)) for f in range(4)]
-    assert result.outer["scores"] == each
+    each = [log_loss(y[part == f], said.probabilities[part == f]) for f in range(4)]
+    assert result.outer["scores"] == pytest.approx(each)
     assert (result.n_train, result.n_test) == (N, N)
 
 
