@@ -61,8 +61,8 @@ def test_of_strengths_that_are_as_good_the_one_of_the_least_log_loss_is_taken(tm
             loss[j, f] = log_loss(Y[train[out]], p)
     near = np.flatnonzero(right.mean(1) >= right.mean(1).max() - 1 / len(train) - 1e-12)
     assert len(near) > 1
-    assert result.C == C[near[loss.mean(1)[near].argmin()]]
-    assert result.C > C[near[0]]  # the first of equals says far too little
+    assert C[near[loss.mean(1)[near].argmin()]] == result.C
+    assert C[near[0]] < result.C  # the first of equals says far too little
 
 
 def test_the_test_split_can_t_influence_the_choice(tmp_path):

@@ -32,12 +32,14 @@ from probe.draw.charts import Chart, to_json
 from probe.draw.tables import Scored, Table, csv_table, in_words
 from probe.report import overview, trends
 from probe.report.analysis import cka_charts
+from probe.report.checklist import checklist
 from probe.report.gather import Entry, direction, gather, leading
 from probe.report.page import page, scripts
 from probe.report.panels import Panel, panel
 from probe.report.processes import Map, alone, several
 from probe.report.standings import main_table, tests_table
 from probe.report.stores import StoreView, audit_table, look
+from probe.report.trust import Answer, answers
 from probe.report.verdict import Column, Overall, columns, headline
 from probe.report.verdict import overall as rank
 from probe.report.versus import SIDES, matches, versus_charts, versus_table
@@ -92,6 +94,7 @@ class Report:
     datasets: list[Dataset]
     tables: list[Table]  # of the whole
     versus: Table | None = None
+    answers: list[Answer] = field(default_factory=list)  # of the data set that is said first
     left_out: list[str] = field(default_factory=list)  # rows, and why
 
     @property
@@ -114,7 +117,7 @@ class Report:
 
 
 def write_report(sources: Sequence[Path], out: Path, options: Options | None = None) -> Path:
-    """Write index.html, results.csv, results.md, figures/ and tables/; return index.html's path.
+    """Write index.html, results.csv and .md, checklist.md, figures/, tables/; return index.html.
 
     A source is a results folder or its results.jsonl. index.html needs no other file. All is
     written beside the former report first, which stays whole until then; its figures and tables are
@@ -150,6 +153,7 @@ def _write(sources: Sequence[Path], draft: Path, options: Options) -> None:
     for name, text in (
         ("results.csv", csv_table(report.results)),
         ("results.md", said),
+        ("checklist.md", checklist(report.columns)),
         ("index.html", html(report, options, stills(draft / "figures", _first_charts(report)))),
     ):
         (draft / name).write_text(text, encoding="utf-8", newline="")
@@ -172,7 +176,7 @@ def _take_place(draft: Path, out: Path) -> None:
                 old.unlink()
         for file in new:
             (draft / name / file).replace(out / name / file)
-    for file in ("results.csv", "results.md", "index.html"):
+    for file in ("results.csv", "results.md", "checklist.md", "index.html"):
         sync(draft / file)
         (draft / file).replace(out / file)
 
@@ -195,13 +199,17 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     tables = [main_table(found), tests_table(found), provenance(entries)]
     pairs = matches(leads) if options.compare else []
     versus = versus_table(pairs) if options.compare else None
+    datasets = _datasets(leads, options, run)
+    asked = headline(found)
+    place = [dataset.name for dataset in datasets].index(asked.dataset) + 1
     return Report(
         entries=entries,
         columns=found,
         first=None if ranked else headline(found),
         overall=ranked,
         sections=_sections(entries, leads, found, options, versus_charts(pairs)),
-        datasets=_datasets(leads, options, run),
+        datasets=datasets,
+        answers=answers(asked, place),
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
         versus=versus,
         left_out=left_out,
