@@ -239,6 +239,7 @@ def test_axe_finds_nothing_on_light_or_dark(browser, index):
     for scheme in ("light", "dark"):
         page = browser.new_page(viewport=WIDE, color_scheme=scheme)
         page.goto(index)
+        page.locator("figure.chart").first.scroll_into_view_if_needed()
         page.wait_for_selector("figure[data-drawn]")
         found = axe.run(page).response["violations"]
         page.close()
