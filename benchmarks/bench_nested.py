@@ -8,6 +8,7 @@ subject share a part of their features.
 """
 
 import sys
+import time
 
 import numpy as np
 import torch
@@ -106,5 +107,31 @@ def main(n):
                   f"| {mine[3]:.3f} | {mine[4]:+.3f}, {mine[5]:+.3f} |", flush=True)  # fmt: skip
 
 
+def cost(n=16_000, d=768):
+    """Print what nested cross-validation costs beside folds and a refit, in CPU seconds."""
+    from bench_sweep import C as strengths
+    from bench_sweep import problem
+
+    X, y = problem(n, d)
+    X, y = torch.from_numpy(X), torch.from_numpy(y)
+    rng = np.random.default_rng(0)
+    outer = rng.integers(0, OUTER, n)
+    weights = []
+    for without in (-1, *range(OUTER)):
+        kept, inner = outer != without, rng.integers(0, INNER, n)
+        weights += [kept, *(kept & (inner != f) for f in range(INNER))]
+    weights = torch.from_numpy(np.stack(weights).astype(np.float32))
+    seconds = []
+    for some in (weights[: INNER + 1], weights):
+        start = time.process_time()
+        heads = fit_heads(X, y, C=strengths, n_classes=8, weights=some)
+        seconds.append(time.process_time() - start)
+        print(f"| {len(some)} weightings x {len(strengths)} C | {seconds[-1]:.1f} | "
+              f"{seconds[-1] / seconds[0]:.2f} | {bool(heads.converged.all())} |", flush=True)  # fmt: skip
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
+    if sys.argv[1:] == ["cost"]:
+        cost()
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
