@@ -27,7 +27,9 @@ from sklearn.metrics import (
 from cli import cli
 from features.errors import ProbeError
 from probe.compare import compare_results
-from probe.external import ExternalOptions, test
+from probe.elsewhere import ExternalOptions
+from probe.external import test
+from probe.predict import predict
 from probe.results import load, read_predictions
 from probe.score.difference import independent_difference
 from probe.score.in_the_large import in_the_large, recalibrated
@@ -343,3 +345,54 @@ def test_a_table_of_another_hospital_is_extracted_and_scored(tmp_path, image_fol
     assert done.exit_code == 0, done.output
     again = read_predictions(out / load(out)[-1].predictions)
     assert sum(a != b for a, b in zip(again.labels, said.labels, strict=True)) == 1
+
+
+@pytest.mark.parametrize("kind", ["nested", "trained", "copied"])
+def test_every_kind_of_head_says_what_predict_says(two, tmp_path, kind):
+    head, home, b, _, z, _, _, _, _ = two
+    out = tmp_path / "other"
+    words = {"nested": ("--outer", 3, "--C", "0.1"), "trained": ("--protocol", "study")}
+    if kind == "copied":
+        out.mkdir()
+        for name in ("heads.json", "heads.safetensors"):
+            (out / name).write_bytes(head.with_name(name).read_bytes())
+        head = out / "heads.json"
+    else:
+        quick = ("--epochs", 2, "--warmup", 0) if kind == "trained" else ("--folds", 2)
+        done = call("probe", tmp_path / "a.h5", *words[kind], *quick, "-o", out)
+        assert done.exit_code == 0, done.output
+        [home] = load(out)
+        head = out / home.heads
+    result = test(head, b, out=tmp_path / "tested")
+    said = read_predictions(tmp_path / "tested" / result.predictions)
+    table = predict(head, b).table.splitlines()
+    theirs = [float(row["p:malignant"]) for row in csv.DictReader(table)]
+    assert said.probabilities[:, 1].tolist() == theirs
+    assert result.value == pytest.approx(accuracy_score(z, said.probabilities.argmax(1)))
+    if kind == "copied":
+        assert result.external["drop_method"].startswith("none: the head lies in no folder")
+        assert (result.protocol, result.trained_on) == ("unknown", "A")
+    else:
+        assert result.external["drop"]["accuracy"]["home"] == pytest.approx(home.value, abs=1e-12)
+        assert (result.scenario, result.head) == (home.scenario, home.head)
+
+
+def test_uncertain_labels_count_as_they_did_at_home(tmp_path):
+    rng = np.random.default_rng(13)
+    y = rng.choice([1, 0, -1, -2], (240, 2), p=[0.3, 0.4, 0.2, 0.1])
+    X = 1.3 * (y == 1) @ np.eye(2, 6) + rng.standard_normal((240, 6))
+    stores = []
+    for name, rows in (("A", slice(0, 160)), ("B", slice(160, 240))):
+        ids = [f"{name}{i}" for i in range(240)][rows]
+        manifest = make_manifest(y[rows], classes=["Edema", "Mass"], dataset=name, ids=ids)
+        stores.append(make_store(tmp_path / f"{name}.h5", X[rows], manifest))
+    ones = replace(QUICK, uncertain="ones")
+    home = probe(stores[0], out=tmp_path / "out", settings=ones)
+    result = test(tmp_path / "out" / home.heads, stores[1], out=tmp_path / "out")
+    said = read_predictions(tmp_path / "out" / result.predictions)
+    stated = (y[160:] != -2).any(1)
+    np.testing.assert_array_equal(said.labels, np.isin(y[160:], [1, -1])[stated])
+    settings = ExternalOptions(uncertain="ignore")
+    result = test(tmp_path / "out" / home.heads, stores[1], out=tmp_path / "out", settings=settings)
+    said = read_predictions(tmp_path / "out" / result.predictions)
+    np.testing.assert_array_equal(np.isnan(said.labels), (y[160:] < 0)[stated])

@@ -187,7 +187,7 @@ def test_each_pair_of_stores_is_a_row_and_the_page_has_the_matrix(tmp_path):
     unlike = make_store(tmp_path / "d.h5", X, make_manifest(Y), fingerprint=other)
     refused = call("probe", stores[0], "--test-on", unlike, "-o", out)
     assert refused.exit_code == 2 and "no store of --test-on is of made" in refused.output
-    refused = call("probe", stores[0], "--home", stores[0], "-o", out)
-    assert refused.exit_code == 2 and "--home is of --test-on" in refused.output
+    refused = call("probe", stores[0], "--class", "a=b", "-o", out)
+    assert refused.exit_code == 2 and "--class is of --test-on" in refused.output
     refused = call("probe", stores[0], "--head", "knn", "--test-on", stores[1], "-o", out)
     assert refused.exit_code == 2 and "has no saved head to test elsewhere" in refused.output

@@ -249,13 +249,6 @@ external_options = together(  # how a head is tested on other data
         " repeated.",
     ),
     click.option(
-        "--home",
-        type=FILE,
-        metavar="STORE",
-        help="The store that the head was trained on, where it isn't where its result says: what"
-        " is shared with it is counted.",
-    ),
-    click.option(
         "--leave-shared-out",
         is_flag=True,
         help="Leave out images that share a subject or their bytes with the training images.",

@@ -158,7 +158,7 @@ def elsewhere(
 ) -> list[Result]:
     """Test the heads of results on the stores of --test-on; print it."""
     if not given["test_on"]:
-        for option in ("names", "home", "leave_shared_out"):
+        for option in ("names", "leave_shared_out"):
             if given[option]:
                 name = {"names": "class"}.get(option, option.replace("_", "-"))
                 raise click.UsageError(f"--{name} is of --test-on: give that, or leave it out")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from probe import external, probing
+    from probe import elsewhere, probing
     from probe.train import finetune
     from probe.zero_shot import Asked
 
@@ -50,9 +50,9 @@ def probing_of(given: dict[str, Any], **more: Any) -> probing.ProbeOptions:
     )
 
 
-def external_of(given: dict[str, Any]) -> external.ExternalOptions:
+def external_of(given: dict[str, Any]) -> elsewhere.ExternalOptions:
     """Return how a head is tested on other data, of a command's options."""
-    from probe.external import ExternalOptions
+    from probe.elsewhere import ExternalOptions
 
     if given["unit"] != "subject" and given["aggregate"] is None:
         raise click.UsageError(
@@ -63,7 +63,7 @@ def external_of(given: dict[str, Any]) -> external.ExternalOptions:
         **{name: given[name] for name in same},
         part=given.get("part", "all"),
         names=parse_classes(given["names"]),
-        home=given["home"],
+        home=given.get("home"),
         leave_shared_out=given["leave_shared_out"],
     )
 

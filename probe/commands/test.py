@@ -28,13 +28,19 @@ from probe.commands.settings import external_of
     help="Test all labelled images, or those of the data's test split.",
 )
 @external_options
+@click.option(
+    "--home",
+    type=FILE,
+    metavar="STORE",
+    help="The store that the head was trained on, where it isn't where its result says: what"
+    " is shared with it is counted.",
+)
 @click.option("--metric", help="The metric that heads the result. The default is the head's own.")
 @click.option(
     "--uncertain",
     type=click.Choice(["zeros", "ones", "ignore"]),
-    default="zeros",
-    show_default=True,
-    help="What -1 counts as. With ignore, empty cells are left out too.",
+    help="What -1 counts as. With ignore, empty cells are left out too. The default is what it"
+    " counted as where the head was trained.",
 )
 @click.option(
     "--bootstrap",
