@@ -100,14 +100,15 @@ class Elsewhere:
                 f"(by their features, farther off than {SHARE:.0%} of these)"
             )
         more = remarks(
-            replace(self.matched.manifest, split_from=which),
+            self.matched.manifest,
             self.predictions.y,
             self.predictions,
             evaluation,
             self.settings,
             self.settings.uncertain or "" if self.matched.manifest.task == "multilabel" else "",
         )
-        return [*found, *(note for note in more if not note.startswith("one side only in train"))]
+        said = ("split: ", "one side only in training")  # or not meant, as nothing was trained here
+        return [*found, *(note for note in more if not note.startswith(said))]
 
     def audit(self) -> dict[str, Any]:
         """Return what it shares with the images that the head was trained on, as of an audit."""
