@@ -396,3 +396,40 @@ def test_uncertain_labels_count_as_they_did_at_home(tmp_path):
     result = test(tmp_path / "out" / home.heads, stores[1], out=tmp_path / "out", settings=settings)
     said = read_predictions(tmp_path / "out" / result.predictions)
     np.testing.assert_array_equal(np.isnan(said.labels), (y[160:] < 0)[stated])
+
+
+def test_intervals_of_calibration_in_the_large_cover_it():
+    """Subjects of two images each, sicker by -.5 than the head says."""
+    rng = np.random.default_rng(14)
+    many = 2 * rng.standard_normal(200_000) - 1
+    truth = expit(many - 0.5).mean() / expit(many).mean()
+    S, runs, hits = 60, 400, np.zeros(2)
+    for _ in range(runs):
+        z = 1.4 * rng.standard_normal(S).repeat(2) + 1.5 * rng.standard_normal(2 * S) - 1
+        z *= 2 / np.hypot(1.4, 1.5)
+        z += 2 / np.hypot(1.4, 1.5) - 1
+        y = (rng.random(2 * S) < expit(z - 0.5)).astype(int)
+        said = in_the_large(y, np.stack([-z, z], 1), np.arange(S).repeat(2), "ab")["b"]
+        for k, (name, value) in enumerate((("intercept", -0.5), ("ratio", truth))):
+            hits[k] += said[name]["ci_low"] <= value <= said[name]["ci_high"]
+    assert (abs(hits / runs - 0.95) < 3.5 * np.sqrt(0.05 * 0.95 / runs)).all()
+
+
+def test_data_of_one_class_are_scored_by_what_is_defined(two, tmp_path):
+    head, _, _, Z, z, _, _, _, _ = two
+    healthy = np.flatnonzero(z == 0)
+    manifest = make_manifest(z[healthy], classes=["benign"], dataset="healthy")
+    store = make_store(tmp_path / "h.h5", Z[healthy], manifest)
+    result = test(head, store, out=tmp_path / "out")
+    said = read_predictions(tmp_path / "out" / result.predictions)
+    assert result.value == (said.probabilities.argmax(1) == 0).mean()
+    assert result.external["absent"] == ["malignant"]
+    assert result.metrics["auroc"]["value"] is None
+    assert result.external["drop"]["auroc"] == {
+        "home": pytest.approx(result.external["drop"]["auroc"]["home"]),
+        **dict.fromkeys(("here", "value", "ci_low", "ci_high")),
+    }
+    assert result.thresholds["outputs"]["malignant"]["sensitivity"]["value"] is None
+    assert result.external["calibration"]["malignant"]["intercept"]["value"] is None
+    done = call("test", head, store, "-o", tmp_path / "out", "--metric", "auroc")
+    assert done.exit_code == 2 and "auroc is not defined" in done.output

@@ -75,7 +75,8 @@ def tables_of(r: Result, stem: str) -> list[Table]:
             for name, d in drop.items()
         ]
         names = ["metric", r.trained_on, r.dataset, "drop", "by intercepts fitted here"]
-        caption = f"From {r.trained_on} to {r.dataset}. Interval of the drop: {said['drop_method']}"
+        method = said.get("drop_method", "not known")
+        caption = f"From {r.trained_on} to {r.dataset}. Interval of the drop: {method}"
         tables.append(Table(f"{stem}-drop", caption, names, rows))
     outputs = said.get("calibration", {})
     rows = [
