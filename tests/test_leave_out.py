@@ -15,6 +15,7 @@ from sklearn.model_selection import LeaveOneGroupOut
 from cli import cli
 from features.errors import ProbeError
 from features.store import FeatureStore
+from probe.compare import compare_results
 from probe.identity import is_of
 from probe.results import load, read_predictions
 from probe.splits import dealt
@@ -179,6 +180,17 @@ def test_each_pair_of_stores_is_a_row_and_the_page_has_the_matrix(tmp_path):
         assert (value, low) == pytest.approx((r.value, r.ci_low))
     page = (tmp_path / "report" / "index.html").read_text()
     assert "Tested elsewhere" in page and "trained on A" in page
+    noisy = FINGERPRINT | {"backbone": FINGERPRINT["backbone"] | {"name": "noisy"}}
+    for name in "ABC":  # a second backbone, so that there is something to rank on the own sets
+        manifest, _ = made(tmp_path / "x.h5", dataset=name, subject=np.char.add(name, SUBJECT))
+        path = tmp_path / name / "noisy.h5"
+        x = X + rng.standard_normal(X.shape)
+        make_store(path, x, manifest, fingerprint=noisy | {"manifest": {"images": name}})
+        probe(path, out=out, settings=ProbeOptions(C=(0.1, 1.0), folds=3, metric="auroc"))
+        (tmp_path / "x.h5").unlink()
+    both = compare_results([out], n=100)
+    assert both.ranked == ["made", "noisy"] and len(both.datasets) == len(both.ranks.mean) + 1 == 3
+    assert len(both.models) == 5
     again = json.loads(
         call("probe", *stores[:1], "--test-on", stores[1], "-o", out, "--json").stdout
     )

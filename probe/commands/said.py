@@ -48,6 +48,8 @@ def say_external(result: Result) -> None:
             f"  {name}: {c['observed']:.0f} there, {c['expected']:.1f} expected: ratio "
             f"{_three(c['ratio'])}, calibration intercept {_three(c['intercept'])}"
         )
+    if (rest := len(said["calibration"]) - SHOWN) > 0:
+        echo(f"  and {rest} more, in the result's line")
     losses = [name for name in ("log_loss", "brier", "ece") if name in said["recalibrated"]]
     echo(
         "  by intercepts fitted here: "
