@@ -27,6 +27,7 @@ from probe.commands.predict import predict
 from probe.commands.probe import probe
 from probe.commands.report import report
 from probe.commands.run import run
+from probe.commands.test import test
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 STAYS = "Nothing was changed."
@@ -42,6 +43,7 @@ STOPPED = {  # what is true of each command where Ctrl-C stops it
     "finetune": "Features and epochs that are done stay; the same command goes on from them.",
     "run": "Cells that are done stay; the same command goes on with the others.",
     "predict": "No predictions were written; features that were computed stay.",
+    "test": "Nothing was added to the results; features that were computed stay.",
     "compare": STAYS,
     "analyze": "Files that were written stay; the same command begins anew.",
     "report": "A former report stays as it was; the same command begins anew.",
@@ -108,7 +110,8 @@ def main() -> None:
 
 
 MAKING = (*features.commands.COMMANDS, *features.inspection.COMMANDS)
-for command in (*MAKING, probe, finetune, run, predict, compare, analyze, report):  # order of use
+USING = (probe, finetune, run, predict, test, compare, analyze, report)
+for command in (*MAKING, *USING):  # order of use
     cli.add_command(command)
 
 

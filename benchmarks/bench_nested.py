@@ -126,8 +126,8 @@ def cost(n=16_000, d=768):
         start = time.process_time()
         heads = fit_heads(X, y, C=strengths, n_classes=8, weights=some)
         seconds.append(time.process_time() - start)
-        print(f"| {len(some)} weightings x {len(strengths)} C | {seconds[-1]:.1f} | "
-              f"{seconds[-1] / seconds[0]:.2f} | {bool(heads.converged.all())} |", flush=True)  # fmt: skip
+        ratio, done = seconds[-1] / seconds[0], bool(heads.converged.all())
+        print(f"| {len(some)} x {len(strengths)} | {seconds[-1]:.1f} | {ratio:.2f} | {done} |")
 
 
 if __name__ == "__main__":

@@ -85,16 +85,21 @@ class Best:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that `medprobe compare` says. `ranks` is in the order of `models`."""
+    """All that `medprobe compare` says. `ranks` and `wilcoxon` are in the order of `ranked`.
+
+    Ranked are the models that were trained on the data sets they are tested on, if there are two;
+    a head that was trained elsewhere is tested on few of the data sets, and is held in pairs only.
+    """
 
     scores: list[Score]
     pairs: list[Pair]
     models: list[str]
-    datasets: list[str]  # those on which every model has a result
+    datasets: list[str]  # those on which every ranked model has a result
     ranks: Ranks | None
     wilcoxon: list[list[float]] | None  # Holm's adjusted p of every pair, over data sets
     notes: list[str] = field(default_factory=list)  # what a reader must know
     best: list[Best] = field(default_factory=list)  # of each data set with two models or more
+    ranked: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -124,8 +129,12 @@ def compare_results(
         read = [_Model.read(m, of_models[m]) for m in models if m in of_models]
         sets.append(_on_one_set(dataset, read, n=n, seed=seed))
     upwards = [{m.name: m.upwards for m in one.models if not m.refused} for one in sets]
-    whole = [k for k, values in enumerate(upwards) if len(values) == len(models)]
-    table = np.array([[upwards[k][m] for m in models] for k in whole])
+    own = list(
+        dict.fromkeys(n for n, one in zip(names, identities, strict=True) if not one.trained_on)
+    )
+    ranked = own if len(own) > 1 else models
+    whole = [k for k, values in enumerate(upwards) if set(ranked) <= values.keys()]
+    table = np.array([[upwards[k][m] for m in ranked] for k in whole])
     p = wilcoxon_holm(table) if whole else None
     notes = _several_ways([identity.data for identity in identities])
     return Comparison(
@@ -136,6 +145,7 @@ def compare_results(
         ranks=ranks(table) if whole else None,
         wilcoxon=None if p is None else p.tolist(),
         best=[one.best for one in sets if one.best],
+        ranked=ranked,
         notes=notes + [note for one in sets for note in one.notes],
     )
 

@@ -94,8 +94,8 @@ def load(
             f"{feature} is a matrix per image: a linear head takes a vector, see --feature"
         )
     used = np.isin(manifest.split, SPLITS)
-    rows = np.flatnonzero((done == DONE) & _labelled(manifest.label) & used)
-    y = _targets(manifest.label[rows], uncertain)
+    rows = np.flatnonzero((done == DONE) & labelled(manifest.label) & used)
+    y = targets(manifest.label[rows], uncertain)
     train = (manifest.split[rows] != "test") | outer
     if not train.any() or (train.all() and not outer):
         raise ProbeError(
@@ -111,13 +111,13 @@ def load(
     )
 
 
-def _labelled(label: NDArray[np.int32]) -> NDArray[np.bool_]:
+def labelled(label: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Return which images have a label, (N,), or a stated finding; label (N,) or (N, L)."""
     stated = label[:, None] != NO_LABEL if label.ndim == 1 else label != NOT_STATED
     return np.asarray(stated.any(1))
 
 
-def _targets(label: NDArray[np.int32], uncertain: str) -> NDArray[Any]:
+def targets(label: NDArray[np.int32], uncertain: str) -> NDArray[Any]:
     """Return class indices (N,) as they are; states of findings (N, L) as 1, 0 or NaN."""
     if label.ndim == 1:
         return label.astype(np.int64)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from features.errors import ProbeError
 from features.files import filename
 from features.manifest import SPLITS, Manifest, digest
+from probe.exclusion import without
 
 if TYPE_CHECKING:
     from features.store import FeatureStore
@@ -27,7 +29,7 @@ UNCERTAIN = ("zeros", "ones", "ignore")  # what -1 may count as
 # What names a model, in order; the first is always said, the others where they tell models apart.
 PARTS = (
     *("backbone", "weights", "scenario", "head", "feature", "protocol", "scored_by"),
-    "shots",
+    *("shots", "trained_on"),
 )
 SEPARATOR = " · "  # between the parts of a name, none of which has it in it
 
@@ -39,7 +41,8 @@ class Identity:
     split_digest: which image is in which split. labels_digest: what each is labelled as.
     extraction: the store's fingerprint without the list of what else is in it: images, weights,
     how features are made. settings: what else changes the head: strengths, folds, the loop of
-    training. Both are JSON values.
+    training. Both are JSON values. trained_on: the data set of a head that was tested on another
+    one than its own; "" where it was trained on the data set that it is tested on.
     """
 
     dataset: str
@@ -57,11 +60,13 @@ class Identity:
     seed: int
     settings: Mapping[str, Any]
     extraction: Mapping[str, Any]
+    trained_on: str = ""
 
     @property
     def digest(self) -> str:
         """Return a hash of all of it, 16 hexadecimal digits."""
-        return digest(asdict(self))
+        own = () if self.trained_on else ("trained_on",)  # rows of before it are as they were
+        return digest({k: v for k, v in asdict(self).items() if k not in own})
 
     @property
     def data(self) -> tuple[str, str, str]:
@@ -80,6 +85,7 @@ class Identity:
         """Return where its files lie, relative to the results: readable, and like no other's."""
         words = [self.protocol, self.feature.replace("/", "-"), self.metric]
         words += [] if self.shots is None else [f"shots{self.shots}"]
+        words += [filename(f"trained-on-{self.trained_on}")] if self.trained_on else []
         words += [f"seed{self.seed}", *([] if self.scored_by == "image" else [self.scored_by])]
         name = filename("_".join(words).replace(" ", "-")) + f"-{self.digest[:10]}"
         return Path(filename(self.dataset), filename(self.backbone), name)
@@ -97,13 +103,13 @@ def data_of(
 
     uncertain: what -1 and an empty cell count as, labels being others where it is. views: whether
     stored views are trained on. outer: whether all images are tested in folds, so that it doesn't
-    matter which part of a split they are in.
+    matter which part of a split they are in (tested_whole).
     """
     made = store.fingerprint
     left_out = {"features"} if views else {"features", "views"}
     return {
         "dataset": manifest.dataset,
-        "split_digest": _tested_in_folds(manifest) if outer else manifest.split_digest(),
+        "split_digest": tested_whole(manifest) if outer else manifest.split_digest(),
         "labels_digest": _labels_digest(manifest, uncertain),
         "backbone": made["backbone"]["name"],
         "weights": made["backbone"]["weights"],
@@ -116,9 +122,15 @@ def is_of(store: FeatureStore, manifest: Manifest, identity: Identity) -> bool:
 
     Features that were added to it since then don't count.
     """
+    if identity.trained_on:  # labels may be of a table, and are by the names of the head's classes
+        return made_by(store, identity)
+    try:
+        manifest = without(manifest, identity.settings.get("exclude", ()))
+    except ProbeError:  # it has another column, or other values, now
+        return False
     return (
         made_by(store, identity)
-        and identity.split_digest in (manifest.split_digest(), _tested_in_folds(manifest))
+        and identity.split_digest in (manifest.split_digest(), tested_whole(manifest))
         and identity.labels_digest in {_labels_digest(manifest, how) for how in UNCERTAIN}
     )
 
@@ -131,8 +143,8 @@ def made_by(store: FeatureStore, identity: Identity) -> bool:
     )
 
 
-def _tested_in_folds(manifest: Manifest) -> str:
-    """Return a hash of which images are in a split at all, which is what outer folds test."""
+def tested_whole(manifest: Manifest) -> str:
+    """Return a hash of which images are in a split: outer folds, or other heads, test all."""
     used = np.isin(manifest.split, SPLITS)
     return digest(["outer folds", sorted(manifest.id[used].tolist())])
 
@@ -172,11 +184,19 @@ def data_names(identities: Sequence[Identity], label_from: Sequence[str] = ()) -
         known.setdefault(one.dataset, set()).add(one.data)
         column = label_from[k] if label_from else ""
         columns.setdefault((one.dataset, one.labels_digest), set()).add(column)
+    parts = _parts(identities)
     names = []
     for one in identities:
         labels = {digest: columns[one.dataset, digest] for _, _, digest in known[one.dataset]}
-        names.append(_data_name(one, known[one.dataset], _named(labels)))
+        names.append(_data_name(one, known[one.dataset], _named(labels), parts))
     return names
+
+
+def _parts(identities: Sequence[Identity]) -> dict[str, str]:
+    """Return in words what the split digests are of that are of no split: all images."""
+    folds = {o.split_digest for o in identities if "outer" in o.settings and not o.trained_on}
+    whole = {o.split_digest for o in identities if o.trained_on and o.settings.get("part") == "all"}
+    return dict.fromkeys(folds, "outer folds") | dict.fromkeys(whole, "all images")
 
 
 def _named(labels: Mapping[str, set[str]]) -> dict[str, str]:
@@ -186,12 +206,17 @@ def _named(labels: Mapping[str, set[str]]) -> dict[str, str]:
     return named if apart and all(named.values()) else {}
 
 
-def _data_name(one: Identity, known: set[tuple[str, str, str]], columns: Mapping[str, str]) -> str:
-    split = f"split {one.split_digest[:6] or 'unknown'}"
+def _data_name(
+    one: Identity,
+    known: set[tuple[str, str, str]],
+    columns: Mapping[str, str],
+    parts: Mapping[str, str],
+) -> str:
+    split = parts.get(one.split_digest, f"split {one.split_digest[:6] or 'unknown'}")
     labels = f"labels {columns.get(one.labels_digest, one.labels_digest[:6]) or 'unknown'}"
     words = [
         word
-        for word, place in (("outer folds" if "outer" in one.settings else split, 1), (labels, 2))
+        for word, place in ((split, 1), (labels, 2))
         if len({other[place] for other in known}) > 1
     ]
     return f"{one.dataset} ({', '.join(words)})" if words else one.dataset
@@ -211,7 +236,8 @@ def model_parts(identities: Sequence[Identity], *, settings: bool = True) -> lis
     """Return what names each one's model: its backbone, and as much as tells models apart.
 
     Keys are of PARTS, in their order; each value says what it is of. A part that takes several
-    values where those before it are alike is said of all models of that backbone. Models that are
+    values where those before it are alike is said of all models of that backbone; what a head was
+    trained on, wherever it is another data set than the one that it is tested on. Models that are
     alike in all parts, on the same data, get what else differs, of their settings or of how their
     features were made, under the key "settings"; not where `settings` is false.
     """
@@ -224,9 +250,11 @@ def model_parts(identities: Sequence[Identity], *, settings: bool = True) -> lis
             for one in mine:
                 key = tuple(getattr(one, p) for p in said[backbone])
                 alike.setdefault(key, set()).add(str(getattr(one, part)))
-            if any(len(values) > 1 for values in alike.values()):
+            several = any(len(values) > 1 for values in alike.values())
+            if several or (part == "trained_on" and any(one.trained_on for one in mine)):
                 said[backbone].append(part)
-    named = [{part: _word(one, part) for part in said[one.backbone]} for one in identities]
+    words = [{part: _word(one, part) for part in said[one.backbone]} for one in identities]
+    named = [{part: word for part, word in parts.items() if word} for parts in words]
     if not settings:
         return named
     same: dict[tuple[Any, ...], list[Identity]] = {}
@@ -258,6 +286,7 @@ def _word(one: Identity, part: str) -> str:
         "head": f"{value} head",
         "protocol": f"protocol {value}",
         "scored_by": f"per {value}",
+        "trained_on": f"trained on {value}" * bool(value),
     }
     return words.get(part, str(value))
 

@@ -28,6 +28,7 @@ from probe import saved
 from probe.likeness import SHARE
 from probe.results import columns
 from probe.score import log_odds
+from probe.score.thresholds import limit_of
 from probe.spreadsheet import inert
 
 NOT_YET = "not computed yet: `medprobe extract` goes on with it"
@@ -85,17 +86,7 @@ def predict(head_path: Path, store_path: Path, *, at_threshold: bool = False) ->
     about = saved.read(head_path)
     thresholds = _thresholds(head_path, about, wanted=at_threshold)
     with FeatureStore.open(store_path) as store:
-        made, wanted = store.fingerprint["backbone"], about["backbone"]
-        differ = [
-            f"{k}: {made.get(k)}, want {wanted[k]}" for k in wanted if made.get(k) != wanted[k]
-        ]
-        if differ:
-            raise ProbeError(f"{store_path} doesn't suit the head {head_path}: {'; '.join(differ)}")
-        if about["feature"] not in store.features:
-            raise ProbeError(
-                f"{store_path} holds no {about['feature']}, which the head reads: "
-                f"found {', '.join(store.features)}"
-            )
+        saved.check_suits(head_path, about, store)
         done = store.done
         rows = np.flatnonzero(done == DONE)
         reader = saved.Reader(store, about["feature"], rows)
@@ -145,12 +136,7 @@ def _thresholds(path: Path, about: Mapping[str, Any], *, wanted: bool) -> dict[s
         many = about["task"] == "multiclass" and len(about["classes"]) > 2
         why = "more than two classes" if many else "none: probe again with this version"
         raise ProbeError(f"{path} has no threshold to call by: it has {why}; leave --threshold out")
-    ends = {0.0: -np.inf, 1.0: np.inf}
-    return {
-        name: ends[round(t["threshold"])] if t.get("log_odds") is None else t["log_odds"]
-        for name, t in found.items()
-        if t["threshold"] is not None
-    }
+    return {name: limit_of(t) for name, t in found.items() if t["threshold"] is not None}
 
 
 def _rule(about: Mapping[str, Any], thresholds: Mapping[str, float]) -> str:
@@ -189,6 +175,29 @@ def predict_images(
     """
     about = saved.read(head_path)
     _thresholds(head_path, about, wanted=at_threshold)
+    store = extract_for(
+        *(head_path, about, manifest),
+        features=features,
+        weights=weights,
+        device=device,
+        progress=progress,
+        tell=tell,
+    )
+    return predict(head_path, store, at_threshold=at_threshold)
+
+
+def extract_for(
+    head_path: Path,
+    about: Mapping[str, Any],
+    manifest: Manifest,
+    *,
+    features: Path,
+    weights: str | None = None,
+    device: str = "cpu",
+    progress: ImageProgress | None = None,
+    tell: Callable[[ExtractionReport], None] = lambda _: None,
+) -> Path:
+    """Extract a manifest's images as those were that a head was fitted on; return the store."""
     backbone = _backbone_of(head_path, about, weights)
     made = about["features"]
     layer, pool = about["feature"].split("/")
@@ -214,7 +223,7 @@ def predict_images(
             f"{reason}. Give the images another --name, or another folder by --features"
         ) from None
     tell(report)
-    return predict(head_path, report.store, at_threshold=at_threshold)
+    return report.store
 
 
 def _table(

@@ -34,6 +34,8 @@ class ProbeOptions(Scoring):
     repeats: int | None = None  # deals of the outer folds
     calibrate: str | None = None  # recalibration.METHODS, fitted to what folds held out
     conformal: float | None = None  # how often prediction sets are to hold the label
+    leave_out: str | None = None  # a column each value of which is an outer fold, such as site
+    exclude: tuple[str, ...] = ()  # COLUMN=VALUE: images that are neither trained on nor tested
     control: str | None = None  # "shuffle": fit to shuffled labels as well
     uncertain: str = "zeros"  # what -1 and an empty cell count as: zeros, ones (-1 only), ignore
     strict_splits: bool = without_effect(False)  # refuse splits that leak
@@ -63,7 +65,8 @@ class ProbeOptions(Scoring):
             protocol = protocols.find(head)
             self._check_untrained()
         shots, seeds = self.shots or protocol.shots, self.seeds or protocol.seeds
-        if self.outer is not None:
+        outer = self._outer_folds()
+        if outer is not None:
             if shots != (None,):
                 raise ProbeError(
                     "--shots draws training images, and --outer trains on all but a fold: leave one"
@@ -72,9 +75,13 @@ class ProbeOptions(Scoring):
             seeds = self.repeats or 1
         elif self.repeats:
             raise ProbeError("--repeats deals outer folds anew: give --outer too")
+        by = self.by  # each value that is left out is scored apart
+        if self.leave_out and self.leave_out != "subject" and self.leave_out not in by:
+            by = (*by, self.leave_out)
         if head == "knn":
             protocol = protocols.find("knn") if protocol.head != "knn" else protocol
         scoring = {one.name: getattr(self, one.name) for one in fields(Scoring)}
+        scoring["by"] = by
         return ProbeSettings(
             **scoring,
             protocol=protocol,
@@ -85,22 +92,35 @@ class ProbeOptions(Scoring):
             folds=self.folds or protocol.folds,
             shots=shots,
             seeds=seeds,
-            outer=self.outer,
+            outer=outer,
             calibrate=self.calibrate,
             conformal=self.conformal,
+            exclude=self.exclude,
             control=self.control or "",
             uncertain=self.uncertain,
             device=self.device,
             tol=self.tol,
         )
 
+    def _outer_folds(self) -> int | str | None:
+        """Return the outer folds asked for: a number, "subject", or another column."""
+        if self.leave_out is None:
+            return self.outer
+        for name in ("outer", "repeats"):
+            if getattr(self, name) is not None:
+                raise ProbeError(
+                    f"--leave-out makes the outer folds, one for each value: leave --{name} out"
+                )
+        return self.leave_out
+
     def _check_untrained(self) -> None:
         """Raise ProbeError for settings of training, where there is none."""
-        names = ("C", "folds", "shots", "seeds", "outer", "repeats", "control")
+        names = ("C", "folds", "shots", "seeds", "outer", "repeats", "leave_out", "control")
         for name in names:
             if getattr(self, name) is not None:
                 raise ProbeError(
-                    f"a zero-shot head is not trained: leave --{name} out, or take --head linear"
+                    f"a zero-shot head is not trained: leave --{name.replace('_', '-')} out, or "
+                    "take --head linear"
                 )
 
 
@@ -116,9 +136,10 @@ class ProbeSettings(Scoring):
     folds: int
     shots: tuple[int | None, ...]
     seeds: int  # draws of shots, or deals of outer folds
-    outer: int | str | None  # None: the test split tests
+    outer: int | str | None  # None: the test split tests; a text is a column, each value a fold
     calibrate: str | None
     conformal: float | None
+    exclude: tuple[str, ...]
     control: str  # "" for none
     uncertain: str
     device: str
@@ -126,8 +147,8 @@ class ProbeSettings(Scoring):
 
     def _optional(self) -> dict[str, Any]:
         """Return what changes predictions only where it is asked for."""
-        asked = {"outer": self.outer, "calibrate": self.calibrate}
-        return {name: value for name, value in asked.items() if value is not None}
+        asked = {"outer": self.outer, "calibrate": self.calibrate, "exclude": list(self.exclude)}
+        return {name: value for name, value in asked.items() if value}
 
     def strengths(self, features: Features, classes: Sequence[str]) -> tuple[float, ...]:
         """Return the C to try on features (N, D) of K classes."""

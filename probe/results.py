@@ -109,6 +109,8 @@ class Result:
     label_from: str = ""  # the column of the table that labels are from
     positive: str = ""  # of two classes the one that counts as positive
     labelled_by: str = ""  # the command that gave the store its labels and splits
+    trained_on: str = ""  # the data set of the head, where it is another than the one tested on
+    external: dict[str, Any] = field(default_factory=dict)  # of such a test, see schema.External
 
     @property
     def edge(self) -> str:
@@ -133,6 +135,8 @@ class Result:
     def tested(self) -> str:
         """Say on what it was tested: "49 test images", or all images in outer folds."""
         one = "" if self.n_test == 1 else "s"
+        if self.trained_on:
+            return f"{self.n_test} image{one}, by a head that was trained on {self.trained_on}"
         if not self.outer:
             return f"{self.n_test} test image{one}"
         return f"{self.n_test} image{one}, each tested once by a head without its outer fold"

@@ -107,6 +107,33 @@ def read(path: Path) -> dict[str, Any]:
     return about
 
 
+def row_of(path: Path, scored_by: str = "image") -> tuple[Path, Result] | None:
+    """Return the results folder that a head lies in, and its row there; None where there is none.
+
+    Of several rows of one head the one that was scored per `scored_by`, if any.
+    """
+    folder = folder_above(path)
+    if folder is None:
+        return None
+    inside = path.with_suffix(".json").relative_to(folder).as_posix()
+    rows = [r for r in load(folder) if r.heads == inside]
+    rows.sort(key=lambda r: r.scored_by == scored_by)
+    return (folder, rows[-1]) if rows else None
+
+
+def check_suits(path: Path, about: Mapping[str, Any], store: FeatureStore) -> None:
+    """Raise ProbeError for a store of another backbone than the head's, or without its feature."""
+    made, wanted = store.fingerprint["backbone"], about["backbone"]
+    differ = [f"{k}: {made.get(k)}, want {wanted[k]}" for k in wanted if made.get(k) != wanted[k]]
+    if differ:
+        raise ProbeError(f"{store.path} doesn't suit the head {path}: {'; '.join(differ)}")
+    if about["feature"] not in store.features:
+        raise ProbeError(
+            f"{store.path} holds no {about['feature']}, which the head reads: "
+            f"found {', '.join(store.features)}"
+        )
+
+
 @dataclass(frozen=True)
 class Reader:
     """Rows of a feature, read in batches; which of them were whole, damaged, unlike others."""

@@ -58,13 +58,14 @@ class Outer(TypedDict):
 
     kind: NotRequired[Text]
     n: NotRequired[list[Count]]
+    values: NotRequired[list[str]]  # of a column, each of which is a fold
     scores: NotRequired[list[Value]]
     C: NotRequired[list[Strength]]
     chosen: NotRequired[list[float]]
     epoch: NotRequired[list[Count]]
 
 
-class Calibrated(TypedDict):
+class Recalibrated(TypedDict):
     """Of a map that recalibrates log-odds (recalibration.py)."""
 
     method: NotRequired[Literal["temperature", "platt", "isotonic"]]
@@ -73,7 +74,7 @@ class Calibrated(TypedDict):
     knots: NotRequired[list[list[list[float]]]]
 
 
-class Calibration(Calibrated):
+class Calibration(Recalibrated):
     """And how well calibrated predictions are: before and after it, or as they are."""
 
     scores: NotRequired[dict[str, Scored]]
@@ -159,6 +160,46 @@ class Audit(TypedDict):
     conflicts: NotRequired[Count]
 
 
+class Calibrated(TypedDict):
+    """Of one output: how many there are over how many were expected, and the intercept."""
+
+    images: Count
+    observed: Size
+    expected: Size
+    ratio: Scored
+    intercept: Scored
+
+
+class Dropped(Scored):
+    """By one metric: what the head scored at home less what it scores here."""
+
+    home: Value
+    here: Value
+
+
+class Shared(TypedDict):
+    """Images that are, or whose subjects are, among those the head was trained or tested on."""
+
+    trained_on: NotRequired[dict[str, Count]]
+    tested_on: NotRequired[dict[str, Count]]
+    ids: NotRequired[list[str]]
+
+
+class External(TypedDict):
+    """Of a test on other data than the head's own (probe/external.py)."""
+
+    head: NotRequired[str]
+    part: NotRequired[str]
+    split_from: NotRequired[str]
+    absent: NotRequired[list[str]]  # of the head's classes
+    unknown: NotRequired[dict[str, Count]]  # of the data set's, and of how many images
+    calibration: NotRequired[dict[str, Calibrated]]
+    recalibrated: NotRequired[dict[str, Value]]
+    drop: NotRequired[dict[str, Dropped]]
+    drop_method: NotRequired[str]
+    shared: NotRequired[Shared]
+
+
 class Epoch(TypedDict):
     """Of training; `value` is by the metric on the images that were held out."""
 
@@ -219,6 +260,7 @@ NESTED: dict[str, Any] = {  # fields of a Result, beyond their own hints
     "subgroups": list[Group],
     "thresholds": Thresholds,
     "audit": Audit,
+    "external": External,
     "shots": Annotated[int, least(1)] | None,
     "history": list[Epoch],
     "tuned": Tuned,
@@ -281,7 +323,7 @@ class Applied(TypedDict):
     features: NotRequired[Fingerprint]
     settings: NotRequired[dict[str, Any]]
     thresholds: NotRequired[Thresholds]
-    calibration: NotRequired[Calibrated]
+    calibration: NotRequired[Recalibrated]
     conformal: NotRequired[Sets]
     seen: NotRequired[SeenImages]
 

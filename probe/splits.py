@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from features.errors import ProbeError
 from features.manifest import Manifest
 from features.splits import deal
+from probe.exclusion import column_of
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,22 @@ def dealt(
 class Outer:
     """Outer folds of n rows: part (n,) is the fold that tests each, by a head of the other folds.
 
-    group (n,) names what must stay together, in inner folds too.
+    group (n,) names what must stay together, in inner folds too. values: what each fold is called
+    where they are the values of a column; `torn`, how many groups lie in several of these.
     """
 
     kind: str
     part: NDArray[np.int64]
     group: NDArray[np.str_]
     by: str
+    values: tuple[str, ...] = ()
+    torn: int = 0
+
+    def trains(self, fold: int) -> NDArray[np.bool_]:
+        """Return which rows (n,) train the head that tests a fold: none of its groups' rows."""
+        if not self.torn:
+            return np.asarray(self.part != fold)
+        return ~np.isin(self.group, self.group[self.part == fold])
 
 
 def outer(
@@ -63,8 +73,9 @@ def outer(
 ) -> Outer:
     """Return outer folds over rows (n,): k stratified ones by subject, or "subject", one for each.
 
-    hashes (N,), of each image's bytes: subjects that share a file are dealt as one. Raises
-    ProbeError for more folds than subjects, and where no subjects are known to leave out.
+    Of another column, k, each value is a fold; a subject may lie in several. hashes (N,), of each
+    image's bytes: subjects that share a file are dealt as one. Raises ProbeError for more folds
+    than subjects, for a column of one value, and where no subjects are known to leave out.
     """
     group = _together(manifest.subject[rows], [hashes[i] for i in rows] if hashes else None)
     names, member = np.unique(group, return_inverse=True)
@@ -76,12 +87,28 @@ def outer(
                 "--subject-col, or take a number of --outer folds"
             )
         return Outer(f"each of {len(names)} subjects left out in turn", member, group, by)
-    if not 2 <= int(k) <= len(names):
+    if isinstance(k, str):
+        values, part = np.unique(column_of(manifest, k)[rows], return_inverse=True)
+        if len(values) < 2:
+            raise ProbeError(
+                f"{manifest.dataset}: {k} has one value among the images, "
+                f"{values[0] if len(values) else 'none'}: leaving it out leaves nothing to train on"
+            )
+        torn = int((_parts_of(member, part) > 1).sum())
+        kind = f"each of {len(values)} values of {k} left out in turn"
+        return Outer(kind, part, group, by, tuple(values.tolist()), torn)
+    if not 2 <= k <= len(names):
         raise ProbeError(
             f"{k} outer folds of {len(names)} {by}s: want 2 to {len(names)}, see --outer"
         )
-    part = deal(group, manifest.label[rows], [1 / int(k)] * int(k), seed=seed)
+    part = deal(group, manifest.label[rows], [1 / k] * k, seed=seed)
     return Outer(f"{k} stratified outer folds by {by}, seed {seed}", part, group, by)
+
+
+def _parts_of(member: NDArray[np.integer], part: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return in how many parts each group lies, (G,); member and part (n,) of each row."""
+    pairs = np.unique(np.stack([member, part]), axis=1)
+    return np.bincount(pairs[0])
 
 
 def _together(subject: NDArray[np.str_], hashes: Sequence[str] | None) -> NDArray[np.str_]:

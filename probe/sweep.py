@@ -21,12 +21,13 @@ import torch
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
-from features.manifest import Manifest
+from features.manifest import SPLITS, Manifest
 from features.store import FeatureStore
 from probe import choose, results
 from probe.calibrated import Held, calibration_of, held_by, recalibrations, sets_of
 from probe.choose import Fit, Selection, TrainingSet
 from probe.data import Data, load
+from probe.exclusion import column_of, excluded, without
 from probe.heads import Head, fit_heads
 from probe.identity import Identity, data_of
 from probe.likeness import Seen, measure
@@ -80,7 +81,9 @@ def probe_all(
         raise ProbeError("prompts (--prompts) and --head zero-shot go together: give both, or none")
     found: list[results.Result] = []
     with FeatureStore.open(path) as store:
-        manifest = store.manifest()
+        whole = store.manifest()
+        manifest, exclude = _used(whole, resolved)
+        resolved = replace(resolved, exclude=exclude)
         metric = metric_of(manifest, asked.metric)
         outer = resolved.outer is not None
         leaks = audit_splits(store, manifest, strict=asked.strict_splits, outer=outer)
@@ -101,6 +104,7 @@ def probe_all(
                 out=out,
                 provenance={"command": command, "versions": dict(versions or {})},
                 text=made,
+                left_out=excluded(whole, exclude),
             )
             for shots in resolved.shots:
                 started = time.perf_counter()
@@ -111,6 +115,19 @@ def probe_all(
                 for trial, selections, control in zip(trials, chosen, controls, strict=True):
                     found.append(problem.test(trial, selections, control, seconds))
     return found
+
+
+def _used(manifest: Manifest, settings: ProbeSettings) -> tuple[Manifest, tuple[str, ...]]:
+    """Return a manifest without the images that are excluded, and what excludes them.
+
+    Where each value of a column is a fold, images without a value are excluded too: they may be of
+    any.
+    """
+    exclude, column = settings.exclude, settings.outer
+    if isinstance(column, str) and column != "subject":
+        nameless = (column_of(manifest, column) == "") & np.isin(manifest.split, SPLITS)
+        exclude = (*exclude, f"{column}=") if nameless.any() else exclude
+    return without(manifest, exclude), exclude
 
 
 def _features(store: FeatureStore, asked: str | None) -> list[str]:
@@ -134,6 +151,7 @@ class _Problem:
     out: Path
     provenance: dict[str, Any]  # command and versions
     text: ZeroShot | None = None
+    left_out: Sequence[str] = ()  # what was excluded, in words
 
     def trials(self, shots: int | None) -> list[Trial]:
         """Return the trials of a number of shots; of a head that nothing trains, one."""
@@ -277,7 +295,12 @@ class _Problem:
             converged=all(one.converged for one in selections),
             seconds=round(seconds + time.perf_counter() - started, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=[*own, *filter(None, [settings.protocol.note]), *notes],
+            notes=[
+                *own,
+                *filter(None, [settings.protocol.note, trial.note]),
+                *self.left_out,
+                *notes,
+            ],
             control=shuffled,
             audit=self.audit,
             **self.provenance,
@@ -325,6 +348,7 @@ class _Problem:
         chosen: dict[str, list[Any]] = {"C": [one.C for one in selections[1:]]}
         if "chosen" in selections[0].folds:  # a number of neighbours
             chosen = {"chosen": [one.folds["chosen"] for one in selections[1:]]}
+        chosen |= {"values": list(trial.values)} if trial.values else {}
         return of_outer_folds(trial.outer, predictions, self.metric, **chosen)
 
     def _taught(self, subset: TrainingSet) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from probe.score.caveats import caveat
 from probe.score.intervals import OF_FOLDS, intervals
 from probe.score.metrics import Metric
 from probe.score.predictions import LabelledPredictions, Scoring
-from probe.score.thresholds import HeldOut
+from probe.score.thresholds import Frozen, HeldOut
 
 NO_FINDING = {
     "no finding",
@@ -74,7 +74,7 @@ def evaluate(
     predictions: LabelledPredictions,
     metric: Metric,
     *,
-    held_out: HeldOut,
+    held_out: HeldOut | Frozen,
     chosen_on: str,
     settings: Scoring,
 ) -> Evaluation:

@@ -37,6 +37,8 @@ class Trial:
     training_sets: tuple[TrainingSet, ...]
     tested_by: NDArray[np.int64]
     outer: str = ""  # what outer folds these are; "" where the first head is tested
+    values: tuple[str, ...] = ()  # what each fold is called, of the values of a column
+    note: str = ""
 
     @property
     def seed(self) -> int:
@@ -92,12 +94,23 @@ def _nested(
     outer = splits.outer(manifest, data.rows, k=settings.outer, seed=seed, hashes=hashes)
     sets = []
     for without in (UNTESTED, *range(int(outer.part.max()) + 1)):
-        kept = np.flatnonzero(outer.part != without)
+        kept = np.flatnonzero(outer.trains(without))
+        if not len(kept):
+            raise ProbeError(
+                f"{manifest.dataset}: without {outer.values[without]} and its subjects' other "
+                f"images nothing is left to train on"
+            )
         k = _check_folds(settings.folds, len(np.unique(outer.group[kept])))
         label = manifest.label[data.rows[kept]]
         inner = splits.dealt(outer.group[kept], label, k=k, seed=seed, by=outer.by)
         sets.append(TrainingSet(kept, inner, seed))
-    return Trial(tuple(sets), 1 + outer.part, outer.kind)
+    note = ""
+    if outer.torn:
+        note = (
+            f"{outer.torn} {outer.by}s lie in several values of {settings.outer}: where one value "
+            "is tested, their images of the others don't train"
+        )
+    return Trial(tuple(sets), 1 + outer.part, outer.kind, outer.values, note)
 
 
 def _check_folds(k: int, subjects: int) -> int:

@@ -82,7 +82,7 @@ def build(listing: Listing, options: Options) -> Manifest:
         # after the split was drawn, which is so the same in any order
         label, classes = ordered(label, classes, options.classes, where)
         order_from = "given"
-    if options.labelled:
+    if options.labelled and not options.whole:
         check_parts(images, split, split_from)
     columns = (listing.columns or {}).items()
     return Manifest(
@@ -115,7 +115,7 @@ def _classes(listing: Listing, options: Options) -> tuple[NDArray[np.int32], tup
             f'are kept apart; --merge "{alike[0]}={"+".join(alike)}" makes them one',
             stacklevel=4,
         )
-    if label.ndim == 1 and len(classes) < 2 and options.labelled:
+    if label.ndim == 1 and len(classes) < 2 and options.labelled and not options.whole:
         raise DatasetError(
             f"{where} has {len(classes)} class ({', '.join(classes)}): want at least 2"
         )

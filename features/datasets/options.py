@@ -17,6 +17,8 @@ class Options:
     label_sep: str | None = None  # splits one cell into several labels
     keep_na: bool = False  # whether NA, None and their like are classes and subjects, not missing
     labelled: bool = True  # whether labels are wanted; to predict, folder and csv need none
+    # whether a head of other data tests all of it: a split may be there, and none is drawn
+    whole: bool = False
     subject_from_dicom: bool = False  # the patient id of each file's header is its subject
     merge: tuple[str, ...] = ()  # "new=old+old": classes that become one
     classes: tuple[str, ...] = ()  # all of them, in their order; none leaves the source's

@@ -64,6 +64,9 @@ def split_of(
         return _given_split(images, splits), ""
     used = np.ones(n, dtype=bool) if unused is None else ~unused
     split = np.full(n, NO_SPLIT, dtype="<U5")
+    if options.whole:
+        split[used] = "test"
+        return split, "all images are tested"
     split[used] = _drawn_split(images.take(used), options)
     by = "image" if images.subject is images.path else "subject"
     return split, f"drawn by {by}, stratified, {_parts(options)}, seed {options.seed}"

@@ -251,6 +251,23 @@ loop_options = together(  # of the training loop
 )
 
 
+external_options = together(  # how a head is tested on other data
+    click.option(
+        "--class",
+        "names",
+        multiple=True,
+        metavar="THEIRS=HEAD'S",
+        help="Which class of the data is which of the head's, where their names differ; may be"
+        " repeated.",
+    ),
+    click.option(
+        "--leave-shared-out",
+        is_flag=True,
+        help="Leave out images that share a subject or their bytes with the training images.",
+    ),
+)
+
+
 def is_number(text: str) -> bool:
     """Say whether a word is a number, perhaps with a comma at its end."""
     try:

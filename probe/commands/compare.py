@@ -88,7 +88,7 @@ def compare(
         echo(f"\n{best.sentence}")
     if (ranks := comparison.ranks) and len(comparison.datasets) > 1:
         echo(f"\nmean ranks over {len(comparison.datasets)} data sets (1 is best)")
-        models = zip(comparison.models, ranks.mean, strict=True)
+        models = zip(comparison.ranked, ranks.mean, strict=True)
         as_table([(name, f"{rank:.2f}") for name, rank in models])
         if ranks.p is None:
             echo(f"no test: {ranks.why_not}")

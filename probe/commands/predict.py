@@ -126,6 +126,25 @@ def predicted(
         )
 
 
+def extracting(
+    head: Path, manifest: Manifest, stores: Path, weights: str | None, device: str
+) -> Path:
+    """Extract a manifest as a head's images were, with a progress bar; return the store."""
+    from features.devices import resolve_device
+    from probe.predict import extract_for
+    from probe.saved import read
+
+    with bar(f"{manifest.dataset}: features", "images") as show:
+        return extract_for(
+            *(head, read(head), manifest),
+            features=stores,
+            weights=weights,
+            device=resolve_device(device),
+            progress=images_per_second(show),
+            tell=say_store,
+        )
+
+
 def say_store(report: ExtractionReport) -> None:
     """Say on standard error where features were stored, which are applied to again."""
     echo(

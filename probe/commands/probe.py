@@ -24,6 +24,7 @@ from features.console import (
 )
 from probe.commands.arguments import (
     deit_options,
+    external_options,
     loop_options,
     probing_options,
     refuse_spaces,
@@ -32,9 +33,11 @@ from probe.commands.arguments import (
     scoring_options,
 )
 from probe.commands.finetune import about_labels, say, say_audit, say_notes, say_tuned, tested_in
+from probe.commands.said import say_external, say_group
 from probe.commands.settings import (
     DEIT,
     LOOP,
+    external_of,
     probing_of,
     prompts_of,
     refuse_seeds,
@@ -83,6 +86,27 @@ SHOWN = 8  # stores of a folder that an error names
     " zero-shot.",
 )
 @probing_options
+@click.option(
+    "--leave-out",
+    metavar="COLUMN",
+    help="Leave out each value of a column in turn, such as site: tested by a head of the others,"
+    " as with --outer.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Leave these images out of training and test; may be repeated.",
+)
+@click.option(
+    "--test-on",
+    multiple=True,
+    type=FILE,
+    metavar="STORE",
+    help="Test the heads on this store too, such as another hospital's; may be repeated"
+    " (docs/external.md).",
+)
+@external_options
 @scoring_options
 @deit_options
 @loop_options
@@ -120,13 +144,35 @@ def probe(stores: tuple[Path, ...], out: Path, json_: bool, **given: Any) -> Non
                 echo(f"Error: {error}", err=True)
                 failed.append(store)
                 continue
-            found += results
             if not json_:
                 say_results(results, out, trained=trained)
+            found += [*results, *elsewhere(results, out, given, quiet=json_)]
     if json_:
         as_json([asdict(result) for result in found])
     if failed:
         raise FaultFound(f"{len(failed)} of {len(stores)} stores have no result, see above")
+
+
+def elsewhere(
+    results: Sequence[Result], out: Path, given: dict[str, Any], *, quiet: bool
+) -> list[Result]:
+    """Test the heads of results on the stores of --test-on; print it."""
+    if not given["test_on"]:
+        for option in ("names", "leave_shared_out"):
+            if given[option]:
+                name = {"names": "class"}.get(option, option.replace("_", "-"))
+                raise click.UsageError(f"--{name} is of --test-on: give that, or leave it out")
+        return []
+    from probe.external import test_each
+
+    settings = external_of(given)
+    by = columns_of(given["test_on"], given["by"])
+    others = {path: replace(settings, by=by[path]) for path in given["test_on"]}
+    found = test_each(results, out, others, **provenance())
+    for result in found:
+        if not quiet:
+            say_external(result)
+    return found
 
 
 def refuse_folders(stores: Sequence[Path]) -> None:
@@ -227,7 +273,7 @@ def refuse(trained: bool) -> None:
     """Raise UsageError where an option was given that goes with the other kind of head."""
     ctx = click.get_current_context()
     solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
-    solved_only |= {"repeats", "calibrate", "conformal"}
+    solved_only |= {"repeats", "calibrate", "conformal", "leave_out", "exclude"}
     solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
     trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
     solved_only |= {"prompts", "weights"}
@@ -298,19 +344,6 @@ def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
         ]
 
     yield probe_one
-
-
-def say_group(metric: str, group: dict[str, Any], *, subjects: bool) -> None:
-    """Print the metric of one group."""
-    low, high = group["ci_low"], group["ci_high"]
-    score = "not defined"
-    if group["value"] is not None:
-        score = f"{group['value']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
-    echo(
-        f"  {group['column']} {group['group']}: {metric} {score}, n = {group['n']}"
-        + (f", {group['subjects']} subjects" if subjects else "")
-        + (" (few)" if group["small"] else "")
-    )
 
 
 def say_result(result: Result, out: Path, *, several: bool) -> None:

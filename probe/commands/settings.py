@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from probe import probing
+    from probe import elsewhere, probing
     from probe.train import finetune
     from probe.zero_shot import Asked
 
@@ -46,6 +47,7 @@ def probing_of(given: dict[str, Any], **more: Any) -> probing.ProbeOptions:
         "seeds",
         "seed",
     )
+    more |= {"leave_out": given.get("leave_out"), "exclude": parse_exclude(given.get("exclude"))}
     return ProbeOptions(
         C=parse_strengths(given["strengths"]),
         k=parse_counts(given["neighbours"], "--k"),
@@ -55,6 +57,24 @@ def probing_of(given: dict[str, Any], **more: Any) -> probing.ProbeOptions:
         **{name: given[name] for name in names},
         **scoring_of(given),
         **more,
+    )
+
+
+def external_of(given: dict[str, Any]) -> elsewhere.ExternalOptions:
+    """Return how a head is tested on other data, of a command's options."""
+    from probe.elsewhere import ExternalOptions
+
+    if given["unit"] != "subject" and given["aggregate"] is None:
+        raise click.UsageError(
+            f"--unit {given['unit']} joins nothing: give --aggregate mean or max"
+        )
+    same = ("metric", "uncertain", "bootstrap", "interval", "by", "aggregate", "unit", "seed")
+    return ExternalOptions(
+        **{name: given[name] for name in same},
+        part=given.get("part", "all"),
+        names=parse_classes(given["names"]),
+        home=given.get("home"),
+        leave_shared_out=given["leave_shared_out"],
     )
 
 
@@ -144,6 +164,25 @@ def parse_outer(text: str | None) -> int | str | None:
             f"{text!r}: want a number of folds, 2 or more, or subject", param_hint="--outer"
         )
     return int(text)
+
+
+def parse_exclude(words: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the values of --exclude, each COLUMN=VALUE."""
+    for word in words or ():
+        if not word.partition("=")[0] or "=" not in word:
+            raise click.BadParameter(f"{word!r}: want COLUMN=VALUE", param_hint="--exclude")
+    return tuple(words or ())
+
+
+def parse_classes(words: Sequence[str]) -> dict[str, str]:
+    """Return the values of --class, class of the data -> head's."""
+    found = {}
+    for word in words:
+        theirs, equals, ours = word.partition("=")
+        if not (theirs and equals and ours):
+            raise click.BadParameter(f"{word!r}: want THEIRS=HEAD'S", param_hint="--class")
+        found[theirs] = ours
+    return found
 
 
 def parse_shots(text: str | None) -> tuple[int | None, ...] | None:

@@ -33,6 +33,7 @@ SAID = {  # metrics that are not said as they are written
 NOT_IN_CSV = {
     *("metrics", "folds", "task", "classes", "predictions", "heads"),
     *("outputs", "reliability", "subgroups", "thresholds", "audit", "control", "history"),
+    "external",
 }
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",

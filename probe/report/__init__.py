@@ -1,6 +1,7 @@
 """Turn results into a page that opens anywhere, with its figures and tables as files beside it.
 
     gather     results and predictions -> entries        verdict    which model, how surely
+    elsewhere  heads tested on other data
     standings  its tables                                versus     A and B -> paired tests
     overview   entries -> charts across models           trends     charts along C, depth, shots
     panels     one entry, by closeups (its charts),      curves     ROC and precision-recall, bands
@@ -33,6 +34,7 @@ from probe.draw.tables import Scored, Table, csv_table, in_words
 from probe.report import overview, trends
 from probe.report.analysis import cka_charts
 from probe.report.checklist import checklist
+from probe.report.elsewhere import matrices
 from probe.report.gather import Entry, direction, gather, leading
 from probe.report.page import page, scripts
 from probe.report.panels import Panel, panel
@@ -101,6 +103,11 @@ class Report:
     def results(self) -> list[Result]:
         """Return every result, as it may be shown."""
         return [entry.result for entry in self.entries]
+
+    @property
+    def elsewhere(self) -> list[Table]:
+        """Return the tables of heads that were tested on other data than their own."""
+        return [table for table in self.tables if table.name.startswith("000-elsewhere-")]
 
     def charts(self) -> Iterator[Chart]:
         """Yield every chart."""
@@ -195,19 +202,20 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
         warnings.warn(line, stacklevel=3)
     leads = leading(entries)
     found = columns(leads, entries)
-    ranked = rank(found)
-    tables = [main_table(found), tests_table(found), provenance(entries)]
+    own = [c for c in found if not all(s.entry.result.trained_on for s in c.standings)] or found
+    ranked = rank(own)
+    tables = [main_table(found), tests_table(found), provenance(entries), *matrices(leads)]
     pairs = matches(leads) if options.compare else []
     versus = versus_table(pairs) if options.compare else None
     datasets = _datasets(leads, options, run)
-    asked = headline(found)
+    asked = headline(own)
     place = [dataset.name for dataset in datasets].index(asked.dataset) + 1
     return Report(
         entries=entries,
         columns=found,
-        first=None if ranked else headline(found),
+        first=None if ranked else headline(own),
         overall=ranked,
-        sections=_sections(entries, leads, found, options, versus_charts(pairs)),
+        sections=_sections(entries, leads, own, options, versus_charts(pairs)),
         datasets=datasets,
         answers=answers(asked, place),
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],

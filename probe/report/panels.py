@@ -10,6 +10,7 @@ import numpy as np
 from probe.draw.charts import Chart
 from probe.draw.drawing import printable
 from probe.draw.tables import Table, in_words
+from probe.report import elsewhere
 from probe.report.closeups import charts_of
 from probe.report.gather import Entry
 from probe.report.listings import tables_of
@@ -57,7 +58,7 @@ def panel(entry: Entry, stem: str) -> Panel:
         inspect=f"medprobe inspect {shlex.quote(r.store)}",
         audit=f"medprobe audit {shlex.quote(r.store)}",
         charts=charts_of(r, said, stem),
-        tables=tables_of(r, said, stem),
+        tables=[*tables_of(r, said, stem), *elsewhere.tables_of(r, stem)],
         mistakes=mistakes,
         hits=hits,
         ends=at_an_end(r),

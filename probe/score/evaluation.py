@@ -13,7 +13,7 @@ from probe.score.groups import subgroups
 from probe.score.intervals import OF_FOLDS, SAID, intervals
 from probe.score.metrics import METRICS, Metric, per_output, scores_for
 from probe.score.predictions import LabelledPredictions, Scoring
-from probe.score.thresholds import HeldOut, at_thresholds
+from probe.score.thresholds import Frozen, HeldOut, at_thresholds
 
 
 def extras(
@@ -21,7 +21,7 @@ def extras(
     classes: Sequence[str],
     metric: Metric,
     *,
-    held_out: HeldOut,
+    held_out: HeldOut | Frozen,
     chosen_on: str,
     settings: Scoring,
 ) -> dict[str, Any]:

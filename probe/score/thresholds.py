@@ -6,7 +6,7 @@ findings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,19 @@ class HeldOut:
     folds: Sequence[Labelled] = ()  # none where one head gave all predictions
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """Thresholds that were chosen before, output -> what at_thresholds returned of it then."""
+
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+def limit_of(chosen: Mapping[str, Any]) -> float:
+    """Return the log-odds from which a threshold calls; infinite where it calls all, or none."""
+    z = chosen.get("log_odds")
+    return float(z) if z is not None else (np.inf if round(chosen["threshold"]) else -np.inf)
+
+
 def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> float | None:
     """Return the threshold at or above which is called positive, by truth (N,) and score (N,).
 
@@ -53,7 +66,7 @@ def choose_threshold(truth: NDArray[Any], score: NDArray[Any], rule: str) -> flo
 
 
 def at_thresholds(
-    held_out: HeldOut,
+    held_out: HeldOut | Frozen,
     predictions: LabelledPredictions,
     classes: Sequence[str],
     *,
@@ -65,8 +78,8 @@ def at_thresholds(
 ) -> dict[str, dict[str, Any]]:
     """Return per finding (or of two classes, the second) threshold, sensitivity and specificity.
 
-    The threshold is chosen on what was held out for the head that is kept; the rest is measured on
-    the predictions, with intervals, each fold's by the threshold of its own head. It is a
+    The threshold is chosen on what was held out for the head that is kept, or was before; the rest
+    is measured on the predictions, with intervals, each fold's by its own head's threshold. It is a
     probability; `log_odds` is what calls are made by, None where infinite; `positives` and
     `negatives` count the images it was chosen on. Of more than two classes there are none.
     """
@@ -74,25 +87,19 @@ def at_thresholds(
         return {}
     names = classes if predictions.y.ndim == 2 else classes[1:]
     out: dict[str, dict[str, Any]] = {}
-    heads = [one_vs_rest(*held_out.final), *(one_vs_rest(*fold) for fold in held_out.folds)]
-    chosen = zip(*heads, strict=True), one_vs_rest(predictions.y, predictions.z)
-    for name, (before, *by_fold), (truth, score) in zip(names, *chosen, strict=True):
-        threshold = choose_threshold(before[0], before[1], rule)
-        if threshold is None:
+    before = _chosen(held_out, names, rule)
+    tested = one_vs_rest(predictions.y, predictions.z)
+    for name, found, (truth, score) in zip(names, before, tested, strict=True):
+        if found is None:
             continue
-        limits = [choose_threshold(of[0], of[1], rule) for of in by_fold] or [threshold]
+        chosen, limits = found
         # A fold whose head was given one side only has no threshold, and calls nothing.
         limit = np.array([np.nan if one is None else one for one in limits])
         limit = limit[predictions.fold if predictions.fold is not None else 0]
         truth = np.where(np.isnan(limit), np.nan, truth)
         known = ~np.isnan(truth)
         called = (score >= limit).astype(float)
-        out[name] = {
-            "threshold": float(log_odds.probabilities(np.array(threshold))),
-            "log_odds": threshold if np.isfinite(threshold) else None,
-            "positives": float((before[0] == 1).sum()),
-            "negatives": float((before[0] == 0).sum()),
-        }
+        out[name] = chosen
         for side, rate in ((1, "sensitivity"), (0, "specificity")):
             on_side = truth == side
             if not known.any():
@@ -105,6 +112,34 @@ def at_thresholds(
             arrays = truth[on_side], called[on_side], predictions.subjects[on_side]
             out[name] |= intervals([metric], *arrays, n=n, rng=rng, method=method, longer=longer)
     return out
+
+
+def _chosen(
+    held_out: HeldOut | Frozen, names: Sequence[str], rule: str
+) -> Iterator[tuple[dict[str, Any], list[float | None]] | None]:
+    """Yield of each output its threshold, as it is said, and the log-odds by which folds call."""
+    if isinstance(held_out, Frozen):
+        keep = ("threshold", "log_odds", "positives", "negatives")
+        for name in names:
+            known = held_out.outputs.get(name) or {}
+            if known.get("threshold") is None:
+                yield None
+                continue
+            yield {key: known[key] for key in keep if key in known}, [limit_of(known)]
+        return
+    heads = [one_vs_rest(*held_out.final), *(one_vs_rest(*fold) for fold in held_out.folds)]
+    for before, *by_fold in zip(*heads, strict=True):
+        threshold = choose_threshold(before[0], before[1], rule)
+        if threshold is None:
+            yield None
+            continue
+        said = {
+            "threshold": float(log_odds.probabilities(np.array(threshold))),
+            "log_odds": threshold if np.isfinite(threshold) else None,
+            "positives": float((before[0] == 1).sum()),
+            "negatives": float((before[0] == 0).sum()),
+        }
+        yield said, [choose_threshold(of[0], of[1], rule) for of in by_fold] or [threshold]
 
 
 def _rate(
