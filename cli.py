@@ -21,6 +21,7 @@ from features.console import Failure, FaultFound, echo
 from features.errors import MedprobeError, MissingImagesError
 from features.files import reason
 from probe.commands.analyze import analyze
+from probe.commands.audit import audit
 from probe.commands.compare import compare
 from probe.commands.finetune import finetune
 from probe.commands.predict import predict
@@ -107,8 +108,9 @@ def main() -> None:
     cli()
 
 
+# In order of use.
 MAKING = (*features.commands.COMMANDS, *features.inspection.COMMANDS)
-for command in (*MAKING, probe, finetune, run, predict, compare, analyze, report):  # order of use
+for command in (*MAKING, audit, probe, finetune, run, predict, compare, analyze, report):
     cli.add_command(command)
 
 
