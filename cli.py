@@ -21,6 +21,7 @@ from features.console import Failure, FaultFound, echo
 from features.errors import MedprobeError, MissingImagesError
 from features.files import reason
 from probe.commands.analyze import analyze
+from probe.commands.audit import audit
 from probe.commands.compare import compare
 from probe.commands.finetune import finetune
 from probe.commands.predict import predict
@@ -109,9 +110,10 @@ def main() -> None:
     cli()
 
 
+# In order of use.
 MAKING = (*features.commands.COMMANDS, *features.inspection.COMMANDS)
-USING = (probe, finetune, run, predict, test, compare, analyze, report)
-for command in (*MAKING, *USING):  # order of use
+USING = (audit, probe, finetune, run, predict, test, compare, analyze, report)
+for command in (*MAKING, *USING):
     cli.add_command(command)
 
 

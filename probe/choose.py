@@ -34,12 +34,16 @@ HeldOut = tuple[NDArray[Any], NDArray[np.float64]]  # y (n,) or (n, L), log-odds
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Training rows as an ascending index (m,), the folds of them, and the seed that drew them."""
+    """Training rows as an ascending index (m,), the folds of them, and the seed that drew them.
+
+    weight (m,): how much each row counts in linear heads, and in what chooses their C; else alike.
+    """
 
     rows: NDArray[np.int64]
     folds: splits.Folds
     seed: int
     shots: int | None = None
+    weight: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def linear(
         first.append(len(groups))
         for kept in [np.ones(len(positions), dtype=bool), *~subset.folds.held_out]:
             groups.append(np.zeros(len(used), dtype=np.float32))
-            groups[-1][positions[kept]] = 1
+            groups[-1][positions[kept]] = 1 if subset.weight is None else subset.weight[kept]
     heads = fit(
         features.take(used).source(),
         torch.from_numpy(y[used]),
@@ -121,12 +125,15 @@ def _chosen(
         for j in range(0, len(scores), step):
             of_fold = heads.select(slice(j, j + step), group + f + 1)
             parts = [of_fold.log_odds(X.to(heads.coef.device)) for X in _chunks(features, held)]
-            scores[j : j + step, f] = _scores(metric, y[held], torch.cat(parts, 1))
+            weight = None if subset.weight is None else subset.weight[None, held]
+            scores[j : j + step, f] = _scores(metric, y[held], torch.cat(parts, 1), weight)
 
     def losses(j: int) -> list[float]:
         """Return the log-loss of strength j on each fold."""
+        weights = [None if subset.weight is None else subset.weight[None, h] for h in held_out]
         return [
-            _scores(loss, y[held], of_rows(f, held, j)[None])[0] for f, held in enumerate(held_out)
+            _scores(loss, y[held], of_rows(f, held, j)[None], weights[f])[0]
+            for f, held in enumerate(held_out)
         ]
 
     def of_rows(f: int, held: NDArray[np.bool_], j: int | None = None) -> torch.Tensor:
@@ -308,9 +315,15 @@ def least_squares(
     return selections
 
 
-def _scores(metric: metrics.Metric, y: NDArray[Any], z: torch.Tensor) -> list[float]:
-    """Return the metric of each of J heads' log-odds (J, n, K)."""
-    return [float(metrics.evaluate_log_odds(metric, y, head)[0]) for head in z.cpu().numpy()]
+def _scores(
+    metric: metrics.Metric,
+    y: NDArray[Any],
+    z: torch.Tensor,
+    weight: NDArray[np.float64] | None = None,
+) -> list[float]:
+    """Return the metric of each of J heads' log-odds (J, n, K), rows weighted (1, n) or alike."""
+    heads = z.cpu().numpy()
+    return [float(metrics.evaluate_log_odds(metric, y, head, weight)[0]) for head in heads]
 
 
 def _held_out(

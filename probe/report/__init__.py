@@ -7,6 +7,7 @@
     panels     one entry, by closeups (its charts),      curves     ROC and precision-recall, bands
                listings (its tables) and examples        thumbnails images that are still there
     stores     what is still in the stores: map, audit
+    shortcuts  what the audit of columns found
     analysis   CKA tables -> charts                       page       all of it -> HTML
 
 Results in, files out: nothing here needs a backbone or a head. The same results, stores and images
@@ -39,6 +40,7 @@ from probe.report.gather import Entry, direction, gather, leading
 from probe.report.page import page, scripts
 from probe.report.panels import Panel, panel
 from probe.report.processes import Map, alone, several
+from probe.report.shortcuts import Shortcut, shortcuts
 from probe.report.standings import main_table, tests_table
 from probe.report.stores import StoreView, audit_table, look
 from probe.report.trust import Answer, answers
@@ -98,6 +100,7 @@ class Report:
     versus: Table | None = None
     answers: list[Answer] = field(default_factory=list)  # of the data set that is said first
     left_out: list[str] = field(default_factory=list)  # rows, and why
+    shortcuts: list[Shortcut] = field(default_factory=list)  # said beside the headline
 
     @property
     def results(self) -> list[Result]:
@@ -204,7 +207,9 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     found = columns(leads, entries)
     own = [c for c in found if not all(s.entry.result.trained_on for s in c.standings)] or found
     ranked = rank(own)
+    said, columns_table = shortcuts(leads, [column.best.entry for column in found])
     tables = [main_table(found), tests_table(found), provenance(entries), *matrices(leads)]
+    tables += [columns_table] if columns_table.rows else []
     pairs = matches(leads) if options.compare else []
     versus = versus_table(pairs) if options.compare else None
     datasets = _datasets(leads, options, run)
@@ -221,6 +226,7 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
         versus=versus,
         left_out=left_out,
+        shortcuts=said,
     )
 
 

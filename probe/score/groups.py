@@ -49,12 +49,12 @@ def subgroups(
     scored_groups = []
     overall = undefined(metric, y, z) if columns else set()
     for name, given in columns.items():
-        values = _grouped(given)
+        values = grouped(given)
         groups = {group: values == group for group in sorted(set(values.tolist()))}
         lacks = {group: undefined(metric, y[rows], z[rows]) for group, rows in groups.items()}
         for group, out_of_mean in _evened(lacks, z.shape[1]).items():
             rows = groups[group]
-            reduced, y_kept, z_kept = _without(metric, y[rows], z[rows], out_of_mean)
+            reduced, y_kept, z_kept = without(metric, y[rows], z[rows], out_of_mean)
             score = intervals(
                 [reduced],
                 y_kept,
@@ -86,7 +86,7 @@ def _evened(lacks: Mapping[str, set[int]], K: int) -> dict[str, set[int]]:
     return {group: united | lacking for group, lacking in lacks.items()}
 
 
-def _without(
+def without(
     metric: Metric, y: NDArray[Any], z: NDArray[np.float64], left_out: set[int]
 ) -> tuple[Metric, NDArray[Any], NDArray[np.float64]]:
     """Return the metric with labels and log-odds of the outputs that its mean is over.
@@ -184,7 +184,7 @@ def averaged(task: str, metric: str, outputs: Mapping[str, Mapping[str, Any]]) -
     return f"mean of {count} of {len(outputs)} {what}, without {without}"
 
 
-def _grouped(values: NDArray[Any]) -> NDArray[Any]:
+def grouped(values: NDArray[Any]) -> NDArray[Any]:
     """Return group names (N,) of values (N,): themselves, or quartiles of many numbers."""
     given = values != ""
     if len(set(values[given].tolist())) <= MAX_VALUES:

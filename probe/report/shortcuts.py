@@ -1,0 +1,73 @@
+"""What `medprobe audit --predict` found of columns that may be shortcuts, beside the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probe.confounders import COLUMNS, Confounder, load
+from probe.draw.drawing import printable
+from probe.draw.tables import Table
+from probe.report.gather import Entry
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A sentence beside the headline: of which data set and model, and whether it is flagged."""
+
+    dataset: str
+    model: str
+    line: str
+    flagged: bool
+
+
+def shortcuts(leads: Sequence[Entry], best: Sequence[Entry]) -> tuple[list[Shortcut], Table]:
+    """Return a sentence for each column that was looked at of the best entries, and a table of all.
+
+    Columns that show nothing are said in one sentence for each data set.
+    """
+    known: dict[Path, list[Confounder]] = {}
+    said: list[Shortcut] = []
+    rows: list[list[Any]] = []
+    seen: set[tuple[str, str]] = set()
+    for entry in [*best, *leads]:
+        if entry.folder not in known:
+            known[entry.folder] = load(entry.folder)
+        mine = [one for one in known[entry.folder] if _is_of(one, entry)]
+        if not mine or (entry.result.dataset, (key := mine[0].key)) in seen:
+            continue
+        seen.add((entry.result.dataset, key))
+        where = (entry.result.dataset, entry.result.backbone)
+        rows += [[*where, *(_plain(cell) for cell in one.row())] for one in mine]
+        if any(entry is one for one in best):
+            said += _sentences(where, mine)
+    table = Table(
+        "shortcuts",
+        "Columns that may be shortcuts, out of fold by subject; AUROCs with 95 % intervals",
+        ["dataset", "backbone", *COLUMNS],
+        rows,
+    )
+    return said, table
+
+
+def _sentences(where: tuple[str, str], found: Sequence[Confounder]) -> list[Shortcut]:
+    said = [Shortcut(*where, printable(one.line()), True) for one in found if one.flagged]
+    clear = [one.column for one in found if not one.flagged and not one.why]
+    if clear:
+        line = f"no shortcut was found in {', '.join(clear)}: see the table"
+        said.append(Shortcut(*where, printable(line), False))
+    said += [Shortcut(*where, printable(one.line()), False) for one in found if one.why]
+    return said
+
+
+def _is_of(one: Confounder, entry: Entry) -> bool:
+    """Say whether a confounder is of an entry's images, labels and features."""
+    identity = entry.identity
+    mine = (identity.dataset, identity.labels_digest, identity.backbone, identity.feature)
+    return one.of == (*mine, dict(identity.extraction))
+
+
+def _plain(cell: Any) -> Any:
+    return printable(cell) if isinstance(cell, str) else cell
