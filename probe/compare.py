@@ -16,10 +16,15 @@ import numpy as np
 
 from features.errors import ContradictedError, ProbeError
 from probe.identity import data_names, model_names
-from probe.pairing import chosen_among, in_order, paired_tests, read_checked_predictions, unpaired
+from probe.pairing import (
+    chosen_among,
+    in_order,
+    interval_of_seeds,
+    paired_tests,
+    read_checked_predictions,
+)
 from probe.results import Predictions, Result, load
 from probe.score import metrics
-from probe.score.intervals import OF_FOLDS, interval_of_mean
 from probe.score.metric_names import resolve
 from probe.score.paired import ALPHA, Difference
 from probe.score.ranks import Ranks, ranks, wilcoxon_holm
@@ -285,19 +290,8 @@ def _score(dataset: str, model: _Model, metric: metrics.Metric, *, n: int, seed:
     """Return a model's score; of several seeds with the interval of their mean."""
     values = [result.value for result in model.results]
     first, predictions = model.results[0], model.predictions
-    low, high = first.ci_low, first.ci_high
-    if len(predictions) > 1 and not any(unpaired(predictions[0], p) for p in predictions):
-        y, subjects = np.asarray(predictions[0].labels), np.asarray(predictions[0].subjects)
-        scores, rng = [p.scores(metric) for p in predictions], np.random.default_rng(seed)
-        low, high = interval_of_mean(
-            metric,
-            y,
-            scores,
-            subjects,
-            n=n,
-            rng=rng,
-            longer=1.0 if predictions[0].fold is None else OF_FOLDS,
-        )
+    of_mean = interval_of_seeds(metric, predictions, n=n, seed=seed)
+    low, high = of_mean or (first.ci_low, first.ci_high)
     return Score(
         dataset=dataset,
         model=model.name,

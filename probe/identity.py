@@ -97,19 +97,19 @@ def data_of(
     uncertain: str,
     *,
     views: bool = False,
-    outer: bool = False,
+    outer: int | str | bool | None = None,
 ) -> dict[str, Any]:
     """Return the parts of an Identity that a store has: data set, split, labels, features.
 
     uncertain: what -1 and an empty cell count as, labels being others where it is. views: whether
-    stored views are trained on. outer: whether all images are tested in folds, so that it doesn't
-    matter which part of a split they are in (tested_whole).
+    stored views are trained on. outer: the outer folds in which all images are tested, or True for
+    all at once, so that it doesn't matter which part of a split they are in (tested_whole).
     """
     made = store.fingerprint
     left_out = {"features"} if views else {"features", "views"}
     return {
         "dataset": manifest.dataset,
-        "split_digest": tested_whole(manifest) if outer else manifest.split_digest(),
+        "split_digest": tested_whole(manifest, outer) if outer else manifest.split_digest(),
         "labels_digest": _labels_digest(manifest, uncertain),
         "backbone": made["backbone"]["name"],
         "weights": made["backbone"]["weights"],
@@ -130,7 +130,8 @@ def is_of(store: FeatureStore, manifest: Manifest, identity: Identity) -> bool:
         return False
     return (
         made_by(store, identity)
-        and identity.split_digest in (manifest.split_digest(), tested_whole(manifest))
+        and identity.split_digest
+        in (manifest.split_digest(), tested_whole(manifest, identity.settings.get("outer", True)))
         and identity.labels_digest in {_labels_digest(manifest, how) for how in UNCERTAIN}
     )
 
@@ -143,10 +144,15 @@ def made_by(store: FeatureStore, identity: Identity) -> bool:
     )
 
 
-def tested_whole(manifest: Manifest) -> str:
-    """Return a hash of which images are in a split: outer folds, or other heads, test all."""
+def tested_whole(manifest: Manifest, outer: int | str | bool = True) -> str:
+    """Return a hash of which images are in a split at all: those that outer folds test, or all.
+
+    outer: the folds, other ones being another test: their heads have other numbers of images to
+    train on, and models are compared within one kind of test.
+    """
     used = np.isin(manifest.split, SPLITS)
-    return digest(["outer folds", sorted(manifest.id[used].tolist())])
+    ids = sorted(manifest.id[used].tolist())
+    return digest(["outer folds", ids] if outer is True else ["outer folds", ids, outer])
 
 
 def _labels_digest(manifest: Manifest, uncertain: str) -> str:
@@ -194,9 +200,17 @@ def data_names(identities: Sequence[Identity], label_from: Sequence[str] = ()) -
 
 def _parts(identities: Sequence[Identity]) -> dict[str, str]:
     """Return in words what the split digests are of that are of no split: all images."""
-    folds = {o.split_digest for o in identities if "outer" in o.settings and not o.trained_on}
+    folds = {
+        o.split_digest: _folds_name(o.settings["outer"])
+        for o in identities
+        if "outer" in o.settings and not o.trained_on
+    }
     whole = {o.split_digest for o in identities if o.trained_on and o.settings.get("part") == "all"}
-    return dict.fromkeys(folds, "outer folds") | dict.fromkeys(whole, "all images")
+    return folds | dict.fromkeys(whole, "all images")
+
+
+def _folds_name(outer: Any) -> str:
+    return f"{outer} outer folds" if isinstance(outer, int) else f"each {outer} left out"
 
 
 def _named(labels: Mapping[str, set[str]]) -> dict[str, str]:

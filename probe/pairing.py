@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from features.errors import ContradictedError
 from probe.results import Predictions, Result, read_predictions
 from probe.score import metrics
+from probe.score.intervals import OF_FOLDS, interval_of_mean
 from probe.score.paired import Difference, compare, delong_test
 from probe.score.ranks import holm
 from probe.score.winner import Winner, choose
@@ -143,3 +144,18 @@ def read_checked_predictions(folder: Path, result: Result) -> Predictions:
             "; ".join(differ),
         )
     return predictions
+
+
+def interval_of_seeds(
+    metric: metrics.Metric, seeds: Sequence[Predictions], *, n: int, seed: int
+) -> tuple[float, float] | None:
+    """Return the interval of the mean score of several seeds, or None.
+
+    It is None where there is one seed, or where the seeds have other test images.
+    """
+    if len(seeds) < 2 or any(unpaired(seeds[0], other) for other in seeds):
+        return None
+    y, subjects = np.asarray(seeds[0].labels), np.asarray(seeds[0].subjects)
+    scores, rng = [p.scores(metric) for p in seeds], np.random.default_rng(seed)
+    longer = 1.0 if seeds[0].fold is None else OF_FOLDS
+    return interval_of_mean(metric, y, scores, subjects, n=n, rng=rng, longer=longer)

@@ -72,6 +72,11 @@ class ProbeOptions(Scoring):
                     "--shots draws training images, and --outer trains on all but a fold: leave one"
                     " of them out"
                 )
+            if self.repeats and not isinstance(outer, int):
+                raise ProbeError(
+                    f"--repeats deals outer folds anew, and each {outer} is a fold of its own: "
+                    "leave --repeats out"
+                )
             seeds = self.repeats or 1
         elif self.repeats:
             raise ProbeError("--repeats deals outer folds anew: give --outer too")

@@ -53,8 +53,8 @@ def find_head(path: Path, store: Path | None = None) -> Path:
             return folder / name
     if (folder / "predictions.csv").is_file():
         raise ProbeError(
-            f"{path} is a result without a saved head: nearest neighbours have none; probe with a "
-            "linear head"
+            f"{path} is a result without a saved head: nearest neighbours have none, and "
+            "finetune --outer keeps none; probe with a linear head, or finetune without --outer"
         )
     inside = folder if (folder / RESULTS).is_file() else folder_above(folder)
     if inside is None:
@@ -85,7 +85,8 @@ def find_head(path: Path, store: Path | None = None) -> Path:
     raise ProbeError(
         f"{path} has {len(heads)} heads: give one of{''.join(some)}{more}"
         if heads
-        else f"{path} has no saved head: nearest neighbours have none; probe with a linear head"
+        else f"{path} has no saved head: nearest neighbours have none, and finetune --outer keeps "
+        "none; probe with a linear head, or finetune without --outer"
     )
 
 

@@ -104,13 +104,31 @@ def _nested(
         label = manifest.label[data.rows[kept]]
         inner = splits.dealt(outer.group[kept], label, k=k, seed=seed, by=outer.by)
         sets.append(TrainingSet(kept, inner, seed))
-    note = ""
+    note = _unseen(manifest, data, sets, outer.part)
     if outer.torn:
-        note = (
+        note += "; " * bool(note)
+        note += (
             f"{outer.torn} {outer.by}s lie in several values of {settings.outer}: where one value "
             "is tested, their images of the others don't train"
         )
     return Trial(tuple(sets), 1 + outer.part, outer.kind, outer.values, note)
+
+
+def _unseen(
+    manifest: Manifest, data: Data, sets: Sequence[TrainingSet], part: NDArray[np.int64]
+) -> str:
+    """Name the classes with images that no head which is tested on them was shown; "" for none."""
+    if manifest.task != "multiclass":
+        return ""
+    names: dict[str, int] = {}
+    for f, subset in enumerate(sets[1:]):
+        y = data.y[part == f]
+        for k in np.setdiff1d(y, data.y[subset.rows]).tolist():
+            names[manifest.classes[k]] = names.get(manifest.classes[k], 0) + int((y == k).sum())
+    said = [f"{n} images of {name}" for name, n in names.items()]
+    if not said:
+        return ""
+    return f"{', '.join(said)} can't be called right: all are in one outer fold, no head saw others"
 
 
 def _check_folds(k: int, subjects: int) -> int:

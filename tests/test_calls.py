@@ -217,7 +217,8 @@ def test_predict_takes_results_a_run_s_folder_and_what_probe_printed(store, tmp_
     assert "has no heads.json, run.json or results.jsonl: want a saved head" in nothing.stderr
     knn = call("probe", store, "-o", tmp_path / "k", "--head", "knn", "--k", 3, "--bootstrap", 100)
     assert knn.exit_code == 0 and "head: " not in knn.stdout
-    assert "nearest neighbours have none" in call("predict", tmp_path / "k", store).stderr
+    why = call("predict", tmp_path / "k", store).stderr
+    assert "nearest neighbours have none, and finetune --outer keeps none" in why
 
 
 def test_cells_of_several_findings_are_met_with_the_option_that_reads_them(tmp_path, image_folder):

@@ -224,7 +224,7 @@ def test_a_folder_that_holds_results_is_said_to_be_added_to(store, tmp_path):
     words = ["probe", store, "-o", tmp_path / "out", "--folds", "3"]
     assert "holds 1" not in call(*words, "--C", "1").output
     again = call(*words, "--C", "0.1,1", "--json")
-    assert f"{tmp_path / 'out'} holds 1 result. They stay" in again.stderr
+    assert f"{tmp_path / 'out'} holds 1 result. It stays" in again.stderr
     assert json.loads(again.stdout)
     assert "holds 2 results" in call(*words, "--C", "0.1,1").stderr
     assert "holds 2 results" in call(*words, "--C", "0.1,1").stderr  # three lines, two results

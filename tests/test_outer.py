@@ -140,6 +140,48 @@ def test_findings_are_ranked_within_folds_too(tmp_path):
     assert [o["auroc"] for o in result.outputs.values()] == pytest.approx(np.mean(areas, axis=0))
 
 
+def test_a_rare_finding_counts_as_much_as_others_though_few_folds_have_it(tmp_path):
+    y = np.stack([Y2, np.zeros(N, dtype=int)], axis=1)
+    y[rng.choice(N // 2, 6, replace=False) * 2, 1] = 1
+    _, store = made(tmp_path, y)
+    result = probe(store, out=tmp_path / "out", settings=ProbeOptions(C=C, folds=2, outer=5))
+    said = read_predictions(tmp_path / "out" / result.predictions)
+    each = []
+    for k in range(2):
+        rows = [np.flatnonzero((said.fold == f) & ~np.isnan(said.labels[:, k])) for f in range(5)]
+        both = [r for r in rows if len(set(said.labels[r, k])) == 2]
+        each.append(np.mean([roc_auc_score(said.labels[r, k], said.log_odds[r, k]) for r in both]))
+    assert result.value == pytest.approx(np.mean(each), abs=1e-12)
+    assert [o["auroc"] for o in result.outputs.values()] == pytest.approx(each)
+
+
+def test_other_outer_folds_are_another_test_and_not_another_model(tmp_path):
+    """More folds train on more images: which number of folds scores best is no question."""
+    _, store = made(tmp_path, Y2)
+    noisy = X + 2 * rng.standard_normal(X.shape).astype(np.float32)
+    noisier = FINGERPRINT | {"backbone": FINGERPRINT["backbone"] | {"name": "noisy"}}
+    manifest = make_manifest(Y2, subject=SUBJECT)
+    other = make_store(tmp_path / "made" / "c.h5", noisy, manifest, fingerprint=noisier)
+    for path in (store, other):
+        for k in (2, 4):
+            settings = ProbeOptions(C=(1.0,), outer=k, bootstrap=200)
+            probe(path, out=tmp_path / "out", settings=settings)
+    both = compare_results([tmp_path / "out"], n=200)
+    assert {s.dataset for s in both.scores} == {"made (2 outer folds)", "made (4 outer folds)"}
+    assert len(both.models) == 2 and len(both.pairs) == 2
+
+
+def test_a_class_in_one_outer_fold_can_t_be_called_right_and_that_is_said(tmp_path):
+    y = Y2.copy()
+    y[SUBJECT == "5"] = 2
+    _, store = made(tmp_path, y)
+    done = CliRunner().invoke(
+        cli, ["probe", str(store), "--outer", "4", "--C", "1", "-o", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "2 images of class 2 can't be called right" in done.output
+
+
 def test_each_subject_left_out_in_turn(tmp_path):
     manifest, store = made(tmp_path, Y2)
     settings = ProbeOptions(C=(0.1,), folds=2, outer="subject", metric="auroc", tol=1e-9)
@@ -200,6 +242,7 @@ def test_what_can_t_be_done_is_said(tmp_path):
     for settings, words in (
         ({"outer": 4, "shots": (1,)}, "--shots draws training images, and --outer trains on all"),
         ({"repeats": 2}, "give --outer too"),
+        ({"repeats": 2, "outer": "subject"}, "each subject is a fold of its own"),
         ({"outer": 500}, "500 outer folds of 160"),
     ):
         with pytest.raises(ProbeError, match=words):

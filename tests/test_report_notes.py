@@ -9,6 +9,7 @@ from conftest import make_manifest, make_store
 from reporting import Page, add, said
 
 from cli import cli
+from probe.draw.tables import interval, score
 from probe.report import Options, make, write_report
 from probe.report.panels import at_an_end
 from probe.results import load
@@ -52,6 +53,45 @@ def test_probe_says_it_of_one_result_and_counts_them_of_many(tmp_path):
     assert result.edge and f"  {result.edge}\n" in said_
     many = call("probe", store, *how, "--shots", "4,8", "--seeds", 2).stderr
     assert "  4 of 4 results have the smallest or the largest C that was tried" in many
+
+
+def test_the_mean_over_seeds_stands_with_its_own_interval(tmp_path):
+    """It is the one that compare says, on the page, in the tables and in results.md."""
+    y = np.arange(90) % 2
+    X = np.random.default_rng(0).standard_normal((90, 4)) + y[:, None]
+    store, out = make_store(tmp_path / "b.h5", X, make_manifest(y)), tmp_path / "out"
+    call("probe", store, "-o", out, "--C", "1", "--outer", 3, "--repeats", 3, "--bootstrap", 100)
+    first = load(out)[0]
+    call("probe", store, "-o", out, "--protocol", "knn", "--outer", 3, "--bootstrap", 100)
+    scores = json.loads(call("compare", out, "--json").stdout)["scores"]
+    [told] = [s for s in scores if len(s["seeds"]) == 3]
+    assert (told["ci_low"], told["ci_high"]) != (first.ci_low, first.ci_high)
+    [column] = make([out], Options()).columns
+    [found] = [s for s in column.standings if s.seeds == 3]
+    assert (found.value, found.ci_low, found.ci_high) == (
+        pytest.approx(told["value"]),
+        pytest.approx(told["ci_low"]),
+        pytest.approx(told["ci_high"]),
+    )
+    index = write_report([out], tmp_path / "report")
+    assert column.best is found
+    words = f"{score(told['value'])} {interval(told['ci_low'], told['ci_high'])}"
+    assert words in said(Page(index).root)
+    assert words in (tmp_path / "report" / "results.md").read_text()
+
+
+def test_the_page_says_what_was_chosen_on_folds(tmp_path):
+    kind = {"kind": "5 folds"}
+    for k, (facts, words) in enumerate(
+        (
+            ({"folds": kind}, "C was chosen by 5 folds"),
+            ({"folds": kind | {"epoch": 3}}, "The epoch was chosen by 5 folds"),
+            ({"folds": kind, "head": "knn", "C": None}, "k was chosen by 5 folds"),
+        )
+    ):
+        add(tmp_path / str(k), **facts)
+        page = said(Page(write_report([tmp_path / str(k)], tmp_path / f"report{k}")).root)
+        assert words in page and page.count("was chosen by 5 folds") == 1
 
 
 def test_a_score_at_an_end_of_its_own_interval_is_explained(tmp_path):

@@ -306,7 +306,7 @@ def say_added(out: Path) -> None:
         message = f"Warning: {error}"
     else:
         message = (
-            f"{out} holds {n} result{'s' * (n != 1)}. They stay; only one of the same data, head "
-            "and settings is replaced. -o takes another folder"
+            f"{out} holds {n} result{'s. They stay' if n != 1 else '. It stays'}; only one of the "
+            "same data, head and settings is replaced. -o takes another folder"
         )
     echo(message, err=True)

@@ -142,8 +142,9 @@ def say(record: dict[str, Any]) -> None:
     """Print an epoch on standard error."""
     loss = "start" if record["train_loss"] is None else f"loss {record['train_loss']:.4f}"
     value = "not defined" if record["value"] is None else f"{record['value']:.4f}"
+    fold = f"outer fold {record['fold'] + 1}, " if "fold" in record else ""
     echo(
-        f"  epoch {record['epoch']}: {loss}, validation {value}, {record['seconds']:.1f} s",
+        f"  {fold}epoch {record['epoch']}: {loss}, validation {value}, {record['seconds']:.1f} s",
         err=True,
     )
 
@@ -197,6 +198,8 @@ def tested_in(result: Result) -> str:
 def say_tuned(result: Result, out: Path) -> None:
     """Print a result in one line and its head, on standard error what must be known of it."""
     epoch = f", epoch {result.folds['epoch']}" if "epoch" in result.folds else ""
+    if epochs := result.outer.get("epoch"):
+        epoch = f", epochs {', '.join(map(str, epochs))} of the folds"
     echo(
         f"{result.dataset} x {result.backbone}, {result.scenario}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "

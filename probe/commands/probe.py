@@ -354,6 +354,8 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
     cell += [f"seed {result.seed}"] if result.outer and several else []
     chosen = f"C = {result.C:.3g}" if result.C else ""
+    if (of_folds := result.outer.get("C")) and result.C:
+        chosen += f" ({min(of_folds):.3g} to {max(of_folds):.3g} in the folds)"
     chosen = "nothing trained" if result.head == "zero-shot" else chosen
     for name, key in (("k", "chosen"), ("l2", "l2")):
         chosen = f"{name} = {result.folds[key]:g}" if key in result.folds else chosen

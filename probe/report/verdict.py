@@ -18,7 +18,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from probe.draw.tables import Scored, interval, p_value, score
-from probe.pairing import PairedTest, chosen_among, in_order, paired_test, paired_tests, unpaired
+from probe.pairing import (
+    PairedTest,
+    chosen_among,
+    in_order,
+    interval_of_seeds,
+    paired_test,
+    paired_tests,
+    unpaired,
+)
 from probe.report.gather import Entry, by_column, direction, measure, more_is_better, siblings
 from probe.results import Predictions, Result
 from probe.score.metrics import METRICS, Metric
@@ -31,12 +39,14 @@ RESAMPLES = 2000  # as `medprobe compare`
 
 @dataclass(frozen=True)
 class Standing:
-    """A model in a column; of several seeds the mean, with the interval of the first."""
+    """A model in a column; of several seeds the mean, with the interval of the mean."""
 
     entry: Entry
     value: float
     deviation: float | None  # over seeds
     seeds: int
+    ci_low: float
+    ci_high: float
     mark: str = ""  # "best", "tied" with it, or "" where lower or not tested
     difference: Difference | None = None  # best minus this one
     p: float | None = None  # of the best being better, allowing for the search among trained ones
@@ -45,7 +55,7 @@ class Standing:
     @property
     def scored(self) -> Scored:
         """Return the score with its interval and mark."""
-        return Scored(self.value, self.entry.result.ci_low, self.entry.result.ci_high, self.mark)
+        return Scored(self.value, self.ci_low, self.ci_high, self.mark)
 
     @property
     def said(self) -> str:
@@ -124,8 +134,7 @@ class Column:
         """Return the ends of an axis that holds every score and interval, 0 and a score's 1."""
         low, high = [0.0], [1.0] if more_is_better(self.shown.task, self.metric) else []
         for s in self.standings:
-            r = s.entry.result
-            ends = [v for v in (s.value, r.ci_low, r.ci_high) if np.isfinite(v)]
+            ends = [v for v in (s.value, s.ci_low, s.ci_high) if np.isfinite(v)]
             low, high = [*low, *ends], [*high, *ends]
         least, most = min(low), max(high, default=1.0)
         return least, most if most > least else least + 1.0
@@ -217,7 +226,8 @@ def _column(key: tuple[str, str], leads: Sequence[Entry], entries: Sequence[Entr
     for entry in leads:
         values = [c.result.value for c in siblings(entry, entries)]
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        standings.append(Standing(entry, float(np.mean(values)), deviation, len(values)))
+        low, high = _interval(entry, entries)
+        standings.append(Standing(entry, float(np.mean(values)), deviation, len(values), low, high))
     standings.sort(key=_upwards, reverse=True)
     best = Column(*key, standings).best
     rivals = [s for s in standings if s.untrained == best.untrained]
@@ -229,6 +239,14 @@ def _column(key: tuple[str, str], leads: Sequence[Entry], entries: Sequence[Entr
         rivals = [best, *tested]
     alone = [_alone(s, best, entries) for s in untrained]
     return Column(*key, sorted([*rivals, *alone], key=_upwards, reverse=True), chosen, among)
+
+
+def _interval(entry: Entry, entries: Sequence[Entry]) -> tuple[float, float]:
+    """Return the interval of the mean over seeds, as `medprobe compare` has it."""
+    result, metric = entry.result, METRICS.get((entry.result.task, entry.result.metric))
+    seeds = _answers(entry, entries)
+    of_mean = interval_of_seeds(metric, seeds, n=RESAMPLES, seed=0) if metric else None
+    return of_mean or (result.ci_low, result.ci_high)
 
 
 def _marked(standing: Standing) -> Standing:

@@ -52,10 +52,11 @@ class Metric:
     task: str  # "multiclass", "multilabel"
     higher: bool = True  # False of a loss, which is about probabilities
     ranking: bool = False
+    by_output: bool = False  # a mean over outputs, each of which takes its own folds
 
     def make(self, y: Array, p: Scores) -> Scorer:
         """Return a function of weights (B, N) of the images of y and p; of Folded p, by fold."""
-        return scorer_of(self.of, y, p)
+        return self.of(y, p) if self.by_output else scorer_of(self.of, y, p)
 
 
 def evaluate(metric: Metric, y: Array, p: Scores, weights: Array | None = None) -> Array:
@@ -104,8 +105,20 @@ def one_vs_rest(y: Array, p: Array) -> Iterator[tuple[Array, Array]]:
             yield (y[:, k] if y.ndim == 2 else (y == k).astype(float)), score
 
 
-def _mean_of(make: Callable[[Array, Array], Scorer], y: Array, p: Array) -> Scorer:
-    """Return the mean of a score (truth, p) -> scorer over outputs; what has none is left out."""
+def _mean_of(make: Callable[[Array, Array], Scorer], y: Array, p: Scores) -> Scorer:
+    """Return the mean of a score (truth, p) -> scorer over outputs; what has none is left out.
+
+    Of Folded p, an output's score is its mean over folds: it counts as much as others, though some
+    folds haven't got it.
+    """
+    if isinstance(p, Folded):
+        return _mean(
+            lambda: (
+                scorer_of(make, truth, Folded(score, p.fold))
+                for truth, score in one_vs_rest(y, p.p)
+            ),
+            p.p,
+        )
     return _mean(lambda: (make(truth, score) for truth, score in one_vs_rest(y, p)), p)
 
 
@@ -226,8 +239,8 @@ def _metrics() -> Iterator[Metric]:
     }
     for name, (title, make) in ranked.items():
         mean = partial(_mean_of, make)
-        yield of_classes(name, title, mean, ranking=True)
-        yield Metric(name, f"mean {title}", mean, "multilabel", ranking=True)
+        yield of_classes(name, title, mean, ranking=True, by_output=True)
+        yield Metric(name, f"mean {title}", mean, "multilabel", ranking=True, by_output=True)
     of_findings = partial(Metric, task="multilabel")
     yield of_findings("f1", "mean F1", partial(_mean_of, _f1_finding))
     yield of_findings(

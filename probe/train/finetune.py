@@ -177,6 +177,7 @@ def _trained(model: nn.Module, run: Run, say: Say) -> list[dict[str, Any]]:
 
         def tell(record: dict[str, Any]) -> None:
             write(record)
-            say(record)
+            fold = run.settings.fold
+            say(record if fold is None else record | {"fold": fold})
 
         return train(model, task, training, RunFolder(run.checkpoints, run.identity), tell)

@@ -120,7 +120,7 @@ class Run:
     def data(self) -> dict[str, Any]:
         """Return the parts of its identity that its store has."""
         rows, views = self.rows, isinstance(self.rows.task.feed, StoredFeatures)
-        outer = rows.outer is not None
+        outer = self.settings.outer
         uncertain = self.settings.uncertain
         return data_of(rows.store, rows.manifest, uncertain, views=views, outer=outer)
 
