@@ -97,19 +97,19 @@ def data_of(
     uncertain: str,
     *,
     views: bool = False,
-    outer: int | str | bool | None = None,
+    outer: bool = False,
 ) -> dict[str, Any]:
     """Return the parts of an Identity that a store has: data set, split, labels, features.
 
     uncertain: what -1 and an empty cell count as, labels being others where it is. views: whether
-    stored views are trained on. outer: the outer folds in which all images are tested, or True for
-    all at once, so that it doesn't matter which part of a split they are in (tested_whole).
+    stored views are trained on. outer: whether all images are tested in folds, so that it doesn't
+    matter which part of a split they are in (tested_whole).
     """
     made = store.fingerprint
     left_out = {"features"} if views else {"features", "views"}
     return {
         "dataset": manifest.dataset,
-        "split_digest": tested_whole(manifest, outer) if outer else manifest.split_digest(),
+        "split_digest": tested_whole(manifest) if outer else manifest.split_digest(),
         "labels_digest": _labels_digest(manifest, uncertain),
         "backbone": made["backbone"]["name"],
         "weights": made["backbone"]["weights"],
@@ -130,8 +130,7 @@ def is_of(store: FeatureStore, manifest: Manifest, identity: Identity) -> bool:
         return False
     return (
         made_by(store, identity)
-        and identity.split_digest
-        in (manifest.split_digest(), tested_whole(manifest, identity.settings.get("outer", True)))
+        and identity.split_digest in (manifest.split_digest(), tested_whole(manifest))
         and identity.labels_digest in {_labels_digest(manifest, how) for how in UNCERTAIN}
     )
 
@@ -144,15 +143,10 @@ def made_by(store: FeatureStore, identity: Identity) -> bool:
     )
 
 
-def tested_whole(manifest: Manifest, outer: int | str | bool = True) -> str:
-    """Return a hash of which images are in a split at all: those that outer folds test, or all.
-
-    outer: the folds, other ones being another test: their heads have other numbers of images to
-    train on, and models are compared within one kind of test.
-    """
+def tested_whole(manifest: Manifest) -> str:
+    """Return a hash of which images are in a split: outer folds, or other heads, test all."""
     used = np.isin(manifest.split, SPLITS)
-    ids = sorted(manifest.id[used].tolist())
-    return digest(["outer folds", ids] if outer is True else ["outer folds", ids, outer])
+    return digest(["outer folds", sorted(manifest.id[used].tolist())])
 
 
 def _labels_digest(manifest: Manifest, uncertain: str) -> str:
@@ -190,27 +184,40 @@ def data_names(identities: Sequence[Identity], label_from: Sequence[str] = ()) -
         known.setdefault(one.dataset, set()).add(one.data)
         column = label_from[k] if label_from else ""
         columns.setdefault((one.dataset, one.labels_digest), set()).add(column)
-    parts = _parts(identities)
+    parts, schemes = _parts(identities), _schemes(identities)
     names = []
     for one in identities:
         labels = {digest: columns[one.dataset, digest] for _, _, digest in known[one.dataset]}
-        names.append(_data_name(one, known[one.dataset], _named(labels), parts))
+        name = _data_name(one, known[one.dataset], _named(labels), parts)
+        names.append(f"{name}, {_scheme(one)}" if len(schemes.get(one.data, ())) > 1 else name)
     return names
+
+
+def _schemes(identities: Sequence[Identity]) -> dict[tuple[str, str, str], set[str]]:
+    """Return by which outer folds the same images are tested, where folds test them.
+
+    More folds train on more images, so that results of one model by several of them are not several
+    models: each is a test of its own.
+    """
+    schemes: dict[tuple[str, str, str], set[str]] = {}
+    for one in identities:
+        if "outer" in one.settings and not one.trained_on:
+            schemes.setdefault(one.data, set()).add(_scheme(one))
+    return schemes
+
+
+def _scheme(one: Identity) -> str:
+    outer = None if one.trained_on else one.settings.get("outer")
+    if outer is None:
+        return "all images"
+    return f"{outer} outer folds" if isinstance(outer, int) else f"each {outer} left out"
 
 
 def _parts(identities: Sequence[Identity]) -> dict[str, str]:
     """Return in words what the split digests are of that are of no split: all images."""
-    folds = {
-        o.split_digest: _folds_name(o.settings["outer"])
-        for o in identities
-        if "outer" in o.settings and not o.trained_on
-    }
+    folds = {o.split_digest for o in identities if "outer" in o.settings and not o.trained_on}
     whole = {o.split_digest for o in identities if o.trained_on and o.settings.get("part") == "all"}
-    return folds | dict.fromkeys(whole, "all images")
-
-
-def _folds_name(outer: Any) -> str:
-    return f"{outer} outer folds" if isinstance(outer, int) else f"each {outer} left out"
+    return dict.fromkeys(folds, "outer folds") | dict.fromkeys(whole, "all images")
 
 
 def _named(labels: Mapping[str, set[str]]) -> dict[str, str]:

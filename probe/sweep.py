@@ -264,7 +264,7 @@ class _Problem:
             score = scored([self.metric], answers, settings)[self.metric.name]
             shuffled = {"kind": settings.control, "C": control[0].C} | score
         identity = Identity(
-            **data_of(self.store, manifest, settings.uncertain, outer=settings.outer),
+            **data_of(self.store, manifest, settings.uncertain, outer=bool(trial.outer)),
             scenario=f"frozen-{settings.head}",
             head=settings.head,
             feature=self.feature,

@@ -167,7 +167,7 @@ def test_other_outer_folds_are_another_test_and_not_another_model(tmp_path):
             settings = ProbeOptions(C=(1.0,), outer=k, bootstrap=200)
             probe(path, out=tmp_path / "out", settings=settings)
     both = compare_results([tmp_path / "out"], n=200)
-    assert {s.dataset for s in both.scores} == {"made (2 outer folds)", "made (4 outer folds)"}
+    assert {s.dataset for s in both.scores} == {"made, 2 outer folds", "made, 4 outer folds"}
     assert len(both.models) == 2 and len(both.pairs) == 2
 
 

@@ -120,7 +120,7 @@ class Run:
     def data(self) -> dict[str, Any]:
         """Return the parts of its identity that its store has."""
         rows, views = self.rows, isinstance(self.rows.task.feed, StoredFeatures)
-        outer = self.settings.outer
+        outer = rows.outer is not None
         uncertain = self.settings.uncertain
         return data_of(rows.store, rows.manifest, uncertain, views=views, outer=outer)
 
