@@ -73,10 +73,23 @@ class Fingerprint(TypedDict):
     versions: NotRequired[dict[str, str]]
 
 
+class ParityFields(TypedDict):
+    """What parity.py measures; numbers are null that were not."""
+
+    feature: str
+    images: Count
+    cosine: float | None
+    fast: float | None
+    pixels: float | None
+    within: float | None
+    reduced: dict[str, float] | None
+
+
 class Root(TypedDict):
     """Attributes of the file."""
 
     fingerprint: Text
+    parity: NotRequired[Text]
     default_feature: Text
     batch_size: Annotated[int, least(1)]
 
@@ -111,6 +124,8 @@ def check_store(
     try:
         check(dict(attributes), Root, "")
         check(parse(attributes["fingerprint"]), Fingerprint, "fingerprint")
+        if "parity" in attributes:
+            check(parse(attributes["parity"]), ParityFields, "parity")
         check(dict(about), About, "")
         check(parse(about["classes"]), Annotated[list[str], distinct], "classes")
         _check_extents(extents, path.stat().st_size)

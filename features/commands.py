@@ -36,7 +36,7 @@ from features.console import (
 from features.parsing import parse_batch_size, parse_fit, parse_normalize, weights_of
 
 if TYPE_CHECKING:
-    from features.backbones import Backbone
+    from features.backbones import Backbone, Known
     from features.estimate import Estimate
     from features.extract import ExtractionReport
     from features.manifest import Manifest
@@ -44,33 +44,60 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option(
+    "--modality",
+    type=click.Choice(["general", "xray", "fundus", "derm", "histology", "ct"]),
+    help="List only those that were trained on such images.",
+)
 @json_option
-def backbones(json_: bool) -> None:
-    """List the backbones: parameters, input, source, licence, data.
+def backbones(modality: str | None, json_: bool) -> None:
+    """List the backbones: the study's with parameters and input, then others by name.
 
     Any other model works as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME (docs/backbones.md).
 
     \b
-    medprobe backbones
+    medprobe backbones --modality xray
     """
-    from features.backbones import BACKBONES
+    from features.backbones import BACKBONES, KNOWN
 
-    rows = [asdict(spec) for spec in BACKBONES.values()]
-    for row in rows:
-        del row["loader"]
+    known = [k for k in KNOWN.values() if not modality or modality in k.modality]
+    study = [asdict(spec) for spec in BACKBONES.values() if modality in (None, "general")]
     if json_:
-        return as_json(rows)
-    names = (
-        "name",
-        "params",
-        "input_size",
-        "default_feature",
-        "feature_dim",
-        "pretraining_data",
-        "licence",
-        "source",
-    )
-    return as_table([names, *([row[n] for n in names] for row in rows)])
+        return as_json(in_full(study, known))
+    if study:
+        names = (
+            "name",
+            "params",
+            "input_size",
+            "default_feature",
+            "feature_dim",
+            "pretraining_data",
+            "licence",
+            "source",
+        )
+        as_table([names, *([row[n] for n in names] for row in study)])
+    if known:
+        if study:
+            echo()
+        head = ("name", "modality", "access", "licence", "source")
+        lines = ((k.name, " ".join(k.modality), k.access, k.licence, k.page) for k in known)
+        as_table([head, *lines])
+    return None
+
+
+def in_full(study: Sequence[dict[str, Any]], known: Sequence[Known]) -> list[dict[str, Any]]:
+    """Return both tables as rows of the same fields; null is what only loading a model tells."""
+    from features.backbones import Spec
+
+    fields = [name for name in Spec.__dataclass_fields__ if name != "loader"]
+    more = {"modality": ["general"], "route": None, "gated": False, "note": "", "described_in": ""}
+    rows = [{**row, **more} for row in study]
+    rows += [
+        asdict(k)
+        | {"source": k.page, "described_in": k.source, "default_feature": k.feature or None}
+        for k in known
+    ]
+    return [{name: row.get(name) for name in (*fields, *more)} for row in rows]
 
 
 @click.command()

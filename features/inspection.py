@@ -38,7 +38,11 @@ def inspect(store: Path, json_: bool) -> None:
         description.pop("remarks"),
         description.pop("fingerprint"),
     )
+    parity = description.pop("parity")
     as_table([(name, in_a_line(value)) for name, value in description.items()])
+    if parity:
+        echo("beside its own library")
+        as_table(rows_of(parity))
     echo("made from")
     as_table(rows_of(made))
     for path, reason in bad.items():
@@ -96,6 +100,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "split_digest": manifest.split_digest(),
         "fingerprint_digest": store.fingerprint_digest,
         "fingerprint": store.fingerprint,
+        "parity": store.parity,
         "bad": {str(manifest.path[i]): reason for i, reason in store.bad().items()},
         "remarks": dict(Counter(store.remarks().values())),
     }

@@ -13,7 +13,8 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from features.files import filename
 from features.fingerprint import fingerprint, in_words
 from features.layout import VIEWS
 from features.manifest import Manifest
+from features.parity import Parity, certify
 from features.stale import REMEDY, STALE, of_other_images, other_labels, two_roots
 from features.store import BAD, DONE, FeatureStore
 from features.twins import changed_files, copy_twin, find_twin
+from features.workers import ImageRecipe
 
 SHOWN = 5  # how many of a list an error names
 
@@ -68,7 +71,8 @@ class Plan:
     """What is asked of one backbone. `missing` features are to be made; `new` is a new store.
 
     grows: the store is there, and has some of the images. twin: a store under another name that a
-    new one is copied from. ask puts a question about the device.
+    new one is copied from. ask puts a question about the device. parity: the certificate of a new
+    store whose model has a library to compare with.
     """
 
     path: Path
@@ -81,6 +85,7 @@ class Plan:
     grows: bool = False
     twin: Path | None = None
     ask: Ask = run_locally
+    parity: Parity | None = None
 
     @property
     def adding(self) -> Path:
@@ -107,8 +112,11 @@ def plan(
 ) -> Plan:
     """Compare what is asked with what is there; changes nothing.
 
-    ask puts a question about the device: here, or on a machine that has it. Raises StaleStoreError
-    for a store that was made from something else, unless it may be overwritten.
+    ask puts a question about the device: here, or on a machine that has it. For a new store of a
+    model that any name loads, a few images are compared with what its library makes of them, and
+    "auto" precision is checked on them. Raises StaleStoreError for a store that was made from
+    something else, unless it may be overwritten, and BackboneError for features that are not the
+    library's.
     """
     path = store_path(out, manifest.dataset, backbone.spec.name)
     bfloat16 = backbone.spec.bfloat16
@@ -127,7 +135,13 @@ def plan(
         seed=settings.view_seed,
         dicom=dicom.applied(manifest.path.tolist(), settings.window, settings.frame),
     )
-    planned = Plan(path, backbone, precision, shapes, tuple(shapes), True, asked, ask=ask)
+    parity = _parity(path, asked, manifest, backbone, settings, ask)
+    if parity and settings.precision == "auto":
+        precision = parity.settled(precision)
+        asked["precision"] = precision
+    planned = Plan(
+        path, backbone, precision, shapes, tuple(shapes), True, asked, False, None, ask, parity
+    )
     if settings.overwrite == "always":
         return planned
     if not path.is_file():
@@ -154,6 +168,29 @@ def plan(
         remedy = of_other_images(other, manifest, has_all=has_all) if images else REMEDY
         raise StaleStoreError(f"{path} was made from something else: {'; '.join(differ)}. {remedy}")
     return planned
+
+
+def _parity(
+    path: Path,
+    asked: Mapping[str, Any],
+    manifest: Manifest,
+    backbone: Backbone,
+    settings: ExtractionSettings,
+    ask: Ask,
+) -> Parity | None:
+    """Return the certificate of a store that is there, or one that is made for a new one."""
+    if backbone.library is None:
+        return None
+    if settings.overwrite != "always" and path.is_file():
+        with suppress(StoreError), FeatureStore.open(path) as store:
+            same = ("backbone", "image", "normalize")
+            if all(store.fingerprint.get(part) == asked[part] for part in same):
+                return Parity(**store.parity) if store.parity else None
+    reduced = asked["precision"] if settings.precision == "auto" else "float32"
+    recipe = ImageRecipe((), window=settings.window, frame=settings.frame)
+    found: Parity = ask(certify, backbone, manifest, recipe, settings.device, reduced)
+    found.say(backbone.spec.name, reduced, exact=settings.exact)
+    return found
 
 
 def _is_part(some: Manifest, whole: Manifest) -> bool:
@@ -235,7 +272,8 @@ def _copy(planned: Plan, twin: Path, manifest: Manifest) -> None:
     shutil.rmtree(parts_folder(planned.path), ignore_errors=True)
     shapes, made = planned.shapes, planned.fingerprint
     default = _default_feature(planned, tuple(shapes))
-    copy_twin(twin, planned.path, manifest, shapes, made, default_feature=default)
+    parity = asdict(planned.parity) if planned.parity else None
+    copy_twin(twin, planned.path, manifest, shapes, made, default_feature=default, parity=parity)
 
 
 def _default_feature(planned: Plan, names: tuple[str, ...]) -> str:
@@ -259,6 +297,7 @@ def _create(
         {name: planned.shapes[name] for name in names},
         fingerprint=made_from,
         default_feature=_default_feature(planned, names),
+        parity=asdict(planned.parity) if planned.parity else None,
         batch_size=batch_size or _batch_size(planned, manifest, settings),
     )
 

@@ -50,10 +50,11 @@ class FeatureStore(StoreWriter):
         fingerprint: Mapping[str, Any],
         default_feature: str,
         batch_size: int,
+        parity: Mapping[str, Any] | None = None,
     ) -> None:
         """Write an empty store with room for every row; features maps LAYER/POOL to its shape.
 
-        Raises StoreError where the disk has no room for it.
+        parity: fields of parity.Parity. Raises StoreError where the disk has no room for it.
         """
         build(
             path,
@@ -63,6 +64,7 @@ class FeatureStore(StoreWriter):
                 "fingerprint": json.dumps(fingerprint, sort_keys=True),
                 "default_feature": default_feature,
                 "batch_size": batch_size,
+                **({"parity": json.dumps(parity)} if parity else {}),
             },
         )
 

@@ -101,6 +101,12 @@ class StoreReader:
         return fingerprint
 
     @property
+    def parity(self) -> dict[str, Any]:
+        """What was measured of parity with the model's library; nothing where none was made."""
+        found: dict[str, Any] = json.loads(self.attributes.get("parity", "{}"))
+        return found
+
+    @property
     def fingerprint_digest(self) -> str:
         """The fingerprint's short name."""
         return digest(self.fingerprint)

@@ -93,6 +93,7 @@ def copy_twin(
     asked: Mapping[str, Any],
     *,
     default_feature: str,
+    parity: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a store with a twin's rows, marks and checksums, and the manifest's labels.
 
@@ -103,5 +104,6 @@ def copy_twin(
             "fingerprint": json.dumps(asked, sort_keys=True),
             "default_feature": default_feature,
             "batch_size": store.batch_size,
+            **({"parity": json.dumps(parity)} if parity else {}),
         }
         build(path, manifest, shapes, attributes, store.columns, taken=store.kept)

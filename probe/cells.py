@@ -177,4 +177,11 @@ def _weights_file(weights: str | None) -> Path | None:
     if weights is None or weights == "random":
         return None
     path = Path(weights)
-    return path / checkpoints.FOLDER / checkpoints.BEST if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    best = path / checkpoints.FOLDER / checkpoints.BEST
+    if best.is_file():
+        return best
+    # The folder of a model's repository: any change of it shows in its newest file.
+    files = [file for file in path.iterdir() if file.is_file()]
+    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)

@@ -23,7 +23,7 @@ from probe.heads import Head
 from probe.results import Result, folder_above, load
 from probe.schema import Applied
 from probe.score import log_odds
-from probe.train import checkpoints, finetune
+from probe.train import checkpoints, testing
 from probe.train.finetune import TrainSettings, build_head
 from probe.train.training import Training
 
@@ -165,7 +165,7 @@ def apply(path: Path, about: Mapping[str, Any], reader: Reader) -> NDArray[np.fl
 
     about is what `read` returned. Raises ProbeError for features of another shape than the head's.
     """
-    said = _trained if about["format"] == finetune.FORMAT else _solved
+    said = _trained if about["format"] == testing.FORMAT else _solved
     return said(path, about, reader)
 
 

@@ -62,6 +62,7 @@ class Outer(TypedDict):
     scores: NotRequired[list[Value]]
     C: NotRequired[list[Strength]]
     chosen: NotRequired[list[float]]
+    epoch: NotRequired[list[Count]]
 
 
 class Output(TypedDict):

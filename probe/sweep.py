@@ -277,7 +277,7 @@ class _Problem:
             evaluation,
             C=kept.C,
             folds=kept.folds,
-            outer=of_outer_folds(trial, selections, predictions, self.metric),
+            outer=self._of_outer_folds(trial, selections, predictions) if trial.outer else {},
             n_train=len(subset.rows),
             n_bad=data.n_bad,
             store=str(self.store.path),
@@ -323,6 +323,17 @@ class _Problem:
             fold=trial.tested_by[tested] - 1 if trial.outer else None,
             ranked_together=settings.outer == "subject",
         )
+
+    def _of_outer_folds(
+        self, trial: Trial, selections: list[Selection], predictions: LabelledPredictions
+    ) -> dict[str, Any]:
+        """Return what the result says of its outer folds, with what was chosen in each."""
+        chosen: dict[str, list[Any]] = {"C": [one.C for one in selections[1:]]}
+        if "chosen" in selections[0].folds:  # a number of neighbours
+            chosen = {"chosen": [one.folds["chosen"] for one in selections[1:]]}
+        if trial.values:
+            chosen["values"] = list(trial.values)
+        return of_outer_folds(trial.outer, predictions, self.metric, **chosen)
 
     def _taught(self, subset: TrainingSet) -> NDArray[Any]:
         """Return the labels (n,) or (n, L) that a head was shown."""

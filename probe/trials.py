@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features.errors import ProbeError
 from features.manifest import Manifest
 from probe import splits
-from probe.choose import Selection, TrainingSet
+from probe.choose import TrainingSet
 from probe.data import Data
 from probe.probing import ProbeSettings
 from probe.score import metrics
@@ -123,23 +123,19 @@ def _check_folds(k: int, subjects: int) -> int:
 
 
 def of_outer_folds(
-    trial: Trial,
-    selections: Sequence[Selection],
-    predictions: LabelledPredictions,
-    metric: metrics.Metric,
+    kind: str, predictions: LabelledPredictions, metric: metrics.Metric, **chosen: list[Any]
 ) -> dict[str, Any]:
-    """Return what a result says of its outer folds: what they are, and of each score, size, C."""
-    if not trial.outer:
-        return {}
-    folds = [np.flatnonzero(predictions.fold == f) for f in range(len(selections) - 1)]
-    said: dict[str, Any] = {"kind": trial.outer, "n": [len(rows) for rows in folds]}
-    said |= {"values": list(trial.values)} if trial.values else {}
+    """Return what a result says of its outer folds: what they are, and of each size and score.
+
+    chosen: what was chosen in each, such as C. There are no scores where all are ranked together.
+    """
+    assert predictions.fold is not None
+    folds = [np.flatnonzero(predictions.fold == f) for f in range(int(predictions.fold.max()) + 1)]
+    said: dict[str, Any] = {"kind": kind, "n": [len(rows) for rows in folds]}
     if not predictions.ranked_together:
         each = [
             metrics.evaluate_log_odds(metric, predictions.y[rows], predictions.z[rows])[0]
             for rows in folds
         ]
         said["scores"] = [float(v) if np.isfinite(v) else None for v in each]
-    name = "chosen" if "chosen" in selections[0].folds else "C"
-    own = [one.folds.get("chosen") if name == "chosen" else one.C for one in selections[1:]]
-    return said | ({} if None in own else {name: own})
+    return said | {name: values for name, values in chosen.items() if None not in values}

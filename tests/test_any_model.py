@@ -10,7 +10,7 @@ import torch
 from parity import apart, compared, files, hf, openclip, timm_
 from references import stirred
 from safetensors.torch import load_file, save_file
-from test_parity import HF, VIT
+from test_parity import HF, VIT, trunk
 
 from features.backbones import load_backbone, seem
 from features.backbones.from_timm import RECIPES
@@ -326,6 +326,65 @@ def test_torchscript_is_read_as_tensors_and_never_run(tmp_path, how):
         archive.writestr("bad/data.pkl", pickle.dumps(Payload(), protocol=2))
     with pytest.raises(BackboneError, match="reading them would run code"):
         read_state_dict(bad)
+
+
+BERT = {"hf_model_name": "org/own-code", "hf_tokenizer_name": "org/own-code", "hf_proj_type": "mlp"}
+BERT |= {"hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 256}
+
+
+def folder_with_a_text_tower_of_transformers(folder):
+    """As BiomedCLIP's repository is: weights of both towers, the text's by another's name."""
+    case = openclip(trunk("test_vit", "", "linear", 160), {}, folder)
+    config = folder / "open_clip_config.json"
+    made = json.loads(config.read_text())
+    made["model_cfg"]["text_cfg"] = BERT
+    config.write_text(json.dumps(made))
+    file = folder / "open_clip_model.safetensors"
+    state = {k: v for k, v in load_file(file).items() if k.startswith(("visual.", "logit_scale"))}
+    state |= {"text.transformer.embeddings.word_embeddings.weight": torch.zeros(9, 8)}
+    state |= {"text.transformer.embeddings.position_ids": torch.arange(9)[None]}
+    state |= {"text.proj.0.weight": torch.zeros(4, 8)}
+    save_file(state, file)
+    return case
+
+
+@pytest.mark.parametrize("weights", [None, "random", "file"])
+@pytest.mark.parametrize("name", ["folder", "roberta-ViT-B-32/laion2b_s12b_b32k"])
+def test_a_text_tower_of_transformers_is_neither_fetched_nor_asked_about(
+    name, weights, tmp_path, monkeypatch
+):
+    """open_clip would get its configuration, weights and tokeniser from the hub."""
+    import open_clip
+    import transformers
+
+    config = open_clip.get_model_config("roberta-ViT-B-32")
+    config["vision_cfg"] |= {"layers": 1, "width": 64}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "roberta-ViT-B-32", config)
+    case = folder_with_a_text_tower_of_transformers(tmp_path)
+    file = tmp_path / "open_clip_model.safetensors"
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    for kind in ("AutoConfig", "AutoModel", "AutoTokenizer"):
+        for how in ("from_pretrained", "from_config"):
+            if hasattr(getattr(transformers, kind), how):
+                refuse = classmethod(lambda *_, **__: pytest.fail("it fetched"))
+                monkeypatch.setattr(getattr(transformers, kind), how, refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    given = str(file) if weights == "file" else weights
+    if name == "folder":
+        backbone = load_backbone(case.name, given)
+        x = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            found = backbone.network(x, ["final/pooled"])["final/pooled"]
+        assert found.shape == (1, 24)
+        assert not [key for key in backbone.module.state_dict() if "text" in key]
+    elif weights == "random":
+        with pytest.warns(UserWarning, match="it has no name with the other"):
+            found = load_backbone(f"openclip:{name}", given, 32)
+        assert found.spec.feature_dim == 512
+    else:  # its weights are not here, or another model's: in words
+        with pytest.raises(BackboneError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_backbone(f"openclip:{name}", given, 32)
 
 
 def test_names_in_a_folder_of_open_clip_need_its_config(tmp_path):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import FINGERPRINT, make_manifest, make_store
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from cli import cli
+from features.backbones import load_backbone
 from features.errors import ProbeError
 from features.store import FeatureStore
 from probe.compare import compare_results
@@ -22,6 +24,8 @@ from probe.predict import predict
 from probe.results import load, read_predictions
 from probe.splits import dealt, outer
 from probe.sweep import ProbeOptions, probe, probe_all
+from probe.train.finetune import TrainSettings, train_on_store
+from probe.train.training import Training
 
 rng = np.random.default_rng(5)
 N = 160
@@ -223,3 +227,53 @@ def test_a_small_store_is_told_of_it_and_the_command_says_how_images_were_tested
     assert result.labelled_by == "" and result.identity.settings["outer"] == 4
     with FeatureStore.open(store) as opened:
         assert len(opened.manifest()) == result.n_test
+
+
+def test_training_in_outer_folds_is_training_on_each_fold_by_itself(tmp_path):
+    manifest, store = made(tmp_path, Y2)
+    settings = TrainSettings(
+        outer=3, bootstrap=200, training=Training(epochs=3, batch_size=32, seed=1)
+    )
+    result = train_on_store(store, out=tmp_path / "out", settings=settings)
+    said = read_predictions(tmp_path / "out" / result.predictions)
+    dealt_ = outer(manifest, np.arange(N), k=3, seed=1)
+    np.testing.assert_array_equal(said.fold, dealt_.part)
+    assert (result.n_test, result.heads, len(result.outer["epoch"])) == (N, "", 3)
+    assert result.value == accuracy_score(Y2, said.probabilities.argmax(1))
+    for f in range(3):
+        train = np.flatnonzero(dealt_.part != f)
+        val = dealt(SUBJECT[train], Y2[train], k=5, seed=1, by="subject").held_out[0]
+        split = np.full(N, "test ")
+        split[train] = "train"
+        split[train[val]] = "val"
+        alone = make_manifest(Y2, subject=SUBJECT, split=np.char.strip(split))
+        path = make_store(tmp_path / f"{f}" / "b.h5", X, alone)
+        one = train_on_store(
+            path, out=tmp_path / "alone", settings=replace(settings, outer=None, bootstrap=50)
+        )
+        own = read_predictions(tmp_path / "alone" / one.predictions)
+        np.testing.assert_array_equal(own.log_odds, said.log_odds[dealt_.part == f])
+    # Given again, every fold goes on from its checkpoint, and nothing is trained anew.
+    epochs = []
+    again = train_on_store(store, out=tmp_path / "out", settings=settings, say=epochs.append)
+    assert not epochs and again.metrics == result.metrics
+    assert len(load(tmp_path / "out")) == 1
+
+
+def test_a_backbone_is_trained_anew_in_every_outer_fold(image_folder, tmp_path):
+    out = ["-o", str(tmp_path / "out"), "--features", str(tmp_path / "f"), "--json"]
+    words = ["finetune", f"folder:{image_folder}", "-m", "timm:test_vit", "--weights", "random"]
+    words += ["--epochs", "2", "--outer", "2", "--init", "random", *out]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    [result] = load(tmp_path / "out")
+    said = read_predictions(tmp_path / "out" / result.predictions)
+    assert result.n_test == 40 and set(said.fold) == {0, 1}
+    runs = sorted((tmp_path / "out").rglob("best.safetensors"))
+    a, b = (load_file(path) for path in runs)
+    start = load_backbone("timm:test_vit", "random").module.state_dict()
+    name = next(k for k in a if k.endswith("norm.weight"))
+    own = start[name.removeprefix("trunk.")]
+    # Each went as far from the start as two epochs go, and not one from where the other ended.
+    far = [float((x[name] - own).abs().max()) for x in (a, b)]
+    assert max(far) < 1.5 * min(far)

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from cli import cli
 from features import backbones
 from features.backbones import load_backbone, text_open_clip, text_transformers
+from features.backbones.known import Known
 from features.datasets import Options, open_dataset
 from features.errors import BackboneError, ProbeError
 from features.extract import extract
@@ -241,6 +242,25 @@ def test_the_study_s_openclip_reads_the_text_tower_of_its_whole_file(tmp_path, m
         head_of(store, prompts, str(tmp_path / "visual.pt"))
     with pytest.raises(ProbeError, match="made with weights of a file: name it by --weights"):
         head_of(store, prompts)
+
+
+@torch.no_grad()
+def test_a_backbone_by_the_name_that_people_use_has_the_text_tower_of_its_route(
+    tmp_path, monkeypatch
+):
+    for kind, name in (("openclip", "mine"), ("hf", "yours")):
+        (tmp_path / kind).mkdir()
+        row = Known(name, f"{kind}:nowhere/at-all", ("xray",), "MIT", "made up")
+        monkeypatch.setitem(backbones.KNOWN, name, row)
+    _, _, long = of_open_clip(tmp_path / "openclip")
+    of_transformers(tmp_path / "hf")
+    prompts = written(tmp_path)
+    for kind, name in (("openclip", "mine"), ("hf", "yours")):
+        folder = str(tmp_path / kind)
+        by_name, _ = head_of(extracted(tmp_path, name, folder), prompts, folder)
+        route = long if kind == "openclip" else f"hf:{folder}"
+        by_route, _ = head_of(extracted(tmp_path, route), prompts)
+        assert torch.equal(by_name.head.coef, by_route.head.coef)
 
 
 @torch.no_grad()

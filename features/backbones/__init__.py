@@ -14,20 +14,26 @@ from pathlib import Path
 from typing import TypedDict
 
 from features.backbones.base import Backbone, Spec, own, weights_digest
+from features.backbones.from_known import load_any, load_known
+from features.backbones.known import KNOWN, LIBRARIES, MODALITIES, Known
 from features.backbones.weights import load_strictly, read_state_dict
 from features.errors import BackboneError
 from features.images import FITS
 from features.schema import read_json
 
-__all__ = ["BACKBONES", "LIBRARIES", "Backbone", "Fit", "Spec", "load_backbone"]
+__all__ = [
+    "BACKBONES",
+    "KNOWN",
+    "LIBRARIES",
+    "MODALITIES",
+    "Backbone",
+    "Fit",
+    "Known",
+    "Spec",
+    "load_backbone",
+]
 
 Fit = tuple[str, int | None]  # a fit of images.FITS, and the side before the crop if it is said
-
-LIBRARIES = {
-    "timm": "features.backbones.any_timm",
-    "openclip": "features.backbones.any_open_clip",
-    "hf": "features.backbones.from_transformers",
-}
 
 BACKBONES = {
     spec.name: spec
@@ -249,10 +255,12 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone by its short name, or as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME.
 
-    weights: None for the published ones, "random" for a dry run, a file, or the folder of a run of
-    `medprobe finetune`. fit: how oblong images become square; None is as the model's library does
-    it. Raises BackboneError for an unknown name (with the closest ones), a size that doesn't fit,
-    weights that don't, and a library's transform that can't be followed exactly.
+    A name of the hub, and one of KNOWN, may end in @REVISION. weights: None for the published ones,
+    "random" for a dry run, a file, the folder of a run of `medprobe finetune`, or for a name of
+    KNOWN a folder in the layout of its repository. fit: how oblong images become square; None is
+    as the model's library does it. Raises BackboneError for an unknown name (with the closest
+    ones), a size that doesn't fit, weights that don't, and a library's transform that can't be
+    followed exactly.
     """
     backbone = _load(name, weights, image_size)
     if fit:
@@ -266,16 +274,18 @@ def load_backbone(
 
 
 def _load(name: str, weights: str | None, image_size: int | None) -> Backbone:
-    if weights and Path(weights).is_dir():
+    known = name.partition("@")[0] in KNOWN
+    if weights and Path(weights).is_dir() and not (known and _is_repository(Path(weights))):
         return _finetuned(name, Path(weights), image_size)
     library, _, rest = name.partition(":")
     if library in LIBRARIES and rest:
-        load_any = import_module(LIBRARIES[library]).load_any
-        loaded: Backbone = load_any(rest, weights, image_size)
-        return loaded
+        return load_any(name, weights, image_size)
+    if known:
+        return load_known(name, weights, image_size)
     if name not in BACKBONES:
-        close = difflib.get_close_matches(name, BACKBONES, 3)
-        hint = f"did you mean {' or '.join(close)}" if close else f"want {', '.join(BACKBONES)}"
+        every = [*BACKBONES, *KNOWN]
+        close = difflib.get_close_matches(name, every, 3)
+        hint = f"did you mean {' or '.join(close)}" if close else f"want {', '.join(every)}"
         raise BackboneError(
             f"unknown backbone {name!r}: {hint}, "
             "or any other as timm:NAME, openclip:NAME/TAG or hf:ORG/NAME"
@@ -285,6 +295,11 @@ def _load(name: str, weights: str | None, image_size: int | None) -> Backbone:
     loader: Callable[[Spec, str | None, int | None], Backbone]
     loader = getattr(import_module(module), function)
     return loader(spec, weights, image_size)
+
+
+def _is_repository(folder: Path) -> bool:
+    """Say whether a folder is as a model's repository is, and no run of fine-tuning."""
+    return not (folder / "run.json").is_file() and any(folder.glob("*config.json"))
 
 
 class Trained(TypedDict):

@@ -69,7 +69,8 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         transform = _transform(model.preprocess, size)
         spec = _spec_of(model, tower, found, _transform(model.preprocess, native))
         spec.transform(size)  # raises for a size that the patches don't fill
-        return Backbone.of(spec, tower, found, transform, base.origin_of(weights))
+        library = _library(model, tower, transform)
+        return Backbone.of(spec, tower, found, transform, base.origin_of(weights), library)
 
 
 def side(size: Any) -> int:
@@ -119,13 +120,17 @@ def _say_activation(
     architecture: str, tag: str, config: dict[str, Any], published: dict[str, Any]
 ) -> None:
     """Warn, as open_clip does, of weights that were trained with another activation."""
+    import open_clip
+
     quick = [bool(one.get("quick_gelu", False)) for one in (config, published)]
     if published and quick[0] != quick[1]:
         names = ["GELU", "QuickGELU"]
         other = f"{architecture}-quickgelu" if quick[1] else architecture.removesuffix("-quickgelu")
+        there = other != architecture and other in open_clip.list_models()
+        remedy = f"want openclip:{other}/{tag}" if there else "it has no name with the other"
         warnings.warn(
             f"openclip:{architecture}/{tag}: open_clip builds it with {names[quick[0]]}, and its "
-            f"weights were trained with {names[quick[1]]}: want openclip:{other}/{tag}",
+            f"weights were trained with {names[quick[1]]}: {remedy}",
             stacklevel=2,
         )
 
@@ -222,9 +227,10 @@ def published(model: Model) -> Path:
 
 def _repository(text: str) -> tuple[str, str, str]:
     """Return ORG/NAME and a file of ORG/NAME/FILE, as open_clip's table writes it."""
+    text, at, revision = text.partition("@")  # which may have slashes too
     org, _, rest = text.partition("/")
     name, slash, file = rest.partition("/")
-    return f"{org}/{name}", slash, file
+    return f"{org}/{name}{at}{revision}", slash, file
 
 
 def _transform(config: dict[str, Any], size: int) -> Transform:
@@ -241,6 +247,15 @@ def _transform(config: dict[str, Any], size: int) -> Transform:
         fit=FITS[mode],
         fill=(fill, fill, fill) if isinstance(fill, int) else tuple(fill),
     )
+
+
+def _library(model: Model, tower: Any, transform: Transform) -> base.Library:
+    """Return open_clip's own transform, and what encode_image does before it normalises."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(**model.preprocess | {"size": (transform.size, transform.size)})
+    pixels = image_transform_v2(config, is_train=False)
+    return base.Library(transform, "final/pooled", pixels, lambda x: _embedding(tower(x)))
 
 
 def _network(tower: Any, size: int) -> Network:

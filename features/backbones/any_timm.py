@@ -6,6 +6,7 @@ All that is known of a model is asked of timm: its transform, its intermediates,
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor
 from features.backbones import base, network
 from features.backbones.base import Backbone, Spec
 from features.backbones.families import default_feature
+from features.backbones.known import Build
 from features.backbones.network import Forward, Network, Parts
 from features.backbones.timm_weights import classifiers, published
 from features.backbones.weights import misfit, read_state_dict
@@ -27,6 +29,7 @@ from features.errors import BackboneError
 from features.images import Transform
 
 RANDOM_SEED = 0
+AS_IT_IS = Build()
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 FITS = {"center": "crop", "squash": "squash", "border": "pad"}
 REMEDY = "Models that timm builds are listed by `timm.list_models()`"
@@ -36,19 +39,23 @@ HEADS = ("head", "head.fc", "head_dist", "fc", "classifier", "last_linear")
 EXTRAS: dict[str, dict[str, Any]] = {"ls1.gamma": {"init_values": 1e-5}}
 
 
-def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone:
+def load_any(
+    name: str, weights: str | None, image_size: int | None, build: Build = AS_IT_IS
+) -> Backbone:
     """Load any timm model by its name there, with its own transform and embedding.
 
-    Raises BackboneError for a name, weights or a size that don't fit, whatever timm raises.
+    build: what its authors say beside its configuration. Raises BackboneError for a name, weights
+    or a size that don't fit, whatever timm raises.
     """
     with base.loading(f"timm:{name}", REMEDY):
         if not name.startswith(SOURCES):
             _check_name(name)
-        module = _module(name, weights, image_size)
+        module = _module(name, weights, image_size, build)
         transform = transform_of(module, f"timm:{name}", image_size)
         found = network_of(module, transform.size)
         spec = _spec_of(name, module, found, transform)
-        return Backbone.of(spec, module, found, transform, base.origin_of(weights))
+        library = _library(module, found, transform)
+        return Backbone.of(spec, module, found, transform, base.origin_of(weights), library)
 
 
 def _check_name(name: str) -> None:
@@ -67,17 +74,22 @@ def _check_name(name: str) -> None:
         )
 
 
-def _module(name: str, weights: str | None, image_size: int | None) -> Any:
+def _module(name: str, weights: str | None, image_size: int | None, build: Build) -> Any:
     """Build a model with its weights, for an image size where it is built for one."""
-    options = {"img_size": image_size} if image_size else {}
+    options = {key: _thing(value) for key, value in build.options.items()}
+    options |= {"img_size": image_size} if image_size else {}
     if weights == "random":
-        return _create(name, options)
+        return created(name, options)
     what = f"timm:{name}'s weights" + (f" {weights}" if weights else "")
     state = published(name) if weights is None else read_state_dict(Path(weights))
+    state = {key: value for key, value in state.items() if not key.startswith(build.drop)}
+    if build.initial:
+        made = created(name, options).state_dict()
+        state |= {key: value for key, value in made.items() if key.startswith(build.initial)}
     try:
         return _with_weights(name, options, state)
     except RuntimeError as error:
-        bare = unwrapped(state, _create(name, options).state_dict(), what)
+        bare = unwrapped(state, created(name, options).state_dict(), what)
         if bare.keys() == state.keys():
             raise BackboneError(misfit(what, error)) from None
     try:
@@ -86,7 +98,16 @@ def _module(name: str, weights: str | None, image_size: int | None) -> Any:
         raise BackboneError(misfit(what, error)) from None
 
 
-def _create(name: str, options: Mapping[str, Any], **more: Any) -> Any:
+def _thing(value: Any) -> Any:
+    """Return the class that is written as where it is, such as torch.nn.SiLU; else the value."""
+    if not isinstance(value, str) or "." not in value:
+        return value
+    module, _, name = value.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def created(name: str, options: Mapping[str, Any], **more: Any) -> Any:
+    """Return a model of timm's, its weights random, the same every time, without a classifier."""
     import timm
 
     with torch.random.fork_rng(), base.quiet():
@@ -112,7 +133,7 @@ def _with_weights(name: str, options: dict[str, Any], state: dict[str, Tensor]) 
     # Classes that agree leave timm strict; the source "" is the state dict itself.
     overlay = {"state_dict": state, "num_classes": 0, "source": "", "custom_load": False}
     try:
-        return _create(name, options, pretrained=True, pretrained_cfg_overlay=overlay)
+        return created(name, options, pretrained=True, pretrained_cfg_overlay=overlay)
     except RuntimeError:
         extra = [more for leaf, more in EXTRAS.items() if any(k.endswith(leaf) for k in state)]
         if not extra or extra[0].items() <= options.items():
@@ -125,11 +146,7 @@ def transform_of(module: Any, name: str, image_size: int | None) -> Transform:
 
     Source: timm/data/transforms_factory.py, transforms_imagenet_eval.
     """
-    from timm.data.config import resolve_data_config
-
-    config: dict[str, Any] = resolve_data_config(  # type: ignore[no-untyped-call]
-        pretrained_cfg=module.pretrained_cfg
-    )
+    config = _config(module)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise BackboneError(
@@ -146,6 +163,36 @@ def transform_of(module: Any, name: str, image_size: int | None) -> Transform:
         fit=FITS[config["crop_mode"]],
         fill=tuple(round(255 * v) for v in mean) if config["crop_mode"] == "border" else (0, 0, 0),
     )
+
+
+def _config(module: Any) -> dict[str, Any]:
+    from timm.data.config import resolve_data_config
+
+    found: dict[str, Any] = resolve_data_config(  # type: ignore[no-untyped-call]
+        pretrained_cfg=module.pretrained_cfg
+    )
+    return found
+
+
+def _library(module: Any, found: Network, transform: Transform) -> base.Library | None:
+    """Return timm's own transform and embedding; of models that pool nothing the class token."""
+    from timm.data.transforms_factory import create_transform
+
+    feature = next((f for f in ("final/pooled", "final/cls") if f in found.features), None)
+    if feature is None:
+        return None
+    side = {"input_size": (3, transform.size, transform.size)}
+    pixels = create_transform(**_config(module) | side, is_training=False)
+
+    def embed(x: Tensor) -> Tensor:
+        last = module.forward_features(x)
+        if feature == "final/cls":
+            token: Tensor = last[:, 0]
+            return token
+        embedding: Tensor = module.forward_head(last, pre_logits=True)
+        return embedding
+
+    return base.Library(transform, feature, pixels, embed)
 
 
 def network_of(module: Any, size: int) -> Network:

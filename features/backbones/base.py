@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,8 +78,25 @@ class Spec:
 
 
 @dataclass(frozen=True)
+class Library:
+    """What a model's own library makes of images, to compare with.
+
+    pixels(image) gives (3, S, S) of an RGB image by the library's transform, of which `transform`
+    is ours; embed(pixels) gives the feature named `feature` of (B, 3, S, S), (B, D).
+    """
+
+    transform: Transform
+    feature: str
+    pixels: Callable[[Any], Tensor]
+    embed: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone, in eval mode. weights is "published", "file" or "random"."""
+    """A loaded backbone, in eval mode. weights is "published", "file" or "random".
+
+    library: what there is to compare with, of models that a library loads by any name.
+    """
 
     spec: Spec
     module: nn.Module
@@ -87,14 +104,21 @@ class Backbone:
     transform: Transform
     weights: str
     weights_digest: str
+    library: Library | None = None
 
     @classmethod
     def of(
-        cls, spec: Spec, module: nn.Module, network: Network, transform: Transform, weights: str
+        cls,
+        spec: Spec,
+        module: nn.Module,
+        network: Network,
+        transform: Transform,
+        weights: str,
+        library: Library | None = None,
     ) -> Backbone:
         """Return a backbone ready for inference."""
         module.requires_grad_(False)
-        return cls(spec, module, network, transform, weights, weights_digest(module))
+        return cls(spec, module, network, transform, weights, weights_digest(module), library)
 
     def to(self, device: str, dtype: torch.dtype) -> None:
         """Bring the weights to a device and a precision, channels last as `normalise` gives."""

@@ -11,7 +11,7 @@ import hashlib
 import re
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
@@ -76,7 +76,7 @@ def _from_server(url: str) -> Path:
 def _from_hub(endpoint: str, repository: str, revision: str, path: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    file = Path(hf_hub_download(repository, path, revision=revision, endpoint=endpoint))
+    file = Path(hf_hub_download(repository, path, revision=unquote(revision), endpoint=endpoint))
     blob = file.resolve()  # named by what the hub states: for large files the SHA-256
     if len(blob.name) == 64 and not (checked := blob.with_name(f"{blob.name}.checked")).exists():
         _check(blob, f"{endpoint}/{repository}", blob.name)

@@ -33,7 +33,8 @@ COLLECTING = "transformers.utils.output_capturing"
 PREFIX = 64  # tokens before those of patches at most: a class token and registers
 REMEDY = (
     "Offline, give a folder that has config.json, preprocessor_config.json and model.safetensors, "
-    "as hf:FOLDER. Where access must be asked for on the model's page, set HF_TOKEN to your token"
+    "as hf:FOLDER. Where access must be asked for on {page}, set the variable HF_TOKEN to your "
+    "token"
 )
 
 
@@ -65,7 +66,8 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
     Raises BackboneError for one that can't be fetched or takes no images, whatever transformers
     raises. One whose processor can't be followed exactly has a transform that only --fit mends.
     """
-    with base.loading(f"hf:{name}", REMEDY), quiet():
+    page = f"https://huggingface.co/{place_of(name)[0]}"
+    with base.loading(f"hf:{name}", REMEDY.format(page=page)), quiet():
         model = fetch(name, published=weights is None)
         if base.origin_of(weights) == "file":
             what = f"hf:{name}'s weights {weights}"
@@ -78,7 +80,9 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         spec = _spec_of(name, model, found, own, tower.patch)
         spec.transform(size)  # raises for a size that the patches don't fill
         transform = processors.resized(own, size)
-        return Backbone.of(spec, model.module, found, transform, base.origin_of(weights))
+        library = tower.library(own, found) if isinstance(followed, Followed) else None
+        origin = base.origin_of(weights)
+        return Backbone.of(spec, model.module, found, transform, origin, library)
 
 
 @contextmanager
@@ -97,15 +101,26 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def place_of(name: str) -> tuple[str, str | None]:
+    """Return the folder or repository of a name, and the revision that may follow it after @."""
+    if Path(name).is_dir():
+        return name, None
+    place, _, revision = name.partition("@")
+    return place, revision or None
+
+
 def fetch(name: str, *, published: bool) -> Model:
     """Return a model, its weights random, the same every time, if not `published`."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    name, revision = place_of(name)
+    given: dict[str, Any] = {"trust_remote_code": False}  # else it asks, and may be told yes
+    given |= {"revision": revision} if revision else {}
+    config: Any = AutoConfig.from_pretrained(name, **given)
     for one in filter(None, (config, getattr(config, "vision_config", None))):
         if hasattr(one, "mask_ratio"):
             one.mask_ratio = 0.0  # masked autoencoders leave out patches at random in training
-    processor: Any = _processor(AutoImageProcessor, name)
+    processor: Any = _processor(AutoImageProcessor, name, given)
     models: Any = AutoModel
     with torch.random.fork_rng():
         torch.manual_seed(RANDOM_SEED)
@@ -115,19 +130,19 @@ def fetch(name: str, *, published: bool) -> Model:
         module, info = models.from_pretrained(
             name,
             config=config,
-            trust_remote_code=False,  # else transformers asks, and may be told yes
             use_safetensors=True,
             output_loading_info=True,
+            **given,
         )
     return Model(config, processor, module.eval().float(), tuple(sorted(info["missing_keys"])))
 
 
-def _processor(processors_: Any, name: str) -> Any:
+def _processor(processors_: Any, name: str, given: dict[str, Any]) -> Any:
     """Return the image processor that works with Pillow, as ours; else the only one there is."""
     try:
-        return processors_.from_pretrained(name, trust_remote_code=False, backend="pil")
+        return processors_.from_pretrained(name, backend="pil", **given)
     except (ValueError, ImportError, TypeError):
-        return processors_.from_pretrained(name, trust_remote_code=False)
+        return processors_.from_pretrained(name, **given)
 
 
 def _unknown(model: Model, reason: str) -> Transform:
@@ -177,6 +192,27 @@ class Tower:
         found = Network(self.run, count=count, blocks=blocks, size=self.size, module=self.module)
         self._take_off_hooks()
         return found
+
+    def library(self, transform: Transform, found: Network) -> base.Library | None:
+        """Return the processor and the forward of transformers, as they are called there."""
+        pooled = "final/pooled" in found.features
+        if not pooled and "final/cls" not in found.features:
+            return None
+
+        def pixels(image: Any) -> Tensor:
+            values: Tensor = self.model.processor(image, return_tensors="pt")["pixel_values"][0]
+            x = values.as_subclass(Tensor)
+            return x.flip(0) if self.flipped else x
+
+        def embed(x: Tensor) -> Tensor:
+            out = self._outputs(x, hidden=False)
+            if not pooled:
+                last: Tensor = out.last_hidden_state
+                return last[:, 0]
+            given: Tensor = out if isinstance(out, Tensor) else out.pooler_output
+            return given.flatten(1)
+
+        return base.Library(transform, "final/pooled" if pooled else "final/cls", pixels, embed)
 
     def _take_off_hooks(self) -> None:
         """Take off what transformers puts on a model to collect its states, and again when needed.

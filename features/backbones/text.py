@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from features.backbones import BACKBONES, Fit, load_backbone
+from features.backbones import BACKBONES, KNOWN, Fit, load_backbone
+from features.backbones.from_known import route_of
 from features.errors import BackboneError
 
 BATCH = 64  # texts of a pass
@@ -24,8 +25,8 @@ LOADERS = {  # "module:function" taking (name, weights), by library or by the mo
     "features.backbones.from_open_clip": "features.backbones.text_open_clip:load_study",
 }
 HAVE = (
-    "openclip:NAME/TAG, hf:ORG/NAME of a model with an image and a text tower (CLIP, SigLIP), and "
-    "the study's openclip"
+    "openclip:NAME/TAG, hf:ORG/NAME of a model with an image and a text tower (CLIP, SigLIP), "
+    "names that stand for one of these (biomedclip, medsiglip, ...), and the study's openclip"
 )
 
 
@@ -70,7 +71,8 @@ def load_text(
     digest, image_size and fit are of the image tower that the text is to go with. Raises
     BackboneError for a model without a text tower, or whose weights have another image tower.
     """
-    library, _, rest = name.partition(":")
+    known = KNOWN.get(name.partition("@")[0])
+    library, _, rest = (known.route if known else name).partition(":")
     spec = BACKBONES.get(name)
     loader = LOADERS.get(spec.loader.partition(":")[0] if spec else library if rest else "")
     if loader is None:
@@ -87,6 +89,9 @@ def load_text(
             f"{digest[:8]}...; SHA-256), and so perhaps another text tower: name the file that the "
             "features were made with, by --weights"
         )
+    if known:
+        route, weights = route_of(known, name.partition("@")[2], weights)
+        rest = route.partition(":")[2]
     module, _, function = loader.partition(":")
     tower: TextTower = getattr(import_module(module), function)(rest or name, weights)
     return tower

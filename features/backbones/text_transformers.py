@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from features.backbones import base
-from features.backbones.from_transformers import fetch, quiet
+from features.backbones.from_transformers import fetch, place_of, quiet
 from features.backbones.network import leaves
 from features.backbones.text import (
     TextTower,
@@ -76,7 +76,7 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     tokenizers: Any = AutoTokenizer
-    place, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    place, revision = place_of(name)
     given = {"revision": revision} if revision else {}
     remedy = tokenizer_remedy("beside config.json, as hf:FOLDER")
     with base.loading(f"hf:{name}", remedy):

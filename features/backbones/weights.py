@@ -7,6 +7,7 @@ size of the file; check_size sees to it before torch.load reads anything.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import zipfile
@@ -47,7 +48,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         check_size(file)
         if torchscript.is_torchscript(file):
             return torchscript.read(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        # Training scripts put their arguments beside the weights, as MAE's do: plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise BackboneError(

@@ -95,7 +95,15 @@ results_option = click.option(
     help="The folder that results are added to.",
 )
 
+outer_option = click.option(
+    "--outer",
+    metavar="N|subject",
+    help="Test every image once, in N outer folds by subject (or leave out one subject at a "
+    "time), with --folds inside each: nested cross-validation. Given splits don't count.",
+)
+
 probing_options = together(  # of heads that are solved
+    outer_option,
     click.option(
         "--feature",
         metavar="LAYER/POOL|all",
@@ -129,12 +137,6 @@ probing_options = together(  # of heads that are solved
         metavar="LIST",
         help="The numbers of training images per class, such as 1,2,4,all. Not for several "
         "findings per image.",
-    ),
-    click.option(
-        "--outer",
-        metavar="N|subject",
-        help="Test every image once, in N outer folds by subject (or leave out one subject at a "
-        "time), with --folds inside each: nested cross-validation. Given splits don't count.",
     ),
     click.option(
         "--repeats", type=POSITIVE, help="The number of times that --outer deals its folds anew."

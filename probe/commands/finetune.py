@@ -24,6 +24,7 @@ from features.parsing import parse_fit, parse_normalize
 from probe.commands.arguments import (
     deit_options,
     loop_options,
+    outer_option,
     results_option,
     say_added,
     scoring_options,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where a linear head starts: at the sweep's solution, or at random as in the study.",
 )
+@outer_option
 @deit_options
 @loop_options
 @scoring_options
@@ -183,14 +185,25 @@ def say_audit(result: Result) -> None:
         echo(f"  which images, and what to do: medprobe audit {store}", err=True)
 
 
+def tested_in(result: Result) -> str:
+    """Say how the images were tested."""
+    if not result.outer:
+        return f"{result.n_test} test images"
+    scores = [v for v in result.outer.get("scores", ()) if v is not None]
+    spread = f", by fold {min(scores):.3f} to {max(scores):.3f}" if scores else ""
+    return f"{result.n_test} images, each tested once ({result.outer['kind']}{spread})"
+
+
 def say_tuned(result: Result, out: Path) -> None:
     """Print a result in one line and its head, on standard error what must be known of it."""
+    epoch = f", epoch {result.folds['epoch']}" if "epoch" in result.folds else ""
     echo(
         f"{result.dataset} x {result.backbone}, {result.scenario}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
-        f"on {result.n_test} test images, epoch {result.folds['epoch']}{about_labels(result)}"
+        f"on {tested_in(result)}{epoch}{about_labels(result)}"
     )
-    echo(f"  head: {out / result.heads}")
+    if result.heads:
+        echo(f"  head: {out / result.heads}")
     say_notes(result)
     if result.few:
         click.echo(f"  {result.few}", err=True)

@@ -32,7 +32,7 @@ from probe.commands.arguments import (
     say_added,
     scoring_options,
 )
-from probe.commands.finetune import about_labels, say, say_audit, say_notes, say_tuned
+from probe.commands.finetune import about_labels, say, say_audit, say_notes, say_tuned, tested_in
 from probe.commands.said import say_external, say_group
 from probe.commands.settings import (
     DEIT,
@@ -273,7 +273,7 @@ def refuse(trained: bool) -> None:
     """Raise UsageError where an option was given that goes with the other kind of head."""
     ctx = click.get_current_context()
     solved_only = {"strengths", "neighbours", "temperature", "folds", "shots", "control"}
-    solved_only |= {"outer", "repeats", "leave_out", "exclude"}
+    solved_only |= {"repeats", "leave_out", "exclude"}
     solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
     trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
     solved_only |= {"prompts", "weights"}
@@ -360,7 +360,7 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
     echo(
         f"{' '.join([f'{result.dataset} x {result.backbone}', *cell])}: "
         f"{result.metric} {result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] "
-        f"on {result.n_test} {tested_in(result)}, {chosen}{about_labels(result)}"
+        f"on {tested_in(result)}, {chosen}{about_labels(result)}"
     )
     if result.heads and not several:
         echo(f"  head: {out / result.heads}")
@@ -384,15 +384,6 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
         echo("  the backbone's weights are random: the score says nothing about it", err=True)
     if not result.converged:
         echo("  not every head converged: see the result's notes and folds", err=True)
-
-
-def tested_in(result: Result) -> str:
-    """Say how the images were tested."""
-    if not result.outer:
-        return "test images"
-    scores = [v for v in result.outer.get("scores", ()) if v is not None]
-    spread = f", by fold {min(scores):.3f} to {max(scores):.3f}" if scores else ""
-    return f"images, each tested once ({result.outer['kind']}{spread})"
 
 
 def passes(show: Callable[[int, int, str], None]) -> Callable[[int, int, int], None]:

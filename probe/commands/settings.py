@@ -100,6 +100,7 @@ def training_of(given: dict[str, Any], seed: int, **more: Any) -> finetune.Train
         seed=seed,
     )
     rest = {name: given[name] for name in DEIT} | scoring_of(given)
+    rest["outer"] = parse_outer(given["outer"])
     return TrainSettings(**rest, **more, seed=seed, training=training)
 
 

@@ -12,10 +12,9 @@ probe's validation score.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,19 @@ import torch
 from torch import nn
 
 from features.backbones import Backbone
-from features.backbones.base import weights_digest
 from features.errors import ProbeError
-from features.files import filename
 from features.store import FeatureStore
 from probe import protocols, results
 from probe.heads import fit_heads
 from probe.score import metrics
-from probe.score.predictions import labelled_predictions, taught
-from probe.score.thresholds import HeldOut
-from probe.tested import evaluate, remarks, to_predictions
-from probe.train import checkpoints
 from probe.train.feeds import Images, StoredFeatures, recipe_of
 from probe.train.runs import Run, RunData, run_data
 from probe.train.runs import TrainSettings as TrainSettings
 from probe.train.scalars import scalars
+from probe.train.testing import T, Then, tested
 from probe.train.token_head import TokenHead, token_head
-from probe.train.training import RunFolder, Say, best_of, predict, processes, train
+from probe.train.training import RunFolder, Say, train
 from probe.train.tuned import Tuned, feature_of, recompute, unfreeze
-
-FORMAT = "medprobe-finetuned"  # of run.json
 
 
 def finetune(
@@ -65,17 +57,24 @@ def finetune(
     with FeatureStore.open(store) as opened:
         manifest = opened.manifest()
         feed = Images(manifest, recipe_of(opened, backbone.transform), settings.training.seed)
-        rows = run_data(opened, manifest, feed, settings)
         name = feature_of(backbone, tokens=settings.head == "deit", drop_last=settings.drop_last)
         shape = backbone.network.features[name]
-        unfreeze(backbone, settings.unfreeze)
-        model = Tuned(backbone, name, build_head(settings, shape, rows.task.outputs))
         scenario = f"{'frozen' if settings.unfreeze == 'none' else 'unfrozen'}-{settings.head}"
-        run = Run(rows, scenario, name, out, settings)
-        with run.writing():
-            if settings.head == "linear" and settings.init == "probe" and not run.begun:
-                _start_from_probe(model.head, rows, name, settings)
-            return _train_and_test(model, run, say, about or {})
+        unfreeze(backbone, settings.unfreeze)
+        untuned = deepcopy(backbone.module.state_dict()) if settings.outer is not None else {}
+
+        def train_run(mine: TrainSettings, then: Then[T]) -> T:
+            if untuned:  # another fold has trained it
+                backbone.module.load_state_dict(untuned)
+            rows = run_data(opened, manifest, feed, mine)
+            model = Tuned(backbone, name, build_head(mine, shape, rows.task.outputs))
+            run = Run(rows, scenario, name, out, mine)
+            with run.writing():
+                if mine.head == "linear" and mine.init == "probe" and not run.begun:
+                    _start_from_probe(model.head, rows, name, mine)
+                return then(model, run, _trained(model, run, say))
+
+        return tested(train_run, settings, about or {})
 
 
 def train_on_store(
@@ -101,11 +100,16 @@ def train_on_store(
                 f"run `medprobe extract` with {'--tokens' if settings.head == 'deit' else '--pool'}"
             )
         feed = StoredFeatures(opened, feature, settings.training.seed)
-        rows = run_data(opened, opened.manifest(), feed, settings)
-        model = build_head(settings, opened.features[feature], rows.task.outputs)
-        run = Run(rows, f"frozen-{settings.head}", feature, out, settings)
-        with run.writing():
-            return _train_and_test(model, run, say, about or {})
+        manifest, scenario = opened.manifest(), f"frozen-{settings.head}"
+
+        def train_run(mine: TrainSettings, then: Then[T]) -> T:
+            rows = run_data(opened, manifest, feed, mine)
+            model = build_head(mine, opened.features[feature], rows.task.outputs)
+            run = Run(rows, scenario, feature, out, mine)
+            with run.writing():
+                return then(model, run, _trained(model, run, say))
+
+        return tested(train_run, settings, about or {})
 
 
 def build_head(
@@ -163,19 +167,6 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return blocks + (list(head.blocks) if isinstance(head, TokenHead) else [])  # type: ignore[arg-type]
 
 
-def _train_and_test(
-    model: nn.Module, run: Run, say: Say, about: Mapping[str, Any]
-) -> results.Result:
-    started = time.perf_counter()
-    history = _trained(model, run, say)
-    predictions, evaluation, notes = _tested(model, run)
-    seconds = round(time.perf_counter() - started, 3)
-    result = replace(_result(run, history, evaluation, about), notes=notes, seconds=seconds)
-    if processes(run.settings.training.device).is_main_process:
-        _write(run.out, result, _saved(model, run, result), predictions)
-    return result
-
-
 def _trained(model: nn.Module, run: Run, say: Say) -> list[dict[str, Any]]:
     """Train a run's model; return the record of each epoch."""
     training, task = run.settings.training, run.rows.task
@@ -189,97 +180,3 @@ def _trained(model: nn.Module, run: Run, say: Say) -> list[dict[str, Any]]:
             say(record)
 
         return train(model, task, training, RunFolder(run.checkpoints, run.identity), tell)
-
-
-def _tested(
-    model: nn.Module, run: Run
-) -> tuple[results.Predictions, results.Evaluation, list[str]]:
-    """Return a trained model's test predictions, how they score, and what must be known of it."""
-    rows, settings = run.rows, run.settings
-    task, manifest, training = rows.task, rows.manifest, settings.training
-    device = next(model.parameters()).device
-    z_val, z_test = (
-        predict(model, task, part, training.batch_size, device) for part in (task.val, rows.test)
-    )
-    scoring = replace(settings, seed=training.seed)
-    y = taught(task.y[rows.test], task.y[task.train])
-    predictions = labelled_predictions(manifest, rows.test, y, z_test, scoring)
-    evaluation = evaluate(
-        manifest,
-        predictions,
-        task.metric,
-        held_out=HeldOut((task.y[task.val], z_val)),
-        chosen_on=rows.chosen_on,
-        settings=scoring,
-    )
-    uncertain = settings.uncertain if manifest.task == "multilabel" else ""
-    notes = remarks(manifest, task.y[task.train], predictions, evaluation, scoring, uncertain)
-    return to_predictions(predictions, manifest.classes), evaluation, notes
-
-
-def _saved(model: nn.Module, run: Run, result: results.Result) -> dict[str, Any]:
-    """Return what run.json says: all that is needed to use the model again."""
-    backbone = run.rows.store.fingerprint["backbone"]
-    if isinstance(model, Tuned) and not run.scenario.startswith("frozen"):
-        backbone = backbone | {"weights_digest": weights_digest(model.trunk)}
-        if backbone["weights"] == "published":
-            backbone |= {"weights": "file"}
-    return {
-        "format": FORMAT,
-        "version": 1,
-        "task": run.rows.manifest.task,
-        "backbone": backbone,
-        "features": run.rows.store.fingerprint,
-        "scenario": run.scenario,
-        "feature": run.feature,
-        "classes": list(run.rows.manifest.classes),
-        "settings": asdict(run.settings),
-        "best_epoch": result.folds["epoch"],
-        "history": result.history,
-        "thresholds": result.thresholds,
-    }
-
-
-def _result(
-    run: Run,
-    history: list[dict[str, Any]],
-    evaluation: results.Evaluation,
-    about: Mapping[str, Any],
-) -> results.Result:
-    """Return a run's line of results.jsonl, without its time and notes."""
-    rows, settings, folder = run.rows, run.settings, run.identity.folder
-    best = best_of(history, rows.task.metric)
-    unit = "" if settings.aggregate is None else "_" + filename(settings.scored_by)
-    tuned = ("unfreeze", "drop_last", "init", "head_size", "head_weights")
-    return results.result_of(
-        replace(run.identity, scored_by=settings.scored_by),
-        evaluation,
-        C=None,
-        folds={"kind": rows.chosen_on, "epoch": best, "score": history[best]["value"]},
-        n_train=len(rows.task.train),
-        n_bad=rows.n_bad,
-        store=str(rows.store.path),
-        store_fingerprint=rows.store.fingerprint_digest,
-        predictions=(folder / f"predictions{unit}.csv").as_posix(),
-        heads=(folder / "run.json").as_posix(),
-        converged=True,
-        seconds=0.0,
-        command=str(about.get("command", "")),
-        versions=dict(about.get("versions", {})),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        audit=rows.audit,
-        history=history,
-        tuned={name: getattr(settings, name) for name in tuned},
-    )
-
-
-def _write(
-    out: Path, result: results.Result, made: Mapping[str, Any], predictions: results.Predictions
-) -> None:
-    """Write a run's files, then its line. Raises ProbeError where the disk is full."""
-    try:
-        checkpoints.write_json(out / result.heads, made)
-        results.write_predictions(out / result.predictions, predictions)
-    except OSError as error:
-        raise results.unwritable(out, error) from None
-    results.append(out, result)

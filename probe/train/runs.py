@@ -42,6 +42,8 @@ class TrainSettings(Scoring):
     init: str = "probe"  # or "random": of a linear head
     metric: str | None = None
     uncertain: str = "zeros"
+    outer: int | str | None = None  # folds that each test once, or "subject": one per subject
+    fold: int | None = None  # of these, the one that this run tests
     strict_splits: bool = without_effect(False)
     training: Training = field(default_factory=Training)
 
@@ -62,6 +64,8 @@ class TrainSettings(Scoring):
         loop["batch_size"] = self.training.batch_size * processes
         if self.training.schedule != "constant":
             loop["epochs"] = self.training.epochs
+        loop |= {"outer": self.outer} if self.outer is not None else {}
+        loop |= {"fold": self.fold} if self.fold is not None else {}
         if self.head == "linear":
             return loop | {
                 "unfreeze": self.unfreeze,
@@ -99,6 +103,7 @@ class RunData:
     chosen_on: str
     n_bad: int
     audit: dict[str, Any]
+    outer: splits.Outer | None = None  # of the labelled rows, where folds of all of them test
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,9 @@ class Run:
     def data(self) -> dict[str, Any]:
         """Return the parts of its identity that its store has."""
         rows, views = self.rows, isinstance(self.rows.task.feed, StoredFeatures)
-        return data_of(rows.store, rows.manifest, self.settings.uncertain, views=views)
+        outer = rows.outer is not None
+        uncertain = self.settings.uncertain
+        return data_of(rows.store, rows.manifest, uncertain, views=views, outer=outer)
 
     @cached_property
     def identity(self) -> Identity:
@@ -156,14 +163,25 @@ def run_data(
 ) -> RunData:
     """Return the rows (N,) of a store that have a label, dealt into training, validation and test.
 
-    Without a val split one training subject in VAL_FOLDS is held out for it. Raises ProbeError
-    where that leaves none, and for leaks with strict_splits.
+    Without a val split one training subject in VAL_FOLDS is held out for it. With outer folds the
+    test is settings.fold, whatever splits are given. Raises ProbeError where that leaves none, and
+    for leaks with strict_splits.
     """
-    leaks = audit_splits(store, manifest, strict=settings.strict_splits)
-    data = load(store, manifest, store.default_feature, settings.uncertain)
-    check_scoring(manifest, data.rows[~data.train], data.y[~data.train], settings)
-    train = data.rows[data.train]
-    folds = splits.folds(manifest, train, k=VAL_FOLDS, seed=settings.training.seed)
+    nested, seed = settings.outer is not None, settings.training.seed
+    leaks = audit_splits(store, manifest, strict=settings.strict_splits, outer=nested)
+    data = load(store, manifest, store.default_feature, settings.uncertain, outer=nested)
+    outer = None
+    if settings.outer is None:
+        tested, train = ~data.train, data.rows[data.train]
+        folds = splits.folds(manifest, train, k=VAL_FOLDS, seed=seed)
+    else:
+        outer = splits.outer(
+            manifest, data.rows, k=settings.outer, seed=seed, hashes=store.hashes()
+        )
+        tested = outer.part == settings.fold
+        train, group = data.rows[~tested], outer.group[~tested]
+        folds = splits.dealt(group, manifest.label[train], k=VAL_FOLDS, seed=seed, by=outer.by)
+    check_scoring(manifest, data.rows[tested], data.y[tested], settings)
     val = folds.held_out[0]
     y = np.full((len(manifest), *data.y.shape[1:]), -1, dtype=data.y.dtype)
     y[data.rows] = data.y
@@ -172,4 +190,5 @@ def run_data(
     if not len(task.train) or not len(task.val):
         raise ProbeError(f"{store.path}: too few training images to hold any out for validation")
     chosen_on = folds.kind if len(folds.held_out) == 1 else f"one of {folds.kind}"
-    return RunData(store, manifest, task, data.rows[~data.train], chosen_on, data.n_bad, leaks)
+    test = data.rows[tested]
+    return RunData(store, manifest, task, test, chosen_on, data.n_bad, leaks, outer)
