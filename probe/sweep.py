@@ -348,7 +348,8 @@ class _Problem:
         chosen: dict[str, list[Any]] = {"C": [one.C for one in selections[1:]]}
         if "chosen" in selections[0].folds:  # a number of neighbours
             chosen = {"chosen": [one.folds["chosen"] for one in selections[1:]]}
-        chosen |= {"values": list(trial.values)} if trial.values else {}
+        if trial.values:
+            chosen["values"] = list(trial.values)
         return of_outer_folds(trial.outer, predictions, self.metric, **chosen)
 
     def _taught(self, subset: TrainingSet) -> NDArray[Any]:

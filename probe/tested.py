@@ -30,13 +30,15 @@ NO_FINDING = {
     "healthy",
     "no abnormality",
 }  # as findings
+OF_FOLDS = "training and test of each outer fold"
 ALONE = "test images have no {}: each is scored as one of its own"
 ORDER = "quadratic_kappa takes the classes in this order: "
 
 # Notes that a command prints with a result.
 TOLD = re.compile(
     r"quadratic_kappa takes |k = [\d, ]+ left out|\d+ test images have no "
-    r"|.* counts as a finding in the mean|.* can't be called right: "
+    r"|.* counts as a finding in the mean|.* can't be called right: |left out: \d+ "
+    r"|\d+ \w+ lies? in several values"
 )
 
 
@@ -63,7 +65,7 @@ def audit_splits(
             f"{store.path}: {found.line()}. See `medprobe audit {store.path}`, or --split drawn"
         )
     return {
-        "line": found.line().replace("the splits", "the outer folds" if outer else "the splits"),
+        "line": found.line().replace("the splits", OF_FOLDS if outer else "the splits"),
         "leaks": len(found.leaks),
         "conflicts": len(found.conflicts),
     }

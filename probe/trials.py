@@ -106,10 +106,10 @@ def _nested(
         sets.append(TrainingSet(kept, inner, seed))
     note = _unseen(manifest, data, sets, outer.part)
     if outer.torn:
-        note += "; " * bool(note)
-        note += (
-            f"{outer.torn} {outer.by}s lie in several values of {settings.outer}: where one value "
-            "is tested, their images of the others don't train"
+        lie = "s lie" if outer.torn != 1 else " lies"
+        note += "; " * bool(note) + (
+            f"{outer.torn} {outer.by}{lie} in several values of "
+            f"{settings.outer}: where one value is tested, no image of theirs trains"
         )
     return Trial(tuple(sets), 1 + outer.part, outer.kind, outer.values, note)
 

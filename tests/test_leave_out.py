@@ -1,5 +1,6 @@
 """`--leave-out COLUMN`, `--exclude COLUMN=VALUE`, `--test-on STORE`; judged by scikit-learn."""
 
+import csv
 import json
 import warnings
 from dataclasses import replace
@@ -17,6 +18,7 @@ from features.errors import ProbeError
 from features.store import FeatureStore
 from probe.compare import compare_results
 from probe.identity import is_of
+from probe.report import Options, html, make
 from probe.results import load, read_predictions
 from probe.splits import dealt
 from probe.sweep import ProbeOptions, probe, probe_all
@@ -168,17 +170,16 @@ def test_each_pair_of_stores_is_a_row_and_the_page_has_the_matrix(tmp_path):
         assert r.n_test == (N if trained != tested else N // 4)
         assert "drop" in r.external or trained == tested
     assert f"B x made, trained on A: auroc {pairs['A', 'B'].value:.3f}" in done.output
-    report = call("report", out, "-o", tmp_path / "report")
-    assert report.exit_code == 0, report.output
-    [matrix] = (tmp_path / "report" / "tables").glob("000-elsewhere-*.csv")
-    lines = [line.split(",") for line in matrix.read_text().splitlines()]
+    report = make([out], Options())
+    [matrix] = report.elsewhere
+    lines = list(csv.reader(matrix.csv().splitlines()))
     assert [line[0] for line in lines] == ["trained on", "A", "B", "C"]
     where = {name: k for k, name in enumerate(lines[0])}
     for (trained, tested), r in pairs.items():
         [line] = [line for line in lines if line[0] == trained]
         value, low = (float(line[where[f"on {tested}{end}"]]) for end in ("", " ci_low"))
         assert (value, low) == pytest.approx((r.value, r.ci_low))
-    page = (tmp_path / "report" / "index.html").read_text()
+    page = html(report, Options())
     assert "Tested elsewhere" in page and "trained on A" in page
     noisy = FINGERPRINT | {"backbone": FINGERPRINT["backbone"] | {"name": "noisy"}}
     for name in "ABC":  # a second backbone, so that there is something to rank on the own sets

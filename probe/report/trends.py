@@ -38,8 +38,8 @@ def strengths(leads: Sequence[Entry]) -> Iterator[Chart]:
             y=Axis(measure(entries[0].result)),
             series=series,
             focus=True,
-            caption="On folds of the images that heads are trained on: mean, and from the lowest fold "
-            "to the highest. A dot marks the C that was chosen.",
+            caption="On folds of the images that heads are trained on: mean, and from the lowest "
+            "fold to the highest. A dot marks the C that was chosen.",
         )
 
 
