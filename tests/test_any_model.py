@@ -255,6 +255,33 @@ def test_a_whole_classifier_s_file_is_read_without_its_head(tmp_path):
         assert apart(backbone.network(x, ["final/pooled"])["final/pooled"], wanted) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("levit_128s", "head_dist.bn.weight"),
+        ("repvit_m0_9", "head.head_dist.bn.weight"),
+        ("caformer_s18", "head.fc.fc1.weight"),
+    ],
+)
+def test_what_goes_with_a_classifier_is_left_out_with_it(name, beside, tmp_path):
+    """timm publishes these with the norm, or the first layer, of their classifier."""
+    import timm
+
+    whole = stirred(timm.create_model(name))
+    state = whole.state_dict()
+    assert beside in state
+    torch.save(state, tmp_path / "w.pth")
+    backbone = load_backbone(f"timm:{name}", str(tmp_path / "w.pth"))
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = whole.forward_head(whole.forward_features(x), pre_logits=True)
+        assert apart(backbone.network(x, ["final/pooled"])["final/pooled"], wanted) < 1e-5
+    lost = list(backbone.network.module.state_dict())[1]
+    torch.save({k: v for k, v in state.items() if k != lost}, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=f"don't fit: 1 missing, the first {lost}$"):
+        load_backbone(f"timm:{name}", str(tmp_path / "w.pth"))
+
+
 def test_weights_of_any_library_that_do_not_fit_are_named(tmp_path):
     import timm
 
