@@ -255,6 +255,51 @@ def test_a_whole_classifier_s_file_is_read_without_its_head(tmp_path):
         assert apart(backbone.network(x, ["final/pooled"])["final/pooled"], wanted) < 1e-5
 
 
+def changed(folder, file, part, **values):
+    """The same folder, its weights untouched, with other values in a file of its configuration."""
+    about = json.loads((folder / file).read_text())
+    (about if part is None else about.setdefault(part, {})).update(values)
+    (folder / file).write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    "values", [{"hidden_act": "relu"}, {"layer_norm_eps": 0.5}, {"num_attention_heads": 1}]
+)
+def test_another_configuration_of_the_same_weights_is_another_model_of_transformers(
+    values, tmp_path
+):
+    folder = folder_of("ViT", tmp_path)
+    before, again = (load_backbone(f"hf:{folder}") for _ in range(2))
+    changed(folder, "config.json", None, problem_type="regression", id2label={"0": "a"})
+    idle = load_backbone(f"hf:{folder}")
+    changed(folder, "config.json", None, **values)
+    after = load_backbone(f"hf:{folder}")
+    assert before.configuration == again.configuration == idle.configuration
+    assert after.weights_digest == before.weights_digest
+    assert after.configuration != before.configuration
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [("test_vit", {"act_layer": "relu"}), ("test_resnet", {"global_pool": "max"})],
+)
+def test_another_configuration_of_the_same_weights_is_another_model_of_timm(
+    architecture, values, tmp_path
+):
+    import timm
+
+    state = timm.create_model(architecture, num_classes=0).state_dict()
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": architecture, "pretrained_cfg": {}})
+    )
+    save_file(state, tmp_path / "model.safetensors")
+    before = load_backbone(f"timm:local-dir:{tmp_path}")
+    changed(tmp_path, "config.json", "model_args", **values)
+    after = load_backbone(f"timm:local-dir:{tmp_path}")
+    assert after.weights_digest == before.weights_digest
+    assert after.configuration != before.configuration
+
+
 @pytest.mark.parametrize(
     ("name", "beside"),
     [
