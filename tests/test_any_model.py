@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import warnings
 import zipfile
 
@@ -298,6 +299,31 @@ def test_another_configuration_of_the_same_weights_is_another_model_of_timm(
     after = load_backbone(f"timm:local-dir:{tmp_path}")
     assert after.weights_digest == before.weights_digest
     assert after.configuration != before.configuration
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_attention_heads": 0}, r"ZeroDivisionError.*Want a folder that has config.json"),
+        ({"hidden_size": 36}, r"config.json: \d+ misshapen, the first \S+ is \(.*\), want \("),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "code .* is never run"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said_without_the_hub(values, said, tmp_path):
+    folder = folder_of("ViT", tmp_path / "model")
+    changed(folder, "config.json", None, **values)
+    with pytest.raises(BackboneError, match=said) as caught:
+        load_backbone(f"hf:{folder}")
+    assert not re.search("huggingface.co|HF_TOKEN|trust_remote_code|report", str(caught.value))
+
+
+def test_a_revision_or_an_adapter_of_a_folder_is_not_passed_over(tmp_path):
+    folder = folder_of("ViT", tmp_path / "model")
+    with pytest.raises(BackboneError, match=r"a folder has no revisions: leave @v1\.0 out"):
+        load_backbone(f"hf:{folder}@v1.0")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(BackboneError, match="merge the adapter into the weights"):
+        load_backbone(f"hf:{folder}")
 
 
 @pytest.mark.parametrize(
