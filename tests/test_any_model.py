@@ -13,7 +13,7 @@ from references import stirred
 from safetensors.torch import load_file, save_file
 from test_parity import HF, VIT, trunk
 
-from features.backbones import load_backbone, seem
+from features.backbones import load_backbone, processors, seem
 from features.backbones.from_timm import RECIPES
 from features.backbones.network import leaves
 from features.backbones.weights import read_state_dict
@@ -165,6 +165,20 @@ def test_a_processor_that_cannot_be_followed_is_refused_and_not_approximated(tmp
         load_backbone(f"hf:{tmp_path}")
     fitted = load_backbone(f"hf:{tmp_path}", fit=("squash", None)).transform
     assert (fitted.fit, fitted.size, fitted.resize) == ("squash", 64, 64)
+
+
+def test_a_processor_of_a_million_pixels_is_refused_before_it_is_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(processors, "_run", lambda *_: pytest.fail("it was run"))
+    folder = folder_of("ViT", tmp_path)
+    changed(folder, "preprocessor_config.json", None, size={"height": 10**6, "width": 10**6})
+    with pytest.raises(BackboneError, match="its processor makes images of 1000000 pixels"):
+        load_backbone(f"hf:{folder}")
+
+
+@pytest.mark.parametrize("layers", ["\u00b2", "0,\u2460", "-1"])
+def test_a_layer_that_is_no_number_is_an_unknown_layer(layers):
+    with pytest.raises(BackboneError, match="has no layer"):
+        load_backbone("timm:test_vit", "random").select(layers, [], tokens=False)
 
 
 @pytest.mark.parametrize("kind", ["ViT", "CLIP", "Siglip", "Dinov2", "ConvNext", "Beit"])

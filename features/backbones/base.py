@@ -154,7 +154,7 @@ class Backbone:
         """
         known = self.network.layers
         chosen = {"last": ["final"], "all": known}.get(layers) or [
-            f"block{int(part):02d}" if part.isdigit() else part for part in layers.split(",")
+            f"block{int(part):02d}" if part.isdecimal() else part for part in layers.split(",")
         ]
         for layer in chosen:
             if layer not in known:
