@@ -126,7 +126,7 @@ source_options = together(  # how a data set is read
 image_options = together(  # what becomes of an image
     click.option(
         "--image-size",
-        type=int,
+        type=click.IntRange(1),
         metavar="N",
         help="The side of the images in pixels. The default is the backbone's.",
     ),

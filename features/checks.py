@@ -31,6 +31,7 @@ class Made(TypedDict):
     weights: Literal["published", "file", "random"]
     architecture: NotRequired[str]
     weights_digest: NotRequired[str]
+    configuration: NotRequired[str]
 
 
 class Dicom(TypedDict):

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from features.augment import RECIPE
-from features.backbones import Backbone
+from features.backbones import BACKBONES, Backbone
 from features.dicom import asked_for
 from features.errors import StoreError
 from features.images import DECODE, Transform
@@ -46,6 +46,7 @@ def fingerprint(
             "architecture": backbone.spec.architecture,
             "weights": backbone.weights,
             "weights_digest": backbone.weights_digest,
+            **_configuration(backbone),
         },
         "features": sorted(features),
         "image": {
@@ -61,6 +62,16 @@ def fingerprint(
         "manifest": {"images": len(manifest), "digest": manifest.digest()},
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def _configuration(backbone: Backbone) -> dict[str, str]:
+    """Return what a model is beside its weights; nothing of the study's, which are always built so.
+
+    A fixed name of theirs stands for one architecture, and their stores stay valid.
+    """
+    if backbone.spec.name in BACKBONES or not backbone.configuration:
+        return {}
+    return {"configuration": backbone.configuration}
 
 
 def _fit(t: Transform) -> dict[str, Any]:
@@ -112,6 +123,7 @@ def decoding(made: Mapping[str, Any]) -> dict[str, Any]:
 WORDS = {  # what fields are called where they differ; versions are called by their library
     "backbone.name": "backbone",
     "backbone.architecture": "architecture",
+    "backbone.configuration": "configuration of the model",
     "image.size": "image size",
     "image.resize": "resized side",
     "image.interpolation": "interpolation",

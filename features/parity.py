@@ -122,6 +122,11 @@ def certify(
         ours, quick = (backbone.network(pixels, [library.feature]) for pixels in (x, usual))
         with loading(f"{backbone.spec.name}'s library", REMEDY):
             wanted = library.embed(torch.stack(theirs).to(device) if theirs else x)
+        if not wanted.isfinite().all():
+            raise BackboneError(
+                f"{backbone.spec.name}: {library.feature} has values that are not finite (NaN or "
+                "infinite), in its library too: the weights are damaged, want others"
+            )
         found: dict[str, Any] = {"cosine": _least(ours[library.feature], wanted)}
         if theirs:
             found["fast"] = _least(quick[library.feature], wanted)
@@ -182,9 +187,9 @@ def _spread(images: int) -> list[int]:
 
 
 def _least(ours: Tensor, wanted: Tensor) -> float:
-    """Return the least cosine of features (n, D); of equal ones it is 1, of zeros too."""
+    """Return the least cosine of features (n, D); of equal ones it is 1, of NaN and inf -1."""
     a, b = ours.double(), wanted.double()
-    cosines = torch.nn.functional.cosine_similarity(a, b)
+    cosines = torch.nn.functional.cosine_similarity(a, b).nan_to_num(-1.0)
     return float(torch.where((a == b).all(1), 1.0, cosines).min())
 
 

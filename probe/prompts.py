@@ -29,6 +29,7 @@ SLOT = "{}"
 MOST = 1 << 22  # bytes of a file
 TEMPLATES = "templates"  # the key of them in JSON
 PREFIX = re.compile(r"templates?\s*:\s*", re.IGNORECASE)  # may stand before a template
+UNTEXT = re.compile("[\0\ud800-\udfff]")  # what JSON can write and no text file can
 QUOTES = ('""', "''")
 Texts = tuple[str, ...]
 
@@ -148,6 +149,8 @@ def _from_json(text: str, classes: Sequence[str]) -> tuple[list[str], list[_Entr
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             raise ValueError(f"{name}: want a text or a list of texts")
+        if odd := next((one for one in (name, *texts) if UNTEXT.search(one)), None):
+            raise ValueError(f"{odd!a} has zeros or halves of characters: want words")
         if name == TEMPLATES and TEMPLATES not in classes:
             templates += [one.strip() for one in texts]
             continue

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import warnings
 import zipfile
 
@@ -12,7 +13,7 @@ from references import stirred
 from safetensors.torch import load_file, save_file
 from test_parity import HF, VIT, trunk
 
-from features.backbones import load_backbone, seem
+from features.backbones import load_backbone, processors, seem
 from features.backbones.from_timm import RECIPES
 from features.backbones.network import leaves
 from features.backbones.weights import read_state_dict
@@ -166,6 +167,20 @@ def test_a_processor_that_cannot_be_followed_is_refused_and_not_approximated(tmp
     assert (fitted.fit, fitted.size, fitted.resize) == ("squash", 64, 64)
 
 
+def test_a_processor_of_a_million_pixels_is_refused_before_it_is_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(processors, "_run", lambda *_: pytest.fail("it was run"))
+    folder = folder_of("ViT", tmp_path)
+    changed(folder, "preprocessor_config.json", None, size={"height": 10**6, "width": 10**6})
+    with pytest.raises(BackboneError, match="its processor makes images of 1000000 pixels"):
+        load_backbone(f"hf:{folder}")
+
+
+@pytest.mark.parametrize("layers", ["\u00b2", "0,\u2460", "-1"])
+def test_a_layer_that_is_no_number_is_an_unknown_layer(layers):
+    with pytest.raises(BackboneError, match="has no layer"):
+        load_backbone("timm:test_vit", "random").select(layers, [], tokens=False)
+
+
 @pytest.mark.parametrize("kind", ["ViT", "CLIP", "Siglip", "Dinov2", "ConvNext", "Beit"])
 def test_the_processor_s_other_backend_is_as_close_as_the_library_s_own_two(kind, tmp_path):
     """transformers resizes by torchvision too, which rounds otherwise than Pillow."""
@@ -253,6 +268,103 @@ def test_a_whole_classifier_s_file_is_read_without_its_head(tmp_path):
     with torch.no_grad():
         wanted = theirs.forward_head(theirs.forward_features(x), pre_logits=True)
         assert apart(backbone.network(x, ["final/pooled"])["final/pooled"], wanted) < 1e-5
+
+
+def changed(folder, file, part, **values):
+    """The same folder, its weights untouched, with other values in a file of its configuration."""
+    about = json.loads((folder / file).read_text())
+    (about if part is None else about.setdefault(part, {})).update(values)
+    (folder / file).write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    "values", [{"hidden_act": "relu"}, {"layer_norm_eps": 0.5}, {"num_attention_heads": 1}]
+)
+def test_another_configuration_of_the_same_weights_is_another_model_of_transformers(
+    values, tmp_path
+):
+    folder = folder_of("ViT", tmp_path)
+    before, again = (load_backbone(f"hf:{folder}") for _ in range(2))
+    changed(folder, "config.json", None, problem_type="regression", id2label={"0": "a"})
+    idle = load_backbone(f"hf:{folder}")
+    changed(folder, "config.json", None, **values)
+    after = load_backbone(f"hf:{folder}")
+    assert before.configuration == again.configuration == idle.configuration
+    assert after.weights_digest == before.weights_digest
+    assert after.configuration != before.configuration
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [("test_vit", {"act_layer": "relu"}), ("test_resnet", {"global_pool": "max"})],
+)
+def test_another_configuration_of_the_same_weights_is_another_model_of_timm(
+    architecture, values, tmp_path
+):
+    import timm
+
+    state = timm.create_model(architecture, num_classes=0).state_dict()
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": architecture, "pretrained_cfg": {}})
+    )
+    save_file(state, tmp_path / "model.safetensors")
+    before = load_backbone(f"timm:local-dir:{tmp_path}")
+    changed(tmp_path, "config.json", "model_args", **values)
+    after = load_backbone(f"timm:local-dir:{tmp_path}")
+    assert after.weights_digest == before.weights_digest
+    assert after.configuration != before.configuration
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_attention_heads": 0}, r"ZeroDivisionError.*Want a folder that has config.json"),
+        ({"hidden_size": 36}, r"config.json: \d+ misshapen, the first \S+ is \(.*\), want \("),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "code .* is never run"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said_without_the_hub(values, said, tmp_path):
+    folder = folder_of("ViT", tmp_path / "model")
+    changed(folder, "config.json", None, **values)
+    with pytest.raises(BackboneError, match=said) as caught:
+        load_backbone(f"hf:{folder}")
+    assert not re.search("huggingface.co|HF_TOKEN|trust_remote_code|report", str(caught.value))
+
+
+def test_a_revision_or_an_adapter_of_a_folder_is_not_passed_over(tmp_path):
+    folder = folder_of("ViT", tmp_path / "model")
+    with pytest.raises(BackboneError, match=r"a folder has no revisions: leave @v1\.0 out"):
+        load_backbone(f"hf:{folder}@v1.0")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(BackboneError, match="merge the adapter into the weights"):
+        load_backbone(f"hf:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("levit_128s", "head_dist.bn.weight"),
+        ("repvit_m0_9", "head.head_dist.bn.weight"),
+        ("caformer_s18", "head.fc.fc1.weight"),
+    ],
+)
+def test_what_goes_with_a_classifier_is_left_out_with_it(name, beside, tmp_path):
+    """timm publishes these with the norm, or the first layer, of their classifier."""
+    import timm
+
+    whole = stirred(timm.create_model(name))
+    state = whole.state_dict()
+    assert beside in state
+    torch.save(state, tmp_path / "w.pth")
+    backbone = load_backbone(f"timm:{name}", str(tmp_path / "w.pth"))
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = whole.forward_head(whole.forward_features(x), pre_logits=True)
+        assert apart(backbone.network(x, ["final/pooled"])["final/pooled"], wanted) < 1e-5
+    lost = list(backbone.network.module.state_dict())[1]
+    torch.save({k: v for k, v in state.items() if k != lost}, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=f"don't fit: 1 missing, the first {lost}$"):
+        load_backbone(f"timm:{name}", str(tmp_path / "w.pth"))
 
 
 def test_weights_of_any_library_that_do_not_fit_are_named(tmp_path):

@@ -25,7 +25,7 @@ from features.datasets import Options, open_dataset
 from features.errors import BackboneError
 from features.extract import extract
 from features.images import picture
-from features.parity import certify
+from features.parity import _least, certify
 from features.plan import ExtractionSettings
 from features.store import FeatureStore
 from features.workers import ImageRecipe
@@ -116,6 +116,19 @@ def test_it_is_the_cosine_and_the_pixels_that_anyone_can_compute(images, tmp_pat
                  tmp_path / "out", precision="float32")  # fmt: skip
     assert measured(report)[0]["pixels"] is None  # prepared as asked for: nothing is claimed
     assert measured(report)[0]["cosine"] > 0.9999
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_and_never_equal(value, images, tmp_path):
+    backbone = loaded("timm", tmp_path / "model")
+    with torch.no_grad():
+        for parameter in backbone.module.parameters():
+            parameter.fill_(value)
+    with pytest.raises(BackboneError, match="final/pooled has values that are not finite"):
+        run(images, backbone, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.h5"))
+    odd = torch.tensor([[value, 1.0]])
+    assert _least(odd, torch.ones(1, 2)) == -1
 
 
 def test_another_forward_is_refused_too(images, tmp_path):

@@ -93,6 +93,8 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, text, said):
         ("{", "it is not JSON"),
         ("[" * 100_000, "it is not JSON"),
         ("[1]", "want an object"),
+        (r'{"a": "\ud800", "b": "c"}', "zeros or halves of characters"),
+        (r'{"a": "x", "b": ["c", "\u0000"]}', "zeros or halves of characters"),
         ('{"a": 1, "b": "c"}', "a: want a text or a list of texts"),
         ('{"a": [], "b": "c"}', '"a" has an empty prompt'),
         ('{"a": "x", "b": "c", "a": "y"}', "a stands twice"),

@@ -136,9 +136,26 @@ def _with_weights(name: str, options: dict[str, Any], state: dict[str, Tensor]) 
         return created(name, options, pretrained=True, pretrained_cfg_overlay=overlay)
     except RuntimeError:
         extra = [more for leaf, more in EXTRAS.items() if any(k.endswith(leaf) for k in state)]
-        if not extra or extra[0].items() <= options.items():
+        if extra and not extra[0].items() <= options.items():
+            return _with_weights(name, options | extra[0], state)
+        beside = _beside_classifiers(name, options, state)
+        if not beside:
             raise
-        return _with_weights(name, options | extra[0], state)
+        return _with_weights(name, options, {k: v for k, v in state.items() if k not in beside})
+
+
+def _beside_classifiers(
+    name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> set[str]:
+    """Return the names of what goes with a classifier, such as its norm (`head.bn` of LeViT).
+
+    They stand in the module that holds the classifier, of which a model without one has nothing.
+    """
+    holders = {one.rpartition(".")[0] + "." for one in classifiers(name) if "." in one}
+    found = {k for k in state if k.startswith(tuple(holders))}
+    wanted = created(name, options).state_dict() if found else {}
+    gone = tuple(one for one in holders if not any(k.startswith(one) for k in wanted))
+    return {k for k in found if k.startswith(gone)}
 
 
 def transform_of(module: Any, name: str, image_size: int | None) -> Transform:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from features.backbones.configuration import configuration_digest
 from features.backbones.network import Network, Parts
 from features.errors import BackboneError, MedprobeError
 from features.images import Transform
@@ -96,6 +97,7 @@ class Backbone:
     """A loaded backbone, in eval mode. weights is "published", "file" or "random".
 
     library: what there is to compare with, of models that a library loads by any name.
+    configuration: what the module is beside its weights (configuration.py), when it was loaded.
     """
 
     spec: Spec
@@ -105,6 +107,7 @@ class Backbone:
     weights: str
     weights_digest: str
     library: Library | None = None
+    configuration: str = ""
 
     @classmethod
     def of(
@@ -118,7 +121,8 @@ class Backbone:
     ) -> Backbone:
         """Return a backbone ready for inference."""
         module.requires_grad_(False)
-        return cls(spec, module, network, transform, weights, weights_digest(module), library)
+        digests = weights_digest(module), configuration_digest(module)
+        return cls(spec, module, network, transform, weights, digests[0], library, digests[1])
 
     def to(self, device: str, dtype: torch.dtype) -> None:
         """Bring the weights to a device and a precision, channels last as `normalise` gives."""
@@ -150,7 +154,7 @@ class Backbone:
         """
         known = self.network.layers
         chosen = {"last": ["final"], "all": known}.get(layers) or [
-            f"block{int(part):02d}" if part.isdigit() else part for part in layers.split(",")
+            f"block{int(part):02d}" if part.isdecimal() else part for part in layers.split(",")
         ]
         for layer in chosen:
             if layer not in known:

@@ -31,11 +31,14 @@ from features.images import Transform
 RANDOM_SEED = 0
 COLLECTING = "transformers.utils.output_capturing"
 PREFIX = 64  # tokens before those of patches at most: a class token and registers
+FILES = "config.json, preprocessor_config.json and model.safetensors"
 REMEDY = (
-    "Offline, give a folder that has config.json, preprocessor_config.json and model.safetensors, "
+    f"Offline, give a folder that has {FILES}, "
     "as hf:FOLDER. Where access must be asked for on {page}, set the variable HF_TOKEN to your "
     "token"
 )
+OF_A_FOLDER = f"Want a folder that has {FILES} as transformers saves them"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,7 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
     Raises BackboneError for one that can't be fetched or takes no images, whatever transformers
     raises. One whose processor can't be followed exactly has a transform that only --fit mends.
     """
-    page = f"https://huggingface.co/{place_of(name)[0]}"
-    with base.loading(f"hf:{name}", REMEDY.format(page=page)), quiet():
+    with base.loading(f"hf:{name}", _remedy(name)), quiet():
         model = fetch(name, published=weights is None)
         if base.origin_of(weights) == "file":
             what = f"hf:{name}'s weights {weights}"
@@ -83,6 +85,13 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         library = tower.library(own, found) if isinstance(followed, Followed) else None
         origin = base.origin_of(weights)
         return Backbone.of(spec, model.module, found, transform, origin, library)
+
+
+def _remedy(name: str) -> str:
+    """Return what to do where a model can't be loaded."""
+    place, _ = place_of(name)
+    page = f"https://huggingface.co/{place}"
+    return OF_A_FOLDER if Path(place).is_dir() else REMEDY.format(page=page)
 
 
 @contextmanager
@@ -102,18 +111,45 @@ def quiet() -> Iterator[None]:
 
 
 def place_of(name: str) -> tuple[str, str | None]:
-    """Return the folder or repository of a name, and the revision that may follow it after @."""
+    """Return the folder or repository of a name, and the revision that may follow it after @.
+
+    Raises BackboneError for a revision of a folder, which transformers would pass over.
+    """
     if Path(name).is_dir():
         return name, None
     place, _, revision = name.partition("@")
+    if revision and Path(place).is_dir():
+        raise BackboneError(f"hf:{name}: a folder has no revisions: leave @{revision} out")
     return place, revision or None
 
 
 def fetch(name: str, *, published: bool) -> Model:
-    """Return a model, its weights random, the same every time, if not `published`."""
+    """Return a model, its weights random, the same every time, if not `published`.
+
+    Raises BackboneError for one that needs code of its repository, an adapter, and misshapen
+    weights; whatever else transformers raises.
+    """
+    try:
+        return _fetched(name, published=published)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise BackboneError(
+            f"hf:{name} needs code that lies in its repository, which is never run: want a model "
+            "of a class that transformers has itself"
+        ) from None
+
+
+def _fetched(name: str, *, published: bool) -> Model:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+    said = f"hf:{name}"
     name, revision = place_of(name)
+    if published and (Path(name) / ADAPTER).is_file():  # would be passed over, or its base taken
+        raise BackboneError(
+            f"{said} has an {ADAPTER}: merge the adapter into the weights (merge_and_unload) and "
+            "save them to a folder of their own"
+        )
     given: dict[str, Any] = {"trust_remote_code": False}  # else it asks, and may be told yes
     given |= {"revision": revision} if revision else {}
     config: Any = AutoConfig.from_pretrained(name, **given)
@@ -132,7 +168,14 @@ def fetch(name: str, *, published: bool) -> Model:
             config=config,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which are an error below, with their names
             **given,
+        )
+    if misshapen := sorted(info["mismatched_keys"]):
+        key, have, want = misshapen[0]
+        raise BackboneError(
+            f"{said}'s weights don't fit its config.json: {len(misshapen)} misshapen, the first "
+            f"{key} is {tuple(have)}, want {tuple(want)}"
         )
     return Model(config, processor, module.eval().float(), tuple(sorted(info["missing_keys"])))
 
@@ -302,7 +345,7 @@ class Tower:
                 torch.manual_seed(seed)
                 found.append(self._final(self._outputs(pixels, hidden=False)))
         if not found[0]:
-            raise BackboneError(f"hf:{name} gives no embedding or states of an image")
+            raise BackboneError(f"{name} gives no embedding or states of an image")
         if any(not torch.allclose(v, found[1][k], 1e-3, 1e-4) for k, v in found[0].items()):
             raise BackboneError(f"{name} gives other features of the same image each time")
 

@@ -22,6 +22,7 @@ LEVEL = 1 / 255
 # Pillow and torchvision round differently: of 22 processors, their two backends differ by more than
 # a level at most in 0.3 % of the pixels, at most by 4 levels.
 SHARE, MOST = 0.99, 5
+LARGEST = 4096  # pixels of a side: of an image that a processor may be asked to make
 
 Colour = tuple[float, float, float]
 
@@ -39,6 +40,8 @@ def follow(processor: Any) -> Followed | str:
 
     processor(image) gives "pixel_values" (1, 3, S, S) of an RGB image.
     """
+    if (side := max(_numbers(processor.to_dict()), default=0)) > LARGEST:
+        return f"its processor makes images of {side} pixels, more than {LARGEST}"
     found = [_run(processor, shape) for shape in SHAPES]
     shapes = {wanted.shape for _, wanted in found}
     if len(shapes) > 1 or found[0][1].ndim != 3 or found[0][1].shape[0] != 3:
@@ -55,6 +58,15 @@ def follow(processor: Any) -> Followed | str:
             if all(_equal(one, flipped, image, wanted) for image, wanted in found):
                 return Followed(one, flipped)
     return f"no resize, crop or padding gives the pixels of its {type(processor).__name__}"
+
+
+def _numbers(fields: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the sides in pixels that a processor's fields name."""
+    for key in ("size", "crop_size", "pad_size"):
+        value = fields.get(key)
+        for side in value.values() if isinstance(value, Mapping) else (value,):
+            if isinstance(side, int | float):
+                yield int(side)
 
 
 def _run(processor: Any, shape: tuple[int, int]) -> tuple[Decoded, NDArray[Any]]:
