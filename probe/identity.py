@@ -27,7 +27,7 @@ UNCERTAIN = ("zeros", "ones", "ignore")  # what -1 may count as
 # What names a model, in order; the first is always said, the others where they tell models apart.
 PARTS = (
     *("backbone", "weights", "scenario", "head", "feature", "protocol", "scored_by"),
-    "shots",
+    *("inputs", "shots"),
 )
 SEPARATOR = " · "  # between the parts of a name, none of which has it in it
 
@@ -62,6 +62,14 @@ class Identity:
     def digest(self) -> str:
         """Return a hash of all of it, 16 hexadecimal digits."""
         return digest(asdict(self))
+
+    @property
+    def inputs(self) -> str:
+        """Return what its head reads: the image, columns of the table, or both."""
+        names = ", ".join(self.settings.get("columns", ()))
+        if not names:
+            return "image"
+        return f"image + {names}" if self.settings.get("image") else f"{names} alone"
 
     @property
     def data(self) -> tuple[str, str, str]:
