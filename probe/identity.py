@@ -232,7 +232,8 @@ def model_parts(identities: Sequence[Identity], *, settings: bool = True) -> lis
             for one in mine:
                 key = tuple(getattr(one, p) for p in said[backbone])
                 alike.setdefault(key, set()).add(str(getattr(one, part)))
-            if any(len(values) > 1 for values in alike.values()):
+            reads_columns = part == "inputs" and any(one.inputs != "image" for one in mine)
+            if reads_columns or any(len(values) > 1 for values in alike.values()):
                 said[backbone].append(part)
     named = [{part: _word(one, part) for part in said[one.backbone]} for one in identities]
     if not settings:

@@ -61,7 +61,8 @@ def gains(leads: Sequence[Entry]) -> tuple[list[Shortcut], Table]:
     said: dict[tuple[str, str], Shortcut] = {}
     for entry in found:  # the best of each data set and metric comes first
         r = entry.result
-        said.setdefault(entry.column, Shortcut(r.dataset, r.backbone, gained(r), False))
+        model = f"{r.backbone} (random weights)" if entry.random else r.backbone
+        said.setdefault(entry.column, Shortcut(r.dataset, model, gained(r), False))
     rows = [
         [
             *(r.dataset, r.backbone, in_words(r.metric), printable(r.gain["over"])),
@@ -81,7 +82,7 @@ def _sentences(where: tuple[str, str], found: Sequence[Confounder]) -> list[Shor
     said = [Shortcut(*where, printable(one.line()), True) for one in found if one.flagged]
     clear = [one.column for one in found if not one.flagged and not one.why]
     if clear:
-        line = f"no shortcut was found in {', '.join(clear)}: see the table"
+        line = f"no sign of a shortcut was found in {', '.join(clear)}: see the table"
         said.append(Shortcut(*where, printable(line), False))
     said += [Shortcut(*where, printable(one.line()), False) for one in found if one.why]
     return said
