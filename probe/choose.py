@@ -126,13 +126,13 @@ def _chosen(
             of_fold = heads.select(slice(j, j + step), group + f + 1)
             parts = [of_fold.log_odds(X.to(heads.coef.device)) for X in _chunks(features, held)]
             weight = None if subset.weight is None else subset.weight[None, held]
-            scores[j : j + step, f] = _scores(metric, y[held], torch.cat(parts, 1), weight)
+            scores[j : j + step, f] = scores_of(metric, y[held], torch.cat(parts, 1), weight)
 
     def losses(j: int) -> list[float]:
         """Return the log-loss of strength j on each fold."""
         weights = [None if subset.weight is None else subset.weight[None, h] for h in held_out]
         return [
-            _scores(loss, y[held], of_rows(f, held, j)[None], weights[f])[0]
+            scores_of(loss, y[held], of_rows(f, held, j)[None], weights[f])[0]
             for f, held in enumerate(held_out)
         ]
 
@@ -159,13 +159,13 @@ def _chosen(
         folds={
             "kind": subset.folds.kind,
             "C": heads.C.tolist(),
-            "scores": _jsonable(scores),
+            "scores": jsonable(scores),
             "converged": converged[:, 1:].all(2).tolist(),
             "gap": heads.gap[:, groups][:, 1:].amax(2).tolist(),
         },
         converged=bool(converged.all()),
         note=f"{unconverged} of {converged.numel()} heads did not converge" if unconverged else "",
-        held_out=lambda: _held_out(of_rows, y, subset, width),
+        held_out=lambda: held_out_rows(of_rows, y, subset, width),
     )
 
 
@@ -215,7 +215,7 @@ def neighbours(
         voters = _Voters(features.take(subset.rows), votes, temperature, device)
         scores = np.full((len(tried), len(held_out)), np.nan)
         for f, held in enumerate(held_out):
-            scores[:, f] = _scores(metric, labels[held], voters.of_held_out(held, tried))
+            scores[:, f] = scores_of(metric, labels[held], voters.of_held_out(held, tried))
         best = int(tried[best_of(scores, metric)]) if len(held_out) else min(tried)
 
         def of_rows(
@@ -233,11 +233,11 @@ def neighbours(
                     "k": list(tried),
                     "chosen": best,
                     "temperature": temperature,
-                    "scores": _jsonable(scores),
+                    "scores": jsonable(scores),
                 },
                 converged=True,
                 note=note,
-                held_out=partial(_held_out, of_rows, labels, subset, len(classes)),
+                held_out=partial(held_out_rows, of_rows, labels, subset, len(classes)),
             )
         )
     return selections
@@ -287,7 +287,7 @@ def least_squares(
         of_folds = [fitted(rows) for rows in kept]
         held_out = [h.log_odds(X[~rows]) for h, rows in zip(of_folds, kept, strict=True)]
         scores = [
-            _scores(metric, labels[~rows].numpy(), z[None])[0]
+            scores_of(metric, labels[~rows].numpy(), z[None])[0]
             for rows, z in zip(kept, held_out, strict=True)
         ]
         head = fitted(torch.ones(len(X), dtype=torch.bool))
@@ -305,17 +305,17 @@ def least_squares(
                 folds={
                     "kind": subset.folds.kind,
                     "l2": l2,
-                    "scores": _jsonable(np.array(scores)[None]),
+                    "scores": jsonable(np.array(scores)[None]),
                 },
                 converged=True,
                 note="",
-                held_out=partial(_held_out, of_rows, y[subset.rows], subset, len(classes)),
+                held_out=partial(held_out_rows, of_rows, y[subset.rows], subset, len(classes)),
             )
         )
     return selections
 
 
-def _scores(
+def scores_of(
     metric: metrics.Metric,
     y: NDArray[Any],
     z: torch.Tensor,
@@ -326,7 +326,7 @@ def _scores(
     return [float(metrics.evaluate_log_odds(metric, y, head, weight)[0]) for head in heads]
 
 
-def _held_out(
+def held_out_rows(
     of_rows: Callable[[int, NDArray[np.bool_]], torch.Tensor],
     y: NDArray[Any],
     subset: TrainingSet,
@@ -379,6 +379,6 @@ def best_of(
     return int(near[np.argmin([np.mean(losses(j)) for j in near.tolist()])])
 
 
-def _jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:
+def jsonable(scores: NDArray[np.float64]) -> list[list[float | None]]:
     """Return scores (J, F) as lists, None where they are not defined."""
     return [[float(v) if np.isfinite(v) else None for v in row] for row in scores]

@@ -30,18 +30,17 @@ from probe.data import Data, Features, load
 from probe.identity import data_of
 from probe.probing import ProbeOptions, ProbeSettings
 from probe.score import metrics
-from probe.score.association import balancing, cramers_v, empty_pair, permutation_p
+from probe.score.association import cramers_v, permutation_p
 from probe.score.folded import Folded
-from probe.score.groups import grouped, subgroups, without
+from probe.score.groups import subgroups, without
 from probe.score.intervals import intervals
 from probe.score.paired import FINER
 from probe.score.predictions import column, taught
+from probe.strata import Values, balanced, counted_only, empty, values_of, worth_of
 from probe.trials import Trial, trials_of
 
 OUTER, INNER = 5, 3  # folds: a set for each of 5 x (3 + 1) trains a head of every C
 STRENGTHS = tuple(10.0 ** np.arange(-6, 6))  # of C: a decade apart
-ENOUGH = 10  # subjects that a value must have: two for each outer fold
-MOST = 20  # values of a column
 
 
 def confounders(
@@ -96,49 +95,6 @@ def confounders(
 
 
 @dataclass(frozen=True)
-class _Values:
-    """A column's values, of those images that have one: codes (N,), NO_LABEL of others; names."""
-
-    codes: NDArray[np.int64]
-    names: tuple[str, ...]
-    quartiles: bool
-    why: str = ""
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """Return which images (N,) have a value that is looked at."""
-        return np.asarray(self.codes != NO_LABEL)
-
-
-def values_of(given: NDArray[Any], subject: NDArray[Any], unit: str = "subject") -> _Values:
-    """Return the values (N,) of a column that have ENOUGH subjects (N,), or why it can't be used.
-
-    A column of more than MAX_VALUES numbers is cut into quartiles, as the groups of --by are.
-    """
-    names = grouped(given)
-    found = sorted(set(names.tolist()) - {""})
-    many = {name: len(np.unique(subject[names == name])) for name in found}
-    kept = tuple(name for name in found if many[name] >= ENOUGH)
-    place = {name: k for k, name in enumerate(kept)}
-    codes = np.array([place.get(name, NO_LABEL) for name in names.tolist()], dtype=np.int64)
-    quartiles = not np.array_equal(names, given)
-    why = ""
-    if not found:
-        why = "no image has a value of it"
-    elif len(found) == 1:
-        why = f"every image has the same value, {found[0]}" * bool((names != "").all())
-        why = why or f"every image that has a value has the same one, {found[0]}"
-    elif len(kept) < 2:
-        own = max(many.values()) == 1
-        each = f"each of its {len(found)} values is of one {unit}"
-        few = f"of its {len(found)} values, {len(kept) or 'none'} has {ENOUGH} {unit}s or more"
-        why = f"{each if own else few}, so that it can't be learnt from other {unit}s"
-    elif len(kept) > MOST:
-        why = f"it has {len(kept)} values, more than {MOST}: join some of them in the table"
-    return _Values(codes, kept, quartiles, why)
-
-
-@dataclass(frozen=True)
 class _Study:
     """A feature of a store, and how its heads are fitted."""
 
@@ -169,7 +125,7 @@ class _Study:
             return one
         told_y, told_z, told_fold = self._tell(values)
         z, fold = self.by_features, self.fold
-        alone = self._fit(self._one_hot(values), _weighted(self.trial, known))
+        alone = self._fit(self._one_hot(values), counted_only(self.trial, known))
 
         def score(y: NDArray[Any], z: NDArray[np.float64]) -> Score:
             return self._score(y[known], z[known], subject[known], fold[known])
@@ -214,7 +170,7 @@ class _Study:
             y[self.fold == f] = taught(y[self.fold == f], self.data.y[subset.rows])
         return y
 
-    def _tell(self, values: _Values) -> tuple[NDArray[Any], ...]:
+    def _tell(self, values: Values) -> tuple[NDArray[Any], ...]:
         """Return codes (n,), log-odds (n, V) by the features, out of fold, and folds (n,)."""
         known, data = values.known, self.data
         labels = np.full(len(self.manifest), NO_LABEL, dtype=np.int32)
@@ -231,7 +187,7 @@ class _Study:
         z = self._predict(some.features, some.y, trial.training_sets[1:], values.names)
         return some.y, z, trial.tested_by - 1
 
-    def _one_hot(self, values: _Values) -> Features:
+    def _one_hot(self, values: Values) -> Features:
         """Return a column of 1 and 0 for each value, (N, V), none of them 1 where it has none."""
         ones = np.eye(len(values.names) + 1, dtype=np.float32)[values.codes, :-1]
         return replace(self.data.features, X=torch.from_numpy(ones))
@@ -288,7 +244,7 @@ class _Study:
         )[metric.name]
         return Score(value=found["value"], ci_low=found["ci_low"], ci_high=found["ci_high"])
 
-    def _strata(self, name: str, values: _Values) -> list[Any]:
+    def _strata(self, name: str, values: Values) -> list[Any]:
         """Return the label's score among the images of each value."""
         known = values.known
         return subgroups(
@@ -319,7 +275,7 @@ class _Study:
         subject = self.manifest.subject[self.data.rows[known]]
         return self._score(y, z, subject, self.fold[known], reduced.task)
 
-    def _association(self, values: _Values) -> dict[str, Association]:
+    def _association(self, values: Values) -> dict[str, Association]:
         """Return how far the label, or each finding, goes with the column."""
         subject = self.manifest.subject[self.data.rows]
         found = {}
@@ -346,7 +302,7 @@ class _Study:
         ]
 
     def _balanced(
-        self, values: _Values
+        self, values: Values
     ) -> tuple[tuple[NDArray[Any], NDArray[np.float64]] | None, float | None, str]:
         """Return labels and log-odds by heads trained on balanced weights, and what is missing.
 
@@ -357,15 +313,15 @@ class _Study:
         z = np.zeros((len(y), len(self.manifest.classes)))
         for k, (name, outcome, there) in enumerate(self._outcomes()):
             rows = there & values.known
-            sets = _weighted(self.trial, rows)
-            if pair := next(filter(None, (_empty(s, outcome, values.codes) for s in sets)), None):
+            sets = counted_only(self.trial, rows)
+            if pair := next(filter(None, (empty(s, outcome, values.codes) for s in sets)), None):
                 absent, value = pair
                 lacking.append((name, absent, values.names[value]))
                 if y.ndim == 2:
                     y[:, k] = np.nan
                 continue
-            sets = [_balance(one, outcome, values.codes) for one in sets]
-            worth += [_worth(one) for one in sets]
+            sets = [balanced(one, outcome, values.codes) for one in sets]
+            worth += [worth_of(one) for one in sets]
             classes = self.manifest.classes if y.ndim == 1 else ("no", name)
             said = self._predict(self.data.features, outcome, sets, classes)
             if y.ndim == 1:
@@ -386,36 +342,3 @@ class _Study:
         what = f"{'with' if absent else 'without'} {name}"
         of_all = f"{len(lacking)} of {len(self.manifest.classes)} findings"
         return f"{of_all} can't be balanced: a fold has no image of {value} {what}"
-
-
-def _weighted(trial: Trial, counted: NDArray[np.bool_]) -> list[TrainingSet]:
-    """Return a trial's sets without the whole one, with weights of 1 where counted (N,), else 0."""
-    return [
-        replace(subset, weight=counted[subset.rows].astype(np.float64))
-        for subset in trial.training_sets[1:]
-    ]
-
-
-def _empty(
-    subset: TrainingSet, outcome: NDArray[np.int64], codes: NDArray[np.int64]
-) -> tuple[int, int] | None:
-    """Return an outcome and a value that a training set has, on no image together; else None."""
-    rows = subset.rows[subset.weight > 0] if subset.weight is not None else subset.rows
-    return empty_pair(outcome[rows], codes[rows])
-
-
-def _worth(subset: TrainingSet) -> float:
-    """Return how many images of weight 1 tell as much as a set's weighted ones (Kish 1965)."""
-    w = np.ones(len(subset.rows)) if subset.weight is None else subset.weight
-    return float(w.sum() ** 2 / (w**2).sum())
-
-
-def _balance(
-    subset: TrainingSet, outcome: NDArray[np.int64], codes: NDArray[np.int64]
-) -> TrainingSet:
-    """Return a training set with weights that make outcome and codes, (N,), independent in it."""
-    weight = np.zeros(len(subset.rows))
-    counted = np.ones(len(weight), dtype=bool) if subset.weight is None else subset.weight > 0
-    rows = subset.rows[counted]
-    weight[counted] = balancing(outcome[rows], codes[rows])
-    return replace(subset, weight=weight)

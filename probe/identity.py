@@ -29,7 +29,7 @@ UNCERTAIN = ("zeros", "ones", "ignore")  # what -1 may count as
 # What names a model, in order; the first is always said, the others where they tell models apart.
 PARTS = (
     *("backbone", "weights", "scenario", "head", "feature", "protocol", "scored_by"),
-    *("shots", "trained_on"),
+    *("inputs", "shots", "trained_on"),
 )
 SEPARATOR = " · "  # between the parts of a name, none of which has it in it
 
@@ -67,6 +67,14 @@ class Identity:
         """Return a hash of all of it, 16 hexadecimal digits."""
         own = () if self.trained_on else ("trained_on",)  # rows of before it are as they were
         return digest({k: v for k, v in asdict(self).items() if k not in own})
+
+    @property
+    def inputs(self) -> str:
+        """Return what its head reads: the image, columns of the table, or both."""
+        names = ", ".join(self.settings.get("columns", ()))
+        if not names:
+            return "image"
+        return f"image + {names}" if self.settings.get("image") else f"{names} alone"
 
     @property
     def data(self) -> tuple[str, str, str]:
@@ -272,7 +280,9 @@ def model_parts(identities: Sequence[Identity], *, settings: bool = True) -> lis
                 key = tuple(getattr(one, p) for p in said[backbone])
                 alike.setdefault(key, set()).add(str(getattr(one, part)))
             several = any(len(values) > 1 for values in alike.values())
-            if several or (part == "trained_on" and any(one.trained_on for one in mine)):
+            reads_columns = part == "inputs" and any(one.inputs != "image" for one in mine)
+            elsewhere = part == "trained_on" and any(one.trained_on for one in mine)
+            if several or reads_columns or elsewhere:
                 said[backbone].append(part)
     words = [{part: _word(one, part) for part in said[one.backbone]} for one in identities]
     named = [{part: word for part, word in parts.items() if word} for parts in words]

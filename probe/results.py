@@ -102,6 +102,7 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # of training, one per epoch
     tuned: dict[str, Any] = field(default_factory=dict)  # {"unfreeze", "drop_last", "init", ...}
     control: dict[str, Any] | None = None  # {"kind": "shuffle", "value", "ci_low", "ci_high", "C"}
+    gain: dict[str, Any] = field(default_factory=dict)  # over columns alone, see schema.Gain
     subjects_known: bool = True  # else each image counts as a subject, independent of the others
     labels_digest: str = ""  # of every image's label, and what uncertain ones count as
     settings: dict[str, Any] = field(default_factory=dict)  # what else the head depends on
@@ -140,6 +141,11 @@ class Result:
         if not self.outer:
             return f"{self.n_test} test image{one}"
         return f"{self.n_test} image{one}, each tested once by a head without its outer fold"
+
+    @property
+    def inputs(self) -> str:
+        """Return what its head reads: the image, columns of the table, or both."""
+        return self.identity.inputs
 
     @property
     def identity(self) -> Identity:

@@ -220,6 +220,18 @@ class Tuned(TypedDict):
     head_weights: NotRequired[str | None]
 
 
+class Gain(TypedDict):
+    """Of image and columns over the columns alone, on the same test images: paired, with p."""
+
+    over: NotRequired[str]
+    alone: NotRequired[Value]
+    value: NotRequired[Value]
+    ci_low: NotRequired[Value]
+    ci_high: NotRequired[Value]
+    p: NotRequired[Share]
+    test: NotRequired[str]
+
+
 class Control(TypedDict):
     """The score of heads that were fitted to shuffled labels."""
 
@@ -265,6 +277,7 @@ NESTED: dict[str, Any] = {  # fields of a Result, beyond their own hints
     "history": list[Epoch],
     "tuned": Tuned,
     "control": Control | None,
+    "gain": Gain,
 }
 
 

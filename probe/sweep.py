@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from features.errors import ProbeError
 from features.manifest import SPLITS, Manifest
 from features.store import FeatureStore
-from probe import choose, results
+from probe import choose, covariates, results
 from probe.calibrated import Held, calibration_of, held_by, recalibrations, sets_of
 from probe.choose import Fit, Selection, TrainingSet
+from probe.covariates import WithColumns
 from probe.data import Data, load
 from probe.exclusion import column_of, excluded, without
 from probe.heads import Head, fit_heads
@@ -67,19 +68,24 @@ def probe_all(
     progress: HeadProgress | None = None,
     fit: Fit = fit_heads,
     text: Asked | None = None,
+    columns: Sequence[str] = (),
 ) -> list[results.Result]:
     """Probe a store and return a result per feature, number of shots and seed.
 
     Writes heads, predictions and lines of results.jsonl into `out`. fit solves linear heads, in
-    this process or over rows that others hold. text: the prompts of a zero-shot head. Raises
-    StoreError for a store that can't be read, ProbeError for labels or options that no head can be
-    fitted to.
+    this process or over rows that others hold. text: the prompts of a zero-shot head. columns of
+    the manifest make three results of each: of columns alone, of the image, of both, on the same
+    folds and test images; the last has what the image adds. Raises StoreError for a store that
+    can't be read, ProbeError for labels or options that no head can be fitted to.
     """
     asked = settings or ProbeOptions()
     resolved = asked.resolve()
     if (resolved.head == HEAD) != (text is not None):
         raise ProbeError("prompts (--prompts) and --head zero-shot go together: give both, or none")
+    if columns:
+        covariates.check_settings(resolved)
     found: list[results.Result] = []
+    alone: dict[int | None, list[results.Result]] = {}  # of columns, by shots
     with FeatureStore.open(path) as store:
         whole = store.manifest()
         manifest, exclude = _used(whole, resolved)
@@ -107,13 +113,13 @@ def probe_all(
                 left_out=excluded(whole, exclude),
             )
             for shots in resolved.shots:
-                started = time.perf_counter()
-                trials = problem.trials(shots)
-                chosen = problem.choose(trials, fit, progress)
-                controls = problem.fit_controls(trials, fit)
-                seconds = (time.perf_counter() - started) / len(trials)
-                for trial, selections, control in zip(trials, chosen, controls, strict=True):
-                    found.append(problem.test(trial, selections, control, seconds))
+                if columns and shots not in alone:
+                    alone[shots] = problem.beside(columns, image=False).run(shots, fit, progress)
+                    found += alone[shots]
+                found += problem.run(shots, fit, progress)
+                if columns:
+                    both = problem.beside(columns, image=True)
+                    found += both.run(shots, fit, progress, over=alone[shots])
     return found
 
 
@@ -152,6 +158,38 @@ class _Problem:
     provenance: dict[str, Any]  # command and versions
     text: ZeroShot | None = None
     left_out: Sequence[str] = ()  # what was excluded, in words
+
+    @property
+    def with_columns(self) -> WithColumns | None:
+        """Return the rows of columns that heads read, None where they read the image alone."""
+        features = self.data.features
+        return features if isinstance(features, WithColumns) else None
+
+    def beside(self, columns: Sequence[str], *, image: bool) -> _Problem:
+        """Return the problem of columns beside the image's features, or without them."""
+        given = covariates.covariates(self.manifest, columns, self.data.rows)
+        rows = covariates.with_columns(self.data.features, given, image=image)
+        return replace(self, data=replace(self.data, features=rows))
+
+    def run(
+        self,
+        shots: int | None,
+        fit: Fit,
+        progress: HeadProgress | None,
+        over: Sequence[results.Result] = (),
+    ) -> list[results.Result]:
+        """Fit and test all trials of a number of shots; over: what each is held against."""
+        started = time.perf_counter()
+        trials = self.trials(shots)
+        chosen = self.choose(trials, fit, progress)
+        controls = self.fit_controls(trials, fit)
+        seconds = (time.perf_counter() - started) / len(trials)
+        return [
+            self.test(trial, selections, control, seconds, over[k] if over else None)
+            for k, (trial, selections, control) in enumerate(
+                zip(trials, chosen, controls, strict=True)
+            )
+        ]
 
     def trials(self, shots: int | None) -> list[Trial]:
         """Return the trials of a number of shots; of a head that nothing trains, one."""
@@ -204,17 +242,11 @@ class _Problem:
                 device=settings.device,
                 **scoring,
             )
-        return choose.linear(
-            features,
-            y,
-            subsets,
-            C=settings.strengths(features, self.manifest.classes),
-            tol=settings.tol,
-            device=settings.device,
-            progress=progress,
-            fit=fit,
-            **scoring,
-        )
+        scoring |= {"C": settings.strengths(features, self.manifest.classes), "tol": settings.tol}
+        scoring |= {"device": settings.device, "progress": progress, "fit": fit}
+        if isinstance(features, WithColumns):
+            return covariates.linear(features, y, subsets, **scoring)
+        return choose.linear(features, y, subsets, **scoring)
 
     def fit_controls(self, trials: list[Trial], fit: Fit) -> list[list[Selection] | None]:
         """Fit the same heads to labels shuffled among each trial's rows, where that is asked."""
@@ -234,8 +266,12 @@ class _Problem:
         selections: list[Selection],
         control: list[Selection] | None,
         seconds: float,
+        over: results.Result | None = None,
     ) -> results.Result:
-        """Score the tested rows once; write the result with the kept head and predictions."""
+        """Score the tested rows once; write the result with the kept head and predictions.
+
+        over: the result of columns alone, of the same trial, which this one is held against.
+        """
         started = time.perf_counter()
         manifest, data, kept = self.manifest, self.data, selections[0]
         settings = replace(self.settings, seed=trial.seed)
@@ -263,20 +299,24 @@ class _Problem:
             answers = self._predictions(trial, control, settings)
             score = scored([self.metric], answers, settings)[self.metric.name]
             shuffled = {"kind": settings.control, "C": control[0].C} | score
+        of = data_of(self.store, manifest, settings.uncertain, outer=bool(trial.outer))
+        rows, head_of = self.with_columns, self.text.settings() if self.text else None
+        if head_of is None:
+            head_of = settings.of_head(settings.strengths(data.features, manifest.classes))
         identity = Identity(
-            **data_of(self.store, manifest, settings.uncertain, outer=bool(trial.outer)),
+            **(of if rows is None or rows.image else of | covariates.NO_BACKBONE),
             scenario=f"frozen-{settings.head}",
             head=settings.head,
-            feature=self.feature,
+            feature=self.feature if rows is None or rows.image else covariates.FEATURE,
             protocol=settings.protocol.name,
             metric=self.metric.name,
             scored_by=settings.scored_by,
             shots=subset.shots,
             seed=trial.seed,
-            settings=self.text.settings()
-            if self.text
-            else settings.of_head(settings.strengths(data.features, manifest.classes)),
+            settings=head_of | (rows.settings() if rows else {}),
         )
+        said = to_predictions(predictions, manifest.classes)
+        about = [settings.protocol.note, rows.note if rows else ""]
         own = dict.fromkeys(note for one in selections for note in (one.note,) if note)
         result = results.result_of(
             identity,
@@ -295,21 +335,17 @@ class _Problem:
             converged=all(one.converged for one in selections),
             seconds=round(seconds + time.perf_counter() - started, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=[
-                *own,
-                *filter(None, [settings.protocol.note, trial.note]),
-                *self.left_out,
-                *notes,
-            ],
+            notes=[*own, *filter(None, about), *self.left_out, *notes],
             control=shuffled,
+            gain=covariates.gain(self.metric, said, over, self.out, settings) if over else {},
             audit=self.audit,
             **self.provenance,
         )
-        about = {"thresholds": evaluation.thresholds}
-        about |= {"calibration": maps[0].to_json()} if maps[0] else {}
-        about |= {"conformal": {k: sets[k] for k in ("level", "threshold")}} if sets else {}
-        save = partial(self._save, kept.head, about) if kept.head else None
-        return results.record(self.out, result, to_predictions(predictions, manifest.classes), save)
+        kept_about = {"thresholds": evaluation.thresholds}
+        kept_about |= {"calibration": maps[0].to_json()} if maps[0] else {}
+        kept_about |= {"conformal": {k: sets[k] for k in ("level", "threshold")}} if sets else {}
+        save = partial(self._save, kept.head, kept_about) if kept.head else None
+        return results.record(self.out, result, said, save)
 
     def _predictions(
         self,

@@ -30,7 +30,7 @@ NO_FINDING = {
     "healthy",
     "no abnormality",
 }  # as findings
-OF_FOLDS = "training and test of each outer fold"
+EACH_FOLD = "training and test of each outer fold"
 ALONE = "test images have no {}: each is scored as one of its own"
 ORDER = "quadratic_kappa takes the classes in this order: "
 
@@ -65,7 +65,7 @@ def audit_splits(
             f"{store.path}: {found.line()}. See `medprobe audit {store.path}`, or --split drawn"
         )
     return {
-        "line": found.line().replace("the splits", OF_FOLDS if outer else "the splits"),
+        "line": found.line().replace("the splits", EACH_FOLD if outer else "the splits"),
         "leaks": len(found.leaks),
         "conflicts": len(found.conflicts),
     }

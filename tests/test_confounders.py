@@ -20,10 +20,11 @@ from sklearn.preprocessing import OneHotEncoder
 from cli import cli
 from features.errors import ProbeError
 from probe.confounders import load
-from probe.confounding import STRENGTHS, confounders, values_of
+from probe.confounding import STRENGTHS, confounders
 from probe.report import write_report
 from probe.score.association import balancing, cramers_v, permutation_p
 from probe.splits import outer
+from probe.strata import values_of
 
 rng = np.random.default_rng(11)
 N, D = 240, 12

@@ -38,6 +38,7 @@ from probe.commands.settings import (
     DEIT,
     LOOP,
     external_of,
+    parse_columns,
     probing_of,
     prompts_of,
     refuse_seeds,
@@ -84,6 +85,13 @@ SHOWN = 8  # stores of a folder that an error names
     metavar="FILE",
     help="The weights that the store's features were made with, where of a file, for --head"
     " zero-shot.",
+)
+@click.option(
+    "--with",
+    "columns",
+    metavar="COLUMNS",
+    help="Fit heads of these columns, such as age,sex, alone and beside the image too, and say"
+    " what the image adds to them (docs/confounders.md).",
 )
 @probing_options
 @click.option(
@@ -222,7 +230,8 @@ def say_draws(results: Sequence[Result]) -> None:
     draws: dict[tuple[str, str], list[float]] = {}
     for result in results:
         what = f"{result.shots} shots" if result.shots else "outer folds" * bool(result.outer)
-        draws.setdefault((result.feature, what), []).append(result.value)
+        read = result.identity.inputs if "columns" in result.settings else result.feature
+        draws.setdefault((read, what), []).append(result.value)
     several = len({feature for feature, _ in draws}) > 1
     for (feature, what), values in draws.items():
         if len(values) > 1 and what:
@@ -234,11 +243,12 @@ def say_draws(results: Sequence[Result]) -> None:
 
 def say_results(results: Sequence[Result], out: Path, *, trained: bool) -> None:
     """Print the results of a store, and on standard error what its audit found."""
+    seeds = len({result.seed for result in results}) > 1
     for result in results:
         if trained:
             say_tuned(result, out)
         else:
-            say_result(result, out, several=len(results) > 1)
+            say_result(result, out, several=len(results) > 1, seeds=seeds)
     if len(results) > 1 and not trained and results[0].heads:
         echo(f"  heads: in {(out / results[0].heads).parent.parent}")
     if len(results) > 1 and (ends := sum(bool(result.edge) for result in results)):
@@ -276,7 +286,7 @@ def refuse(trained: bool) -> None:
     solved_only |= {"repeats", "calibrate", "conformal", "leave_out", "exclude"}
     solved_only |= {"engine", "address", "num_cpus_per_worker", "num_gpus_per_worker"}
     trained_only = {*LOOP, *DEIT, "no_augment", "tensorboard"}
-    solved_only |= {"prompts", "weights"}
+    solved_only |= {"prompts", "weights", "columns"}
     foreign = solved_only if trained else trained_only
     for parameter in ctx.command.params:
         by_default = ctx.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT
@@ -302,10 +312,13 @@ def solved(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
         refuse_seeds(settings)
         if team and settings.resolve().head != "linear":
             raise click.UsageError("--engine ray fits linear heads: leave it out for others")
+        columns = parse_columns(given["columns"])
+        if team and columns:
+            raise click.UsageError("--with codes columns in one process: leave --engine ray out")
 
         def probe_one(store: Path, by: tuple[str, ...]) -> list[Result]:
             how: dict[str, Any] = {"settings": replace(settings, by=by), "fit": fit, **provenance()}
-            how["text"] = text
+            how |= {"text": text, "columns": columns}
             with bar(f"{store.parent.name} x {store.stem}", "heads") as show:
                 return probe_all(store, out=out, progress=passes(show), **how)
 
@@ -346,13 +359,15 @@ def trained_heads(out: Path, given: dict[str, Any]) -> Iterator[Probe]:
     yield probe_one
 
 
-def say_result(result: Result, out: Path, *, several: bool) -> None:
+def say_result(result: Result, out: Path, *, several: bool, seeds: bool = False) -> None:
     """Print a result in one line and where its head is, on standard error what must be known."""
+    from probe.draw.tables import gained
     from probe.score.groups import uneven
 
-    cell = [result.feature] if several else []
+    cell = [result.feature] if several and "columns" not in result.settings else []
+    cell += [f"({result.identity.inputs})"] if "columns" in result.settings else []
     cell += [f"{result.shots} shots, seed {result.seed}"] if result.shots else []
-    cell += [f"seed {result.seed}"] if result.outer and several else []
+    cell += [f"seed {result.seed}"] if result.outer and seeds else []
     chosen = f"C = {result.C:.3g}" if result.C else ""
     if (of_folds := result.outer.get("C")) and result.C:
         chosen += f" ({min(of_folds):.3g} to {max(of_folds):.3g} in the folds)"
@@ -375,6 +390,8 @@ def say_result(result: Result, out: Path, *, several: bool) -> None:
             f"  with shuffled labels: {control['value']:.3f} "
             f"[{control['ci_low']:.3f}, {control['ci_high']:.3f}]"
         )
+    if result.gain:
+        echo(f"  {gained(result)}")
     if result.few:
         echo(f"  {result.few}", err=True)
     if result.ci_low == result.ci_high:

@@ -155,6 +155,18 @@ def parse_counts(text: str | None, option: str) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
+def parse_columns(text: str | None) -> tuple[str, ...]:
+    """Return the values of --with: names with commas between them."""
+    if text is None:
+        return ()
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not all(names):
+        raise click.BadParameter(
+            f"{text!r}: want columns with commas between them, such as age,sex", param_hint="--with"
+        )
+    return names
+
+
 def parse_outer(text: str | None) -> int | str | None:
     """Return the value of --outer."""
     if text is None or text == "subject":

@@ -29,11 +29,12 @@ SAID = {  # metrics that are not said as they are written
     "kappa": "Cohen's kappa",
     "sensitivity_at_90": "sensitivity at 90 % specificity",
 }
+LOSSES = ("log_loss", "brier", "ece")
 # results.csv holds every field but these; every other metric follows with three columns.
 NOT_IN_CSV = {
     *("metrics", "folds", "task", "classes", "predictions", "heads"),
     *("outputs", "reliability", "subgroups", "thresholds", "audit", "control", "history"),
-    "external",
+    *("external", "gain", "outer", "calibration", "conformal"),
 }
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -196,6 +197,24 @@ def in_words(name: str) -> str:
     if name in SAID:
         return SAID[name]
     return " ".join(CAPITALS.get(word.lower(), word) for word in name.replace("_", " ").split())
+
+
+def gained(result: Result) -> str:
+    """Say what the image adds to columns alone, with interval and p; "" where that isn't known."""
+    g = result.gain
+    if not g:
+        return ""
+    less = ", less is better" if result.metric in LOSSES else ""
+    return (
+        f"the image adds {signed(g['value'])} {interval(g['ci_low'], g['ci_high'])} to the "
+        f"{in_words(result.metric)} of {g['over']} alone, {score(g['alone'])} ({p_value(g['p'])}, "
+        f"{g['test']}{less})"
+    )
+
+
+def signed(value: float | None) -> str:
+    """Return a difference as in print, with its sign: +.034, -.012."""
+    return f"+{score(value)}" if value is not None and value > 0 else score(value)
 
 
 def csv_table(results: Sequence[Result]) -> str:

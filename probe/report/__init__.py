@@ -40,7 +40,7 @@ from probe.report.gather import Entry, direction, gather, leading
 from probe.report.page import page, scripts
 from probe.report.panels import Panel, panel
 from probe.report.processes import Map, alone, several
-from probe.report.shortcuts import Shortcut, shortcuts
+from probe.report.shortcuts import Shortcut, gains, shortcuts
 from probe.report.standings import main_table, tests_table
 from probe.report.stores import StoreView, audit_table, look
 from probe.report.trust import Answer, answers
@@ -208,8 +208,9 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
     own = [c for c in found if not all(s.entry.result.trained_on for s in c.standings)] or found
     ranked = rank(own)
     said, columns_table = shortcuts(leads, [column.best.entry for column in found])
+    added, gains_table = gains(leads)
     tables = [main_table(found), tests_table(found), provenance(entries), *matrices(leads)]
-    tables += [columns_table] if columns_table.rows else []
+    tables += [table for table in (columns_table, gains_table) if table.rows]
     pairs = matches(leads) if options.compare else []
     versus = versus_table(pairs) if options.compare else None
     datasets = _datasets(leads, options, run)
@@ -226,7 +227,7 @@ def make(sources: Sequence[Path], options: Options, run: Map = alone) -> Report:
         tables=[_renamed(t, f"000-{t.name}") for t in [*tables, *([versus] if versus else [])]],
         versus=versus,
         left_out=left_out,
-        shortcuts=said,
+        shortcuts=[*added, *said],
     )
 
 

@@ -1,4 +1,7 @@
-"""What `medprobe audit --predict` found of columns that may be shortcuts, beside the results."""
+"""Columns of the table beside the results: which may be shortcuts, and what the image adds to them.
+
+The first is what `medprobe audit --predict` found, the second of `medprobe probe --with`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from probe.confounders import COLUMNS, Confounder, load
 from probe.draw.drawing import printable
-from probe.draw.tables import Table
+from probe.draw.tables import Scored, Table, gained, in_words, p_value
 from probe.report.gather import Entry
 
 
@@ -52,11 +55,34 @@ def shortcuts(leads: Sequence[Entry], best: Sequence[Entry]) -> tuple[list[Short
     return said, table
 
 
+def gains(leads: Sequence[Entry]) -> tuple[list[Shortcut], Table]:
+    """Return what the image adds to columns alone: a sentence for each data set, and a table."""
+    found = [entry for entry in leads if entry.result.gain]
+    said: dict[tuple[str, str], Shortcut] = {}
+    for entry in found:  # the best of each data set and metric comes first
+        r = entry.result
+        model = f"{r.backbone} (random weights)" if entry.random else r.backbone
+        said.setdefault(entry.column, Shortcut(r.dataset, model, gained(r), False))
+    rows = [
+        [
+            *(r.dataset, r.backbone, in_words(r.metric), printable(r.gain["over"])),
+            *(r.gain["alone"], Scored(r.value, r.ci_low, r.ci_high)),
+            Scored(r.gain["value"], r.gain["ci_low"], r.gain["ci_high"]),
+            *(p_value(r.gain["p"]), r.gain["test"]),
+        ]
+        for r in (entry.result for entry in found)
+    ]
+    names = ["dataset", "backbone", "metric", "columns", "columns alone", "image and columns"]
+    names += ["the image adds", "p", "test"]
+    caption = "What the image adds to columns of the table alone, on the same test images"
+    return list(said.values()), Table("gains", caption, names, rows)
+
+
 def _sentences(where: tuple[str, str], found: Sequence[Confounder]) -> list[Shortcut]:
     said = [Shortcut(*where, printable(one.line()), True) for one in found if one.flagged]
     clear = [one.column for one in found if not one.flagged and not one.why]
     if clear:
-        line = f"no shortcut was found in {', '.join(clear)}: see the table"
+        line = f"no sign of a shortcut was found in {', '.join(clear)}: see the table"
         said.append(Shortcut(*where, printable(line), False))
     said += [Shortcut(*where, printable(one.line()), False) for one in found if one.why]
     return said

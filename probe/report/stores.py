@@ -54,6 +54,8 @@ def look(entry: Entry, stem: str, *, private: bool) -> tuple[StoreView | None, s
     """
     from features.store import DONE, FeatureStore
 
+    if entry.identity.settings.get("image") is False:  # of columns alone
+        return None, ""
     path, name = _find(entry), entry.result.store
     if path is None:
         return None, f"{name} is not there any more{WITHOUT}"
