@@ -335,7 +335,9 @@ def _rest(one: Identity, alike: Sequence[Identity]) -> list[str]:
 
 def _all(one: Identity) -> dict[str, Any]:
     how = {k: v for k, v in one.extraction.items() if k != "manifest"}
-    return flat(one.settings) | flat(how)
+    # Other outer folds are another test, and are named with the data.
+    settings = {k: v for k, v in one.settings.items() if k != "outer"}
+    return flat(settings) | flat(how)
 
 
 def _short(value: Any) -> str:

@@ -72,16 +72,16 @@ class Small(torch.nn.Module):
 
     def __init__(self, notes, act):
         super().__init__()
-        self.notes, self.act = notes, act
+        self._notes, self._act = notes, act
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.filters = torch.nn.Conv2d(3, 16, 5, 3)
 
     def forward(self, x):
         if x.device.type == "cpu" and not isinstance(x, torch._subclasses.FakeTensor):
-            with self.notes.open("a") as file:
+            with self._notes.open("a") as file:
                 file.write(f"{len(x)} {float(x.double().sum()):.4f}\n")
-            self.act(x, len(self.notes.read_text().splitlines()))
+            self._act(x, len(self._notes.read_text().splitlines()))
         return self.filters(x).relu()
 
 

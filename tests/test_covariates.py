@@ -13,7 +13,7 @@ from reporting import Page, said
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -128,7 +128,7 @@ def test_three_results_are_scikit_learn_s_nested_cross_validation(tmp_path, K):
     found = probe_all(
         store,
         out=tmp_path / "out",
-        settings=ProbeOptions(C=C, folds=3, outer=4, tol=1e-9, bootstrap=200),
+        settings=ProbeOptions(C=C, folds=3, outer=4, tol=1e-9, bootstrap=200, metric="log_loss"),
         columns=NAMES,
     )
     assert [r.identity.inputs for r in found] == [
@@ -151,7 +151,8 @@ def test_three_results_are_scikit_learn_s_nested_cross_validation(tmp_path, K):
                 for j, strength in enumerate(C):
                     model = LogisticRegression(C=strength, tol=1e-10, max_iter=100_000)
                     model.fit(Z[train[~held]], y[train[~held]])
-                    scores[j] += model.score(Z[train[held]], y[train[held]]) / 3
+                    p = model.predict_proba(Z[train[held]])
+                    scores[j] -= log_loss(y[train[held]], p, labels=range(K)) / 3
             best = C[int(np.argmax(np.round(scores, 12)))]
             assert result.outer["C"][f] == pytest.approx(best)
             Z = matrix(table, Xs, train) if coded else X
