@@ -276,6 +276,11 @@ def load_backbone(
 def _load(name: str, weights: str | None, image_size: int | None) -> Backbone:
     known = name.partition("@")[0] in KNOWN
     if weights and Path(weights).is_dir() and not (known and _is_repository(Path(weights))):
+        if known and not (Path(weights) / "run.json").is_file():
+            raise BackboneError(
+                f"weights {weights}: want a folder in the layout of the model's repository, with "
+                "its config.json, or the folder of a finished `medprobe finetune`"
+            )
         return _finetuned(name, Path(weights), image_size)
     library, _, rest = name.partition(":")
     if library in LIBRARIES and rest:
