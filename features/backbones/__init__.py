@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypedDict
 
-from features.backbones.base import Backbone, Spec, own, weights_digest
+from features.backbones.base import Backbone, Spec, check_side, own, weights_digest
 from features.backbones.from_known import load_any, load_known
 from features.backbones.known import KNOWN, LIBRARIES, MODALITIES, Known
 from features.backbones.weights import load_strictly, read_state_dict
@@ -262,6 +262,7 @@ def load_backbone(
     ones), a size that doesn't fit, weights that don't, and a library's transform that can't be
     followed exactly.
     """
+    check_side(name, image_size)
     backbone = _load(name, weights, image_size)
     if fit:
         return replace(backbone, transform=backbone.transform.fitted(*fit))

@@ -156,6 +156,8 @@ def _fetched(name: str, *, published: bool) -> Model:
     for one in filter(None, (config, getattr(config, "vision_config", None))):
         if hasattr(one, "mask_ratio"):
             one.mask_ratio = 0.0  # masked autoencoders leave out patches at random in training
+        if isinstance(native := getattr(one, "image_size", None), int):
+            base.check_side(said, native)
     processor: Any = _processor(AutoImageProcessor, name, given)
     models: Any = AutoModel
     with torch.random.fork_rng():
