@@ -186,6 +186,57 @@ def test_so_are_those_of_a_model_s_own_configuration(tmp_path):
 # --- transformers ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["ViT", "Siglip", "CLIP", "Dinov2", "ConvNext", "ResNet"])
+def test_a_configuration_with_fewer_blocks_than_the_file_is_refused(kind, tmp_path):
+    folder_of(kind, tmp_path)
+    load_backbone(f"hf:{tmp_path}")
+    about = json.loads((tmp_path / "config.json").read_text())
+    image = about.get("vision_config", about)
+    if "depths" in image:
+        image["depths"][-2] -= 1
+    else:
+        image["num_hidden_layers"] -= 1
+    about = {k: v for k, v in about.items() if not k.startswith(("out_", "stage_"))}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(BackboneError, match=r"its file goes on after block \d with .*config\.json"):
+        load_backbone(f"hf:{tmp_path}")
+
+
+def test_heads_and_text_towers_in_a_file_are_no_blocks_beyond(tmp_path):
+    """A text tower of more blocks than the image tower, beside which it lies in the file."""
+    import transformers
+
+    text = HF["CLIP"][0]["text_config"] | {"num_hidden_layers": 5}
+    folder_of("CLIP", tmp_path, text_config=text)
+    about = json.loads((tmp_path / "config.json").read_text())["vision_config"]
+    transformers.CLIPVisionConfig(**about).save_pretrained(tmp_path)
+    assert load_backbone(f"hf:{tmp_path}").spec.layers == 3
+    vit = tmp_path / "vit"
+    config = transformers.ViTConfig(**HF["ViT"][0])
+    stirred(transformers.ViTForImageClassification(config)).save_pretrained(vit)
+    (vit / "preprocessor_config.json").write_bytes(
+        (tmp_path / "preprocessor_config.json").read_bytes()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert load_backbone(f"hf:{vit}").spec.layers == 3
+    about = json.loads((vit / "config.json").read_text()) | {"num_hidden_layers": 2}
+    (vit / "config.json").write_text(json.dumps(about))
+    with pytest.raises(BackboneError, match="its file goes on after block 1 with"):
+        load_backbone(f"hf:{vit}")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_named(value, tmp_path):
+    folder_of("Dinov2", tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    key = next(key for key in state if "norm1.weight" in key)
+    state[key][3] = float(value)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BackboneError, match=r"not finite: its weights hold NaN .*first in .*norm1"):
+        load_backbone(f"hf:{tmp_path}")
+
+
 def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path):
     from transformers import ViTModel
 

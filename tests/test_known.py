@@ -22,6 +22,7 @@ from features.backbones import BACKBONES, KNOWN, MODALITIES, Spec, load_backbone
 from features.backbones.known import ROUTES
 from features.errors import BackboneError
 from features.images import Decoded, picture
+from features.parsing import weights_of
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -551,6 +552,29 @@ def test_a_cell_is_another_after_a_change_in_a_model_s_folder(tmp_path):
     file.write_bytes(file.read_bytes() + b" ")
     os.utime(file, ns=(2**61, 2**61))
     assert _stat(_weights_file(str(tmp_path))) != before
+
+
+def test_a_folder_has_one_name_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "y" / "n").mkdir(parents=True)
+    for prefix in ("hf:", "timm:local-dir:", "openclip:local-dir:"):
+        spelled = [f"{prefix}{path}" for path in ("y/n", "y/n/", "./y/n", "y//n", "y/./n")]
+        assert weights_of(spelled, ()) == ([f"{prefix}y/n"], {f"{prefix}y/n": None})
+        home = [f"{prefix}{path}" for path in ("~/y/n/", f"{tmp_path}/y/n")]
+        assert weights_of(home, ())[0] == [f"{prefix}{tmp_path}/y/n"]
+    assert weights_of(["hf:y/n/"], ["hf:y/n/=~/w.pt"])[1] == {"hf:y/n": f"{tmp_path}/w.pt"}
+    assert weights_of(["hf:y/n/"], ["hf:y/n=w.pt"])[1] == {"hf:y/n": "w.pt"}
+    assert weights_of(["uni=~/y/n/"], ())[1] == {"uni": f"{tmp_path}/y/n"}
+    assert weights_of(["uni"], ["y/n/"])[1] == {"uni": "y/n"}
+    for name in (
+        "hf:org/model",
+        "hf:org//model",
+        "timm:hf-hub:org/model",
+        "dinov2",
+        "hf:~nobody-here/x",
+    ):
+        assert weights_of([name], ["random"]) == ([name], {name: "random"})
 
 
 # --- the command ----------------------------------------------------------------------------------
