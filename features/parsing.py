@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from features.manifest import Manifest
+
+OF_FOLDERS = ("timm:local-dir:", "openclip:local-dir:", "hf:")  # what may be followed by a folder
 
 
 def weights_of(
@@ -20,16 +24,20 @@ def weights_of(
     `given` is --weights: [NAME=]FILE, or random, of all that have none of their own.
     """
     weights_by_name: dict[str, str | None] = {}
+    spelled: dict[str, str] = {}  # names as they are given, and as they are taken
     for name, _, weights in (text.partition("=") for text in names):
-        _take(weights_by_name, name, weights or None)
+        spelled[name] = _plain(name)
+        _take(weights_by_name, spelled[name], _path(weights) or None)
     some = list(weights_by_name)
+    spelled |= {name: name for name in some}
     for text in given:
-        named = max((name for name in some if text.startswith(f"{name}=")), key=len, default="")
+        named = max((name for name in spelled if text.startswith(f"{name}=")), key=len, default="")
         if named:
-            _take(weights_by_name, named, text.removeprefix(f"{named}="))
+            _take(weights_by_name, spelled[named], _path(text.removeprefix(f"{named}=")))
     for text in given:
-        if any(text.startswith(f"{name}=") for name in some):
+        if any(text.startswith(f"{name}=") for name in spelled):
             continue
+        text = _path(text)
         if text != "random" and len(some) > 1:
             raise click.BadParameter(
                 f"{text!r} goes with one backbone: write BACKBONE={text}, BACKBONE one of "
@@ -40,6 +48,23 @@ def weights_of(
             if len(some) == 1 or weights_by_name[name] is None:
                 _take(weights_by_name, name, text)
     return some, weights_by_name
+
+
+def _plain(name: str) -> str:
+    """Return a backbone's name with a folder in it spelled one way; a store is called by it."""
+    prefix = next((one for one in OF_FOLDERS if name.startswith(one)), None)
+    return name if prefix is None else prefix + _path(name.removeprefix(prefix))
+
+
+def _path(text: str) -> str:
+    """Return a path without needless slashes and dots, ~ being the home folder; else the text.
+
+    A relative path stays so, and `..`, which may follow a link.
+    """
+    with suppress(RuntimeError, OSError):  # no such user, a name that is too long
+        path = Path(text).expanduser() if text.startswith("~") else Path(text)
+        return str(path) if text and (path.is_dir() or text.startswith("~")) else text
+    return text
 
 
 def _take(weights_by_name: dict[str, str | None], name: str, weights: str | None) -> None:

@@ -52,7 +52,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """A head made of prompts, the feature it reads, and its texts' embeddings e (T, D)."""
+    """A head made of prompts, the feature it reads, and its texts' embeddings e (T, D).
+
+    tower and tokens are hashes of the text tower and of the texts' tokens.
+    """
 
     head: Head
     feature: str
@@ -60,11 +63,13 @@ class ZeroShot:
     embeddings: Tensor
     scale: float
     bias: float | None
+    tower: str
+    tokens: str
     too_long: Texts = ()
 
     def settings(self) -> dict[str, Any]:
-        """Return what identifies it beside the store: the prompts."""
-        return {"prompts": self.prompts.digest}
+        """Return what identifies it beside the store: prompts, text tower, tokens. All digests."""
+        return {"prompts": self.prompts.digest, "text_tower": self.tower, "tokens": self.tokens}
 
     def training_set(self, seed: int) -> TrainingSet:
         """Return the training set: no row."""
@@ -111,6 +116,8 @@ class ZeroShot:
             **{name: side for name, side in sides.items() if side},
             "texts": self.prompts.texts(),  # in the order of the embeddings
             "digest": self.prompts.digest,
+            "text_tower": self.tower,
+            "tokens": self.tokens,
             "logit_scale": self.scale,
             "logit_bias": self.bias,
         }
@@ -142,7 +149,17 @@ def zero_shot(
         )
     head = _head(prompts, dict(zip(texts, embeddings.double(), strict=True)), tower, findings)
     too_long = tuple(tower.too_long(texts))
-    return ZeroShot(head, feature, prompts, embeddings, tower.scale, tower.bias, too_long)
+    return ZeroShot(
+        head=head,
+        feature=feature,
+        prompts=prompts,
+        embeddings=embeddings,
+        scale=tower.scale,
+        bias=tower.bias,
+        tower=tower.digest,
+        tokens=tower.tokens_digest(sorted(set(texts))),  # their order doesn't count
+        too_long=too_long,
+    )
 
 
 def _tower(store: FeatureStore, weights: str | None) -> TextTower:
@@ -158,7 +175,7 @@ def _tower(store: FeatureStore, weights: str | None) -> TextTower:
     return load_text(
         name,
         weights or ("random" if kind == "random" else None),
-        digest=made["backbone"]["weights_digest"],
+        made=made["backbone"],
         image_size=transform.size,
         fit=(transform.fit, transform.resize),
     )

@@ -103,7 +103,138 @@ def test_where_authors_evaluate_otherwise_a_table_says_so(name, default):
     assert load_backbone(f"timm:{name}", "random", 64).spec.default_feature == default
 
 
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "patch"),
+    [
+        ("vit_tiny_patch16_224", 100, 16),
+        ("deit_tiny_patch16_224", 230, 16),
+        ("eva02_tiny_patch14_224", 225, 14),
+        ("mixer_s32_224", 100, 32),
+        ("swin_tiny_patch4_window7_224", 98, 4),
+    ],
+)
+def test_a_size_whose_rest_timm_would_cut_off_is_refused(name, size, patch):
+    near = size // patch * patch
+    said = f"takes image sizes that are multiples of {patch}: found {size}, the nearest are {near} "
+    with pytest.raises(BackboneError, match=f"timm:{name} {said}and {near + patch}"):
+        load_backbone(f"timm:{name}", "random", size)
+
+
+def test_models_that_pad_or_overlap_their_patches_take_any_size(tmp_path):
+    import timm
+
+    assert load_backbone("timm:resnet10t", "random", 99).transform.size == 99
+    assert load_backbone("timm:pvt_v2_b0", "random", 96).transform.size == 96  # 7 pixels each, by 4
+    model = timm.create_model("test_vit", num_classes=0, dynamic_img_pad=True)
+    about = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": model.pretrained_cfg}
+    about["model_args"] = {"dynamic_img_pad": True}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    backbone = load_backbone(f"timm:local-dir:{tmp_path}", None, 100)
+    x = torch.randn(1, 3, 100, 100, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        options = {"num_classes": 0, "img_size": 100, "pretrained": True}
+        wanted = timm.create_model(f"local-dir:{tmp_path}", **options).eval()(x)
+        found = backbone.network(x, ["final/pooled"])["final/pooled"]
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_model_s_own_size_needs_no_whole_patches(tmp_path):
+    """As SigLIP's of 384 pixels and patches of 14 (siglip2-so400m): judged by transformers."""
+    import transformers
+
+    vision = HF["Siglip"][0]["vision_config"] | {"patch_size": 14, "image_size": 64}
+    folder_of("Siglip", tmp_path, vision_config=vision)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for size in (None, 64):
+        backbone = load_backbone(f"hf:{tmp_path}", None, size)
+        with torch.no_grad():
+            found = backbone.network(x, ["final/pooled", "final/tokens"])
+            wanted = theirs.get_image_features(pixel_values=x).pooler_output
+        torch.testing.assert_close(found["final/pooled"], wanted)
+        assert found["final/tokens"].shape == (1, 16, 48)
+    with pytest.raises(BackboneError, match="multiples of 14: found 72, the nearest are 70 and 84"):
+        load_backbone(f"hf:{tmp_path}", None, 72)
+
+
+@pytest.mark.parametrize(
+    "name", ["timm:resnet10t", "hf:nowhere", "dinov2", "rad-dino", "openclip:RN50"]
+)
+def test_images_too_large_for_memory_are_refused_first(name):
+    with pytest.raises(BackboneError, match=f"{name}: found images of 1000000 pixels .* want 4096"):
+        load_backbone(name, "random", 10**6)
+
+
+def test_so_are_those_of_a_model_s_own_configuration(tmp_path):
+    case = openclip(VIT, {}, tmp_path)
+    about = json.loads((tmp_path / "open_clip_config.json").read_text())
+    about["model_cfg"]["vision_cfg"]["image_size"] = 10**6
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    with pytest.raises(BackboneError, match="found images of 1000000 pixels"):
+        load_backbone(case.name)
+    folder = folder_of("Dinov2", tmp_path)
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {"image_size": 10**6}))
+    with pytest.raises(BackboneError, match="found images of 1000000 pixels"):
+        load_backbone(f"hf:{folder}")
+
+
 # --- transformers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Siglip", "CLIP", "Dinov2", "ConvNext", "ResNet"])
+def test_a_configuration_with_fewer_blocks_than_the_file_is_refused(kind, tmp_path):
+    folder_of(kind, tmp_path)
+    load_backbone(f"hf:{tmp_path}")
+    about = json.loads((tmp_path / "config.json").read_text())
+    image = about.get("vision_config", about)
+    if "depths" in image:
+        image["depths"][-2] -= 1
+    else:
+        image["num_hidden_layers"] -= 1
+    about = {k: v for k, v in about.items() if not k.startswith(("out_", "stage_"))}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(BackboneError, match=r"its file goes on after block \d with .*config\.json"):
+        load_backbone(f"hf:{tmp_path}")
+
+
+def test_heads_and_text_towers_in_a_file_are_no_blocks_beyond(tmp_path):
+    """A text tower of more blocks than the image tower, beside which it lies in the file."""
+    import transformers
+
+    text = HF["CLIP"][0]["text_config"] | {"num_hidden_layers": 5}
+    folder_of("CLIP", tmp_path, text_config=text)
+    about = json.loads((tmp_path / "config.json").read_text())["vision_config"]
+    transformers.CLIPVisionConfig(**about).save_pretrained(tmp_path)
+    assert load_backbone(f"hf:{tmp_path}").spec.layers == 3
+    vit = tmp_path / "vit"
+    config = transformers.ViTConfig(**HF["ViT"][0])
+    stirred(transformers.ViTForImageClassification(config)).save_pretrained(vit)
+    (vit / "preprocessor_config.json").write_bytes(
+        (tmp_path / "preprocessor_config.json").read_bytes()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert load_backbone(f"hf:{vit}").spec.layers == 3
+    about = json.loads((vit / "config.json").read_text()) | {"num_hidden_layers": 2}
+    (vit / "config.json").write_text(json.dumps(about))
+    with pytest.raises(BackboneError, match="its file goes on after block 1 with"):
+        load_backbone(f"hf:{vit}")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_named(value, tmp_path):
+    folder_of("Dinov2", tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    key = next(key for key in state if "norm1.weight" in key)
+    state[key][3] = float(value)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BackboneError, match=r"not finite: its weights hold NaN .*first in .*norm1"):
+        load_backbone(f"hf:{tmp_path}")
 
 
 def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path):

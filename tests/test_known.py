@@ -22,6 +22,7 @@ from features.backbones import BACKBONES, KNOWN, MODALITIES, Spec, load_backbone
 from features.backbones.known import ROUTES
 from features.errors import BackboneError
 from features.images import Decoded, picture
+from features.parsing import weights_of
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -35,7 +36,12 @@ def smaller(monkeypatch, name, **options):
     """Have a row of timm build a smaller model of the same structure."""
     row = KNOWN[name]
     build = replace(row.build, options={**row.build.options, **options})
-    monkeypatch.setitem(KNOWN, name, replace(row, build=build))
+    monkeypatch.setitem(KNOWN, name, replace(row, build=build, shape=None))
+
+
+def of_any_shape(monkeypatch, name):
+    """Have a row take a folder of a smaller model."""
+    monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], shape=None))
 
 
 def test_the_table_is_of_routes_that_are_there_and_says_its_facts():
@@ -269,7 +275,8 @@ OPENCLIP = {
 
 
 @pytest.mark.parametrize("name", OPENCLIP)
-def test_open_clip_s_from_a_folder_as_their_repository_is(name, tmp_path):
+def test_open_clip_s_from_a_folder_as_their_repository_is(name, tmp_path, monkeypatch):
+    of_any_shape(monkeypatch, name)
     vision, preprocess, more = OPENCLIP[name]
     case = openclip(vision, preprocess, tmp_path, **more)
     backbone = load_backbone(name, str(tmp_path))
@@ -323,7 +330,8 @@ BY_CLASS = {
 
 
 @pytest.mark.parametrize("name", BY_CLASS)
-def test_those_of_transformers_from_a_folder_as_their_repository_is(name, tmp_path):
+def test_those_of_transformers_from_a_folder_as_their_repository_is(name, tmp_path, monkeypatch):
+    of_any_shape(monkeypatch, name)
     config, processor, fields = HF[BY_CLASS[name]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -332,13 +340,14 @@ def test_those_of_transformers_from_a_folder_as_their_repository_is(name, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["dinov3-convnext-tiny", "dinov3-convnext-base"])
-def test_dinov3_s_convolutional_networks(name, tmp_path):
+def test_dinov3_s_convolutional_networks(name, tmp_path, monkeypatch):
     """Equal on the same pixels; its processor's are floats, which are no whole levels.
 
     Rounding the library's own pixels to levels moves its embedding as far as ours is from it.
     """
     import transformers
 
+    of_any_shape(monkeypatch, name)
     config = {"hidden_sizes": [16, 32, 40, 64], "depths": [1, 1, 2, 1], "image_size": 224}
     case = hf("DINOv3ConvNext", config, "DINOv3ViTImageProcessor", tmp_path, **both(224))
     backbone, errors = compared(replace(case, name=name, weights=str(tmp_path), layer=None))
@@ -355,9 +364,10 @@ def test_dinov3_s_convolutional_networks(name, tmp_path):
     assert 1e-3 < apart(rounded, wanted) < 1e-2
 
 
-def test_phikon_is_its_class_token_for_its_file_has_no_pooler(tmp_path):
+def test_phikon_is_its_class_token_for_its_file_has_no_pooler(tmp_path, monkeypatch):
     from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+    of_any_shape(monkeypatch, "phikon")
     config = ViTConfig(**HF["ViT"][0])
     torch.manual_seed(0)
     theirs = stirred(ViTModel(config, add_pooling_layer=False))
@@ -445,13 +455,86 @@ def test_a_revision_stands_in_the_fingerprint_and_in_the_store_s_name(tmp_path, 
     row = replace(KNOWN["dermlip"], route=case.name, file="https://example.org")
     monkeypatch.setitem(KNOWN, "dermlip", row)
     assert load_backbone("dermlip", "random").spec.name == "dermlip"
-    monkeypatch.setitem(KNOWN, "dermlip", replace(row, file=""))
     folder = tmp_path / "at@v1"
     folder.mkdir()
     for file in tmp_path.glob("open_clip*"):
         (folder / file.name).write_bytes(file.read_bytes())
-    found = load_backbone("dermlip@v1", str(folder))
-    assert found.spec.name == "dermlip@v1"
+    route = f"openclip:local-dir:{tmp_path / 'at'}"
+    monkeypatch.setitem(KNOWN, "dermlip", replace(row, file="", route=route))
+    assert load_backbone("dermlip@v1").spec.name == "dermlip@v1"
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def test_a_revision_of_a_folder_and_a_folder_that_is_not_there_are_refused(tmp_path):
+    case = openclip(VIT, {}, tmp_path)
+    with pytest.raises(BackboneError, match="a folder has no revisions: leave @v1 out"):
+        load_backbone("dermlip@v1", str(tmp_path))
+    for name in ("dermlip", "dermlip@v1", "rad-dino", "eva-x-tiny", case.name, "hf:org/model"):
+        with pytest.raises(BackboneError, match="nofolder: there is no such file or folder"):
+            load_backbone(name, str(tmp_path / "nofolder"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BackboneError, match="want a folder in the layout of the model's repos"):
+        load_backbone("rad-dino", str(tmp_path / "empty"))
+
+
+def small_(kind, folder):
+    config, processor, fields = HF[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hf(kind, config, processor, folder, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("rad-dino", "Dinov2", r"its width of features is \d+, want 768\. Name it by.* -m hf:/"),
+        ("rad-dino", "ViT", r"its class is ViTModel, want Dinov2\.\.\."),
+        ("phikon", "ViT", r"its width of features is \d+, want 768"),
+        ("monet", "Siglip", r"its class is SiglipModel, want CLIP\.\.\."),
+        ("phikon", "ResNet", r"its class is ResNetModel, want ViT\.\.\."),
+    ],
+)
+def test_a_folder_of_another_model_is_refused_under_a_known_name(name, kind, said, tmp_path):
+    small_(kind, tmp_path)
+    with pytest.raises(BackboneError, match=f"holds another model than {name}: {said}"):
+        load_backbone(name, str(tmp_path))
+
+
+def test_folders_of_open_clip_and_timm_too(tmp_path):
+    openclip(VIT, {}, tmp_path)
+    with pytest.raises(BackboneError, match=r"another model than dermlip: .* want 512\. .*-m open"):
+        load_backbone("dermlip", str(tmp_path))
+    folder = tmp_path / "timm"
+    folder.mkdir()
+    repository(folder, "vit_tiny_patch16_224", created("vit_tiny_patch16_224", init_values=1.0))
+    with pytest.raises(BackboneError, match=r"another model than uni: its width .* 192, want 1024"):
+        load_backbone("uni", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "change", "said"),
+    [
+        ("rad-dino", "Dinov2", {}, ""),
+        ("rad-dino", "Dinov2", {"num_hidden_layers": 3}, r"its layers is 3, want 2"),
+        ("rad-dino", "Dinov2", {"patch_size": 7}, r"its patch is 7, want 14"),
+    ],
+)
+def test_a_folder_of_the_shape_is_taken(name, kind, change, said, tmp_path, monkeypatch):
+    """At a small width and depth, which the row is told."""
+    config, processor, fields = HF[kind]
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 14}
+    shape = replace(KNOWN[name].shape, width=48, layers=2)
+    monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], shape=shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hf(kind, {**config, **sizes, **change}, processor, tmp_path, **fields)
+    if not said:
+        assert load_backbone(name, str(tmp_path)).spec.name == name
+        return
+    with pytest.raises(BackboneError, match=said):
+        load_backbone(name, str(tmp_path))
 
 
 def test_names_near_one_of_the_table_are_said():
@@ -469,6 +552,29 @@ def test_a_cell_is_another_after_a_change_in_a_model_s_folder(tmp_path):
     file.write_bytes(file.read_bytes() + b" ")
     os.utime(file, ns=(2**61, 2**61))
     assert _stat(_weights_file(str(tmp_path))) != before
+
+
+def test_a_folder_has_one_name_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "y" / "n").mkdir(parents=True)
+    for prefix in ("hf:", "timm:local-dir:", "openclip:local-dir:"):
+        spelled = [f"{prefix}{path}" for path in ("y/n", "y/n/", "./y/n", "y//n", "y/./n")]
+        assert weights_of(spelled, ()) == ([f"{prefix}y/n"], {f"{prefix}y/n": None})
+        home = [f"{prefix}{path}" for path in ("~/y/n/", f"{tmp_path}/y/n")]
+        assert weights_of(home, ())[0] == [f"{prefix}{tmp_path}/y/n"]
+    assert weights_of(["hf:y/n/"], ["hf:y/n/=~/w.pt"])[1] == {"hf:y/n": f"{tmp_path}/w.pt"}
+    assert weights_of(["hf:y/n/"], ["hf:y/n=w.pt"])[1] == {"hf:y/n": "w.pt"}
+    assert weights_of(["uni=~/y/n/"], ())[1] == {"uni": f"{tmp_path}/y/n"}
+    assert weights_of(["uni"], ["y/n/"])[1] == {"uni": "y/n"}
+    for name in (
+        "hf:org/model",
+        "hf:org//model",
+        "timm:hf-hub:org/model",
+        "dinov2",
+        "hf:~nobody-here/x",
+    ):
+        assert weights_of([name], ["random"]) == ([name], {name: "random"})
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ def test_a_zero_shot_result_goes_through_predict_compare_and_report(tmp_path):
     assert result.head == result.protocol == "zero-shot"
     assert result.scenario == "frozen-zero-shot" and result.feature == "final/pooled"
     assert (result.C, result.n_train, result.n_test) == (None, 0, 18)
-    assert set(result.settings) == {"prompts"}
+    assert set(result.settings) == {"prompts", "text_tower", "tokens"}
     assert all(result.metrics[m]["ci_low"] is not None for m in ("auroc", "accuracy"))
     folder = (out / result.heads).parent
     head, _ = Head.load(folder / "heads.json")
@@ -361,6 +361,77 @@ def test_prompts_are_part_of_a_result_s_identity_and_how_they_are_written_is_not
     ]
     assert digests[0] == digests[1] != digests[2]
     assert len(load(tmp_path / "out")) == 2
+
+
+def moved(file, key):
+    """Change one tensor of a file of weights."""
+    state = load_file(file)
+    state[key] = state[key] + 0.01
+    save_file(state, file, {"format": "pt"})
+
+
+def edited(file, change):
+    about = json.loads(file.read_text())
+    change(about)
+    file.write_text(json.dumps(about))
+
+
+def other_word(folder):
+    edited(folder / "tokenizer.json", lambda t: t["model"]["vocab"].update(dark=7, mid=6))
+
+
+def other_activation(folder):
+    edited(folder / "config.json", lambda c: c["text_config"].update(hidden_act="gelu"))
+
+
+TEXT_CHANGES = {  # changes of a text tower: the images' features stay
+    "hf, projection": ("hf", lambda f: moved(f / "model.safetensors", "text_projection.weight")),
+    "hf, inner": ("hf", lambda f: moved(
+        f / "model.safetensors", "text_model.encoder.layers.0.mlp.fc1.weight")),
+    "hf, configuration": ("hf", other_activation),
+    "hf, tokenizer": ("hf", other_word),
+    "openclip, projection": ("openclip", lambda f: moved(
+        f / "open_clip_model.safetensors", "text_projection")),
+    "openclip, inner": ("openclip", lambda f: moved(
+        f / "open_clip_model.safetensors", "transformer.resblocks.0.mlp.c_fc.weight")),
+    "openclip, configuration": ("openclip", lambda f: edited(
+        f / "open_clip_config.json",
+        lambda c: c["model_cfg"]["text_cfg"].update(no_causal_mask=True))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TEXT_CHANGES)
+def test_the_text_tower_is_part_of_a_result_s_identity_and_its_folder_is_not(tmp_path, kind):
+    """The image tower, the prompts and the store stay as they are."""
+    library, change = TEXT_CHANGES[kind]
+    folder, out = tmp_path / "model", tmp_path / "out"
+    folder.mkdir()
+    name = f"hf:{folder}"
+    if library == "hf":
+        of_transformers(folder)
+    else:
+        _, _, name = of_open_clip(folder)
+    store, prompts = extracted(tmp_path, name), written(tmp_path)
+    text = Asked(prompts)
+    first, again = (probe(store, out=out, settings=OPTIONS, text=text) for _ in range(2))
+    assert first.identity.digest == again.identity.digest
+    assert len(load(out)) == 1
+    change(folder)
+    other = probe(store, out=out, settings=OPTIONS, text=text)
+    assert other.identity.digest != first.identity.digest
+    assert {one.identity.digest for one in load(out)} == {
+        first.identity.digest, other.identity.digest
+    }  # fmt: skip
+    assert other.settings["prompts"] == first.settings["prompts"]
+
+
+def test_a_configuration_of_the_image_tower_that_has_changed_is_refused(tmp_path):
+    of_transformers(tmp_path)
+    store, prompts = extracted(tmp_path, f"hf:{tmp_path}"), written(tmp_path)
+    head_of(store, prompts)
+    edited(tmp_path / "config.json", lambda about: about["vision_config"].update(hidden_act="gelu"))
+    with pytest.raises(BackboneError, match="its configuration is no longer that of the features"):
+        head_of(store, prompts)
 
 
 def test_two_classes_have_a_threshold_of_images_that_trained_nothing(tmp_path):

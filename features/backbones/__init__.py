@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypedDict
 
-from features.backbones.base import Backbone, Spec, own, weights_digest
+from features.backbones.base import Backbone, Spec, check_side, own, weights_digest
 from features.backbones.from_known import load_any, load_known
 from features.backbones.known import KNOWN, LIBRARIES, MODALITIES, Known
 from features.backbones.weights import load_strictly, read_state_dict
@@ -262,6 +262,7 @@ def load_backbone(
     ones), a size that doesn't fit, weights that don't, and a library's transform that can't be
     followed exactly.
     """
+    check_side(name, image_size)
     backbone = _load(name, weights, image_size)
     if fit:
         return replace(backbone, transform=backbone.transform.fitted(*fit))
@@ -276,6 +277,11 @@ def load_backbone(
 def _load(name: str, weights: str | None, image_size: int | None) -> Backbone:
     known = name.partition("@")[0] in KNOWN
     if weights and Path(weights).is_dir() and not (known and _is_repository(Path(weights))):
+        if known and not (Path(weights) / "run.json").is_file():
+            raise BackboneError(
+                f"weights {weights}: want a folder in the layout of the model's repository, with "
+                "its config.json, or the folder of a finished `medprobe finetune`"
+            )
         return _finetuned(name, Path(weights), image_size)
     library, _, rest = name.partition(":")
     if library in LIBRARIES and rest:

@@ -59,6 +59,7 @@ def load_any(name: str, weights: str | None, image_size: int | None) -> Backbone
         model = find(name, weights)
         native = int(side(model.config["vision_cfg"].get("image_size", 224)))
         size = image_size or native
+        base.check_side(f"openclip:{name}", size)
         with torch.random.fork_rng(), base.quiet():
             torch.manual_seed(RANDOM_SEED)
             whole = build(model, size, NO_TEXT)

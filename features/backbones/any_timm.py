@@ -52,6 +52,7 @@ def load_any(
             _check_name(name)
         module = _module(name, weights, image_size, build)
         transform = transform_of(module, f"timm:{name}", image_size)
+        _check_size(module, f"timm:{name}", transform.size)
         found = network_of(module, transform.size)
         spec = _spec_of(name, module, found, transform)
         library = _library(module, found, transform)
@@ -304,6 +305,21 @@ def _ends(module: Any) -> list[torch.nn.Module]:
     known = dict(module.named_modules())
     found = [known[name] for name in names if name and name in known]
     return [end for end in found if any(True for _ in end.parameters())]
+
+
+def _check_size(module: Any, name: str, size: int) -> None:
+    """Raise BackboneError for a size that isn't the model's own and that its patches don't fill.
+
+    Some models of timm pad images to whole patches (dynamic_img_pad), some have patches that
+    overlap; the others cut the rest off, or fail at it.
+    """
+    base.check_side(name, size)
+    embed = getattr(module, "patch_embed", None) or getattr(module, "stem", None)
+    proj: Any = getattr(embed, "proj", None)
+    apart = isinstance(proj, torch.nn.Conv2d) and proj.kernel_size == proj.stride
+    own = size == _config(module)["input_size"][-1]
+    if apart and not own and not getattr(embed, "dynamic_img_pad", False):
+        base.check_patches(name, size, proj.stride[0])
 
 
 def patch_of(module: Any) -> int:

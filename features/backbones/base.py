@@ -17,13 +17,16 @@ from features.backbones.network import Network, Parts
 from features.errors import BackboneError, MedprobeError
 from features.images import Transform
 
+LARGEST = 4096  # pixels of a side
+
 
 @dataclass(frozen=True)
 class Spec:
     """The facts about a backbone, known without loading it.
 
     params counts the trunk as `params_counts` says. input_size is the side in pixels that is taken
-    unless another is asked for, native_size the one of pre-training; sides are multiples of patch.
+    unless another is asked for, native_size the one of pre-training; other sides are multiples of
+    patch.
     tokens is the number of positions at input_size, layers the number of blocks or stages,
     feature_dim the width of default_feature. pretraining_images is a power of ten.
     """
@@ -58,14 +61,11 @@ class Spec:
         """Return the preprocessing that belongs to the weights, for another size in proportion.
 
         Raises BackboneError for a size that the patches don't fill; it names the nearest that do.
+        Its own size is taken in any case: SigLIP's 384 pixels are 27 patches of 14 and a rest.
         """
         size = image_size or self.input_size
-        if size % self.patch or size <= 0:
-            near = max(size // self.patch, 1) * self.patch
-            raise BackboneError(
-                f"{self.name} takes image sizes that are multiples of {self.patch}: "
-                f"found {size}, the nearest are {near} and {near + self.patch}"
-            )
+        if size not in (self.input_size, self.native_size):
+            check_patches(self.name, size, self.patch)
         return Transform(
             size=size,
             resize=round(self.resize * size / self.input_size),
@@ -75,6 +75,25 @@ class Spec:
             fit=self.fit,
             fill=self.fill,
             corner=self.corner,
+        )
+
+
+def check_patches(name: str, size: int, patch: int) -> None:
+    """Raise BackboneError for a size that patches don't fill; it names the nearest that do."""
+    if size % patch or size <= 0:
+        near = max(size // patch, 1) * patch
+        raise BackboneError(
+            f"{name} takes image sizes that are multiples of {patch}: "
+            f"found {size}, the nearest are {near} and {near + patch}"
+        )
+
+
+def check_side(name: str, size: int | None) -> None:
+    """Raise BackboneError for images too large for any model; before memory is taken for one."""
+    if size and size > LARGEST:
+        raise BackboneError(
+            f"{name}: found images of {size} pixels a side, want {LARGEST} at most: give another "
+            "--image-size"
         )
 
 
@@ -179,8 +198,13 @@ class Backbone:
 
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of a module's tensors and names: the same weights from any file."""
+    return tensors_digest(module.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors and their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

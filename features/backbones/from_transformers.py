@@ -7,9 +7,10 @@ models with a text tower, else the class's own pooler_output; layers are its hid
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ def _fetched(name: str, *, published: bool) -> Model:
     for one in filter(None, (config, getattr(config, "vision_config", None))):
         if hasattr(one, "mask_ratio"):
             one.mask_ratio = 0.0  # masked autoencoders leave out patches at random in training
+        if isinstance(native := getattr(one, "image_size", None), int):
+            base.check_side(said, native)
     processor: Any = _processor(AutoImageProcessor, name, given)
     models: Any = AutoModel
     with torch.random.fork_rng():
@@ -177,7 +180,34 @@ def _fetched(name: str, *, published: bool) -> Model:
             f"{said}'s weights don't fit its config.json: {len(misshapen)} misshapen, the first "
             f"{key} is {tuple(have)}, want {tuple(want)}"
         )
+    _check_depth(said, module, info["unexpected_keys"])
     return Model(config, processor, module.eval().float(), tuple(sorted(info["missing_keys"])))
+
+
+def _check_depth(said: str, module: Any, unexpected: Iterable[str]) -> None:
+    """Raise BackboneError where a file has numbered blocks beyond those that the model is built of.
+
+    Other names that the model hasn't got are of heads and decoders, which is as it should be.
+    """
+    last: dict[tuple[str, str], int] = {}  # the largest number of a name, by what is around it
+    for key in module.state_dict():
+        for around, number in _numbers(key):
+            last[around] = max(number, last.get(around, 0))
+    for key in sorted(unexpected):
+        bare = key.removeprefix(f"{module.base_model_prefix}.")
+        for around, number in [*_numbers(key), *_numbers(bare)]:
+            if number > last.get(around, number):
+                raise BackboneError(
+                    f"{said}: its file goes on after block {last[around]} with {key}, of which its "
+                    "config.json says nothing: set the number of layers there (num_hidden_layers, "
+                    "depths) to the file's"
+                )
+
+
+def _numbers(key: str) -> Iterator[tuple[tuple[str, str], int]]:
+    """Yield the numbers in a tensor's name, each with what is before and after it."""
+    for found in re.finditer(r"(?<=\.)\d+(?=\.)", f".{key}"):
+        yield (key[: found.start() - 1], key[found.end() - 1 :]), int(found.group())
 
 
 def _processor(processors_: Any, name: str, given: dict[str, Any]) -> Any:
@@ -346,6 +376,13 @@ class Tower:
                 found.append(self._final(self._outputs(pixels, hidden=False)))
         if not found[0]:
             raise BackboneError(f"{name} gives no embedding or states of an image")
+        if not all(v.isfinite().all() for v in found[0].values()):
+            whole = self.module.named_parameters()
+            bad = next((key for key, p in whole if not p.isfinite().all()), None)
+            why = (
+                f"its weights hold NaN or infinity, first in {bad}" if bad else "of finite weights"
+            )
+            raise BackboneError(f"{name} gives features that are not finite: {why}")
         if any(not torch.allclose(v, found[1][k], 1e-3, 1e-4) for k, v in found[0].items()):
             raise BackboneError(f"{name} gives other features of the same image each time")
 

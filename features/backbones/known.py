@@ -36,14 +36,29 @@ class Build:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What tells a folder of one model from another's: its feature, blocks or stages, and patch.
+
+    width: of the default feature. patch: the side in pixels; 0 where the library doesn't say it.
+    kind: how the names of its classes begin in transformers.
+    """
+
+    width: int
+    layers: int
+    patch: int = 0
+    kind: str = ""
+
+
+@dataclass(frozen=True)
 class Known:
     """A backbone by a name that people use.
 
     route: as any other model is named. modality: what it was trained on, of MODALITIES. feature:
     what its authors evaluate, "" where that is the default of the route. file: where weights are
     that are a file only, a URL of the hub or the page to get it from. pixels: fields of Transform
-    in which its authors' preparation is another than the route's, at the route's own size. note:
-    what is not as with its authors.
+    in which its authors' preparation is another than the route's, at the route's own size. shape:
+    of models that come with their configuration, which a folder may not have; a file is loaded into
+    an architecture that is fixed. note: what is not as with its authors.
     """
 
     name: str
@@ -56,6 +71,7 @@ class Known:
     file: str = ""
     build: Build = Build()
     pixels: Mapping[str, Any] = field(default_factory=dict)
+    shape: Shape | None = None
     note: str = ""
 
     @property
@@ -93,20 +109,28 @@ KNOWN = {
     for row in (
         *(
             Known(name, f"{HF}facebook/{name}-pretrain-lvd1689m", ("general",), "DINOv3 License",
-                  DINOV3, gated=True)
-            for name in ("dinov3-vits16", "dinov3-vitb16", "dinov3-vitl16",
-                         "dinov3-convnext-tiny", "dinov3-convnext-base")
+                  DINOV3, gated=True, shape=shape)
+            for name, shape in (
+                ("dinov3-vits16", Shape(384, 12, 16, "DINOv3ViT")),
+                ("dinov3-vitb16", Shape(768, 12, 16, "DINOv3ViT")),
+                ("dinov3-vitl16", Shape(1024, 24, 16, "DINOv3ViT")),
+                ("dinov3-convnext-tiny", Shape(768, 4, kind="DINOv3ConvNext")),
+                ("dinov3-convnext-base", Shape(1024, 4, kind="DINOv3ConvNext")),
+            )
         ),
         *(
             Known(name, f"{HF}google/{repository}", ("general",), "Apache-2.0",
-                  "arXiv:2502.14786; huggingface.co/docs/transformers, SigLIP2")
-            for name, repository in (("siglip2-base", "siglip2-base-patch16-224"),
-                                     ("siglip2-so400m", "siglip2-so400m-patch14-384"))
+                  "arXiv:2502.14786; huggingface.co/docs/transformers, SigLIP2", shape=shape)
+            for name, repository, shape in (
+                ("siglip2-base", "siglip2-base-patch16-224", Shape(768, 12, 16, "Siglip")),
+                ("siglip2-so400m", "siglip2-so400m-patch14-384", Shape(1152, 27, 14, "Siglip")),
+            )
         ),
         Known("biomedclip", f"{CLIP}microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-              EVERY, "MIT", "arXiv:2303.00915; its model card"),
+              EVERY, "MIT", "arXiv:2303.00915; its model card", shape=Shape(512, 12, 16)),
         Known("medsiglip", f"{HF}google/medsiglip-448", EVERY,
               "Health AI Developer Foundations", "github.com/Google-Health/medsiglip", gated=True,
+              shape=Shape(1152, 27, 14, "Siglip"),
               note="images are resized by its processor; its authors' own evaluation resized them "
                    "by tf.image.resize without antialiasing"),
         Known("medsam", "timm:samvit_base_patch16", EVERY, "Apache-2.0",
@@ -117,7 +141,8 @@ KNOWN = {
               note="images are scaled by 255, not from their own least to their largest value; "
                    "the embedding is the mean over the encoder's map"),
         Known("rad-dino", f"{HF}microsoft/rad-dino", ("xray",), "MIT",
-              "arXiv:2401.10815; its model card (pooler_output)"),
+              "arXiv:2401.10815; its model card (pooler_output)",
+              shape=Shape(768, 12, 14, "Dinov2")),
         *(
             Known(f"eva-x-{size}", f"timm:eva02_{size}_patch14_224", ("xray",), "MIT",
                   EVA_X_SOURCE, build=Build(EVA_X), pixels=EVA_X_PIXELS,
@@ -139,41 +164,45 @@ KNOWN = {
         ),
         Known("uni", f"{TIMM}MahmoodLab/UNI", ("histology",), "CC-BY-NC-ND-4.0",
               "github.com/mahmoodlab/UNI: README.md", gated=True,
-              build=Build({"init_values": 1e-5, "dynamic_img_size": True})),
+              build=Build({"init_values": 1e-5, "dynamic_img_size": True}),
+              shape=Shape(1024, 24, 16)),
         Known("uni2-h", f"{TIMM}MahmoodLab/UNI2-h", ("histology",), "CC-BY-NC-ND-4.0",
               "github.com/mahmoodlab/UNI: README.md", gated=True,
               build=Build({"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24,
                            "init_values": 1e-5, "embed_dim": 1536, "mlp_ratio": 2.66667 * 2,
                            "no_embed_class": True, "reg_tokens": 8, "dynamic_img_size": True,
-                           **SWIGLU})),
+                           **SWIGLU}), shape=Shape(1536, 24, 14)),
         Known("virchow", f"{TIMM}paige-ai/Virchow", ("histology",), "Apache-2.0",
               "huggingface.co/paige-ai/Virchow", gated=True, feature="final/cls+mean",
-              build=Build(SWIGLU)),
+              build=Build(SWIGLU), shape=Shape(2560, 32, 14)),
         Known("virchow2", f"{TIMM}paige-ai/Virchow2", ("histology",), "CC-BY-NC-ND-4.0",
               "huggingface.co/paige-ai/Virchow2", gated=True, feature="final/cls+mean",
-              build=Build(SWIGLU)),
+              build=Build(SWIGLU), shape=Shape(2560, 32, 14)),
         Known("prov-gigapath", f"{TIMM}prov-gigapath/prov-gigapath", ("histology",), "Apache-2.0",
               "github.com/prov-gigapath/prov-gigapath: README.md", gated=True,
-              feature="final/pooled",
+              feature="final/pooled", shape=Shape(1536, 40, 16),
               pixels={**IMAGENET, "resize": 256, "interpolation": "bicubic", "fit": "crop"}),
         Known("h-optimus-0", f"{TIMM}bioptimus/H-optimus-0", ("histology",), "Apache-2.0",
               "huggingface.co/bioptimus/H-optimus-0", gated=True, feature="final/pooled",
+              shape=Shape(1536, 40, 14),
               build=Build({"init_values": 1e-5, "dynamic_img_size": False}),
               pixels={"mean": (0.707223, 0.578729, 0.703617),
                       "std": (0.211883, 0.230117, 0.177517), "resize": 224, "fit": "crop"},
               note="other images than of 224 pixels are resized and cropped first"),
         Known("phikon", f"{HF}owkin/phikon", ("histology",), "Owkin non-commercial",
-              "github.com/owkin/HistoSSLscaling", feature="final/cls"),
+              "github.com/owkin/HistoSSLscaling", feature="final/cls",
+              shape=Shape(768, 12, 16, "ViT")),
         Known("phikon-v2", f"{HF}owkin/phikon-v2", ("histology",), "Owkin non-commercial",
-              "arXiv:2409.09173; its model card (class token)", feature="final/cls"),
+              "arXiv:2409.09173; its model card (class token)", feature="final/cls",
+              shape=Shape(1024, 24, 16, "Dinov2")),
         Known("conch", "conch:ViT-B-16", ("histology",), "CC-BY-NC-ND-4.0",
               "github.com/mahmoodlab/CONCH: README.md (proj_contrast=False)", gated=True,
               file=f"{HUB}MahmoodLab/conch/resolve/main/pytorch_model.bin"),
         Known("plip", f"{HF}vinid/plip", ("histology",), "see the model's card",
-              "github.com/PathologyFoundation/plip: README.md"),
+              "github.com/PathologyFoundation/plip: README.md", shape=Shape(512, 12, 32, "CLIP")),
         Known("dermlip", f"{CLIP}redlessone/DermLIP_ViT-B-16", ("derm",), "CC-BY-NC-4.0",
-              "github.com/SiyuanYan1/Derm1M: README.md"),
+              "github.com/SiyuanYan1/Derm1M: README.md", shape=Shape(512, 12, 16)),
         Known("monet", f"{HF}chanwkim/monet", ("derm",), "CC-BY-NC-SA-4.0",
-              "github.com/suinleelab/MONET: README.md"),
+              "github.com/suinleelab/MONET: README.md", shape=Shape(768, 24, 14, "CLIP")),
     )
 }  # fmt: skip

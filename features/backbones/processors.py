@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.backbones.base import LARGEST
 from features.images import FILTERS, FITS, Decoded, Transform, picture
 
 SHAPES = ((301, 437), (437, 298), (90, 151))  # height, width of the images compared
@@ -22,7 +23,6 @@ LEVEL = 1 / 255
 # Pillow and torchvision round differently: of 22 processors, their two backends differ by more than
 # a level at most in 0.3 % of the pixels, at most by 4 levels.
 SHARE, MOST = 0.99, 5
-LARGEST = 4096  # pixels of a side: of an image that a processor may be asked to make
 
 Colour = tuple[float, float, float]
 

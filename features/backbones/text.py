@@ -5,7 +5,8 @@ A text tower is read from the file that the image tower of a store came from, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from features.backbones import BACKBONES, KNOWN, Fit, load_backbone
+from features.backbones import BACKBONES, KNOWN, Backbone, Fit, load_backbone
+from features.backbones.base import tensors_digest
+from features.backbones.configuration import configuration_digest
 from features.backbones.from_known import route_of
 from features.errors import BackboneError
 
@@ -35,14 +39,22 @@ class TextTower:
     """A model's text tower, and how the cosine c of an image and a text becomes a logit.
 
     The logit is scale * c + bias. bias is None where the model was trained by a softmax over texts
-    (CLIP), a number where by a sigmoid of each pair (SigLIP).
+    (CLIP), a number where by a sigmoid of each pair (SigLIP). digest: of all that embeddings and
+    logits depend on but the texts' tokens (digest_of).
     """
 
     embed: Callable[[Sequence[str]], Tensor]  # texts -> (T, D), not normalised
     too_long: Callable[[Sequence[str]], list[str]]  # the texts whose end the tower doesn't read
+    tokens: Callable[[str], list[int]]  # of a text, as the tower is given them
     features: tuple[str, ...]  # the names of the images' embeddings in the same space
+    digest: str
     scale: float
     bias: float | None = None
+
+    def tokens_digest(self, texts: Sequence[str]) -> str:
+        """Return a hash of the tokens of texts, in their order, 16 hexadecimal digits."""
+        tokens = [self.tokens(text) for text in texts]
+        return hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -64,12 +76,13 @@ class TextTower:
 
 
 def load_text(
-    name: str, weights: str | None, *, digest: str, image_size: int | None, fit: Fit | None
+    name: str, weights: str | None, *, made: Mapping[str, Any], image_size: int, fit: Fit
 ) -> TextTower:
     """Load the text tower of a model; name and weights are as load_backbone takes them.
 
-    digest, image_size and fit are of the image tower that the text is to go with. Raises
-    BackboneError for a model without a text tower, or whose weights have another image tower.
+    made, image_size and fit are of the image tower that the text is to go with: what a store's
+    fingerprint says of its backbone, and how its images were made. Raises BackboneError for a model
+    without a text tower, or whose weights or configuration are of another image tower.
     """
     known = KNOWN.get(name.partition("@")[0])
     library, _, rest = (known.route if known else name).partition(":")
@@ -82,19 +95,45 @@ def load_text(
             f"{weights} holds a tuned image tower alone: its images are no longer in the space of "
             "texts; take features of the published weights"
         )
-    image = load_backbone(name, weights, image_size, fit)
-    if image.weights_digest != digest:
-        raise BackboneError(
-            f"{name}: these weights hold another image tower ({image.weights_digest[:8]}..., want "
-            f"{digest[:8]}...; SHA-256), and so perhaps another text tower: name the file that the "
-            "features were made with, by --weights"
-        )
+    _check_image_tower(load_backbone(name, weights, image_size, fit), made)
     if known:
         route, weights = route_of(known, name.partition("@")[2], weights)
         rest = route.partition(":")[2]
     module, _, function = loader.partition(":")
     tower: TextTower = getattr(import_module(module), function)(rest or name, weights)
     return tower
+
+
+def _check_image_tower(image: Backbone, made: Mapping[str, Any]) -> None:
+    """Raise BackboneError for an image tower that isn't the one of a store's fingerprint."""
+    name, want, found = image.spec.name, made["weights_digest"], image.weights_digest
+    if found != want:
+        raise BackboneError(
+            f"{name}: these weights hold another image tower ({found[:8]}..., want "
+            f"{want[:8]}...; SHA-256), and so perhaps another text tower: name the file that the "
+            "features were made with, by --weights"
+        )
+    want, found = made.get("configuration"), image.configuration  # older stores have none
+    if want and found != want:
+        raise BackboneError(
+            f"{name}: its configuration is no longer that of the features ({found[:8]}..., want "
+            f"{want[:8]}...): the folder, or the version of its library, has changed; put it back, "
+            "or extract anew"
+        )
+
+
+def digest_of(
+    parts: Mapping[str, Module], tensors: Mapping[str, Tensor], scale: float, bias: float | None
+) -> str:
+    """Return a hash of a text tower, 16 hexadecimal digits.
+
+    parts are its modules, of which the configuration counts; tensors are its weights, by name.
+    """
+    digest = hashlib.sha256(f"{scale:.6g} {bias if bias is None else f'{bias:.6g}'}\n".encode())
+    for name, part in sorted(parts.items()):
+        digest.update(f"{name} {configuration_digest(part)}\n".encode())
+    digest.update(tensors_digest(tensors).encode())
+    return digest.hexdigest()[:16]
 
 
 def without_text(name: str) -> BackboneError:

@@ -20,6 +20,7 @@ from features.backbones.download import fetch
 from features.backbones.text import (
     TextTower,
     check_vocabulary,
+    digest_of,
     tokenizer_remedy,
     without_text,
 )
@@ -79,7 +80,13 @@ def _load(model: Model, name: str, file: Path | None, features: tuple[str, ...])
         ends = tokenizer(list(texts), 2 * length)[:, length:]  # all padding, of one that fits
         return [one for one, end in zip(texts, ends, strict=True) if (end != end[-1]).any()]
 
-    return TextTower(embed, too_long, features, math.exp(scale), bias)
+    def tokens(one: str) -> list[int]:
+        ids: list[int] = tokenizer([one])[0].tolist()
+        return ids
+
+    scale = math.exp(scale)
+    digest = digest_of({"text": tower}, tower.state_dict(), scale, bias)
+    return TextTower(embed, too_long, tokens, features, digest, scale, bias)
 
 
 def _build(model: Model, name: str, text: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ As in from_transformers only safetensors are read and no code of a repository is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from features.backbones.network import leaves
 from features.backbones.text import (
     TextTower,
     check_vocabulary,
+    digest_of,
     tokenizer_remedy,
     without_text,
 )
@@ -45,13 +46,14 @@ def load_any(name: str, weights: str | None) -> TextTower:
         module.requires_grad_(False)
         bias = getattr(module, "logit_bias", None)
         text = _Text(module, _tokenizer(name), _length(model.config), padded=bias is not None)
-        _check(f"hf:{name}", module, text, model.missing)
+        used = _used(module, text)
+        _check(f"hf:{name}", module, used, model.missing)
+        scale, bias = float(module.logit_scale.exp()), None if bias is None else float(bias)
+        heads = {key.partition(".")[0] for key in used}
+        parts = {k: v for k, v in module.named_children() if k in heads}
+        digest = digest_of(parts, used, scale, bias)
         return TextTower(
-            text.embed,
-            text.too_long,
-            ("final/pooled",),
-            float(module.logit_scale.exp()),
-            None if bias is None else float(bias),
+            text.embed, text.too_long, text.tokens, ("final/pooled",), digest, scale, bias
         )
 
 
@@ -104,36 +106,44 @@ class _Text:
         self.padding = "max_length" if padded else True
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(
+        out = self.module.get_text_features(**self._given(texts))
+        found: Tensor = out if isinstance(out, Tensor) else out.pooler_output
+        return found
+
+    def tokens(self, one: str) -> list[int]:
+        ids: list[int] = self._given([one])["input_ids"][0].tolist()
+        return ids
+
+    def _given(self, texts: Sequence[str]) -> Any:
+        return self.tokenizer(
             list(texts),
             padding=self.padding,
             truncation=True,
             max_length=self.length,
             return_tensors="pt",
         )
-        out = self.module.get_text_features(**tokens)
-        found: Tensor = out if isinstance(out, Tensor) else out.pooler_output
-        return found
 
     def too_long(self, texts: Sequence[str]) -> list[str]:
         tokens = self.tokenizer(list(texts))["input_ids"]
         return [text for text, ids in zip(texts, tokens, strict=True) if len(ids) > self.length]
 
 
-def _check(name: str, module: Any, text: _Text, missing: Sequence[str]) -> None:
-    """Raise BackboneError where the file has not all weights that the texts' logits depend on."""
-    known = dict(module.named_parameters())
-    lost = {id(known[one]): one for one in missing if one in known}
-    if not lost:
-        return
+def _used(module: Any, text: _Text) -> dict[str, Tensor]:
+    """Return the weights that the texts' logits depend on, by name."""
     module.requires_grad_(True)
     with torch.enable_grad():
         reached = leaves([text.embed(["a"])], set())
     module.requires_grad_(False)
-    reached += [
-        p for p in (module.logit_scale, getattr(module, "logit_bias", None)) if p is not None
-    ]
-    absent = sorted(lost[id(one)] for one in reached if id(one) in lost)
+    found = {id(one) for one in reached}
+    found |= {id(module.logit_scale), id(getattr(module, "logit_bias", None))}
+    return {name: p for name, p in module.named_parameters() if id(p) in found}
+
+
+def _check(name: str, module: Any, used: Mapping[str, Tensor], missing: Sequence[str]) -> None:
+    """Raise BackboneError where the file has not all weights that the texts' logits depend on."""
+    known = dict(module.named_parameters())
+    lost = {id(known[one]) for one in missing if one in known}
+    absent = sorted(key for key, one in used.items() if id(one) in lost)
     if absent:
         raise BackboneError(
             f"{name}: its file has no {absent[0]}, on which the embeddings of texts depend: want "
