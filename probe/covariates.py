@@ -333,18 +333,30 @@ def _selection(
 ) -> Selection:
     """Return what scores (J, F) of the folds' heads chose; y (n,) or (n, L)."""
     coding, heads = whole
-    best = best_of(scores, metric) if len(of_folds) else int(heads.C.log().abs().argmin())
-    head: Head = heads.head(classes, best)
-    converged = torch.stack([one.converged.flatten(1).all(1) for _, one in (whole, *of_folds)], 1)
-    gap = [one.gap.flatten(1).amax(1).tolist() for _, one in of_folds]
-    unconverged = int((~converged).sum())
+    held_out = subset.folds.held_out
+    loss = metrics.METRICS[metric.task, "log_loss"]
 
     def said(one: Head, code: Callable[[torch.Tensor], torch.Tensor], X: torch.Tensor) -> Any:
         return one.log_odds(code(X.cpu().to(torch.float32)))
 
-    def of_rows(f: int, held: NDArray[np.bool_]) -> torch.Tensor:
-        code, mine = of_folds[f][0], of_folds[f][1].head(classes, best)
+    def of_rows(f: int, held: NDArray[np.bool_], j: int | None = None) -> torch.Tensor:
+        code, mine = of_folds[f][0], of_folds[f][1].head(classes, best if j is None else j)
         return torch.cat([said(mine, code, X) for X in features.take(held).chunks()])
+
+    def losses(j: int) -> list[float]:
+        """Return the log-loss of strength j on each fold."""
+        return [
+            scores_of(loss, y[held], of_rows(f, held, j)[None])[0]
+            for f, held in enumerate(held_out)
+        ]
+
+    best = int(heads.C.log().abs().argmin())
+    if len(of_folds):
+        best = best_of(scores, metric, int(held_out.sum()), losses)
+    head: Head = heads.head(classes, best)
+    converged = torch.stack([one.converged.flatten(1).all(1) for _, one in (whole, *of_folds)], 1)
+    gap = [one.gap.flatten(1).amax(1).tolist() for _, one in of_folds]
+    unconverged = int((~converged).sum())
 
     return Selection(
         log_odds=partial(said, head, coding),

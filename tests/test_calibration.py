@@ -21,6 +21,8 @@ from probe.results import load, read_predictions
 from probe.score import conformal, log_odds
 from probe.score.calibration import intercept_of, slope_of
 from probe.score.decisions import THRESHOLDS, net_benefit
+from probe.score.intervals import intervals
+from probe.score.metrics import Metric
 from probe.score.recalibration import Recalibration, fit
 from probe.sweep import ProbeOptions, probe
 
@@ -42,6 +44,32 @@ def test_slope_and_intercept_are_those_of_logistic_regression_under_any_weights(
         # b solves the score equation: the mean probability is the mean of the labels.
         assert np.average(expit(U + b), weights=w) == pytest.approx(np.average(TRUTH, weights=w))
     assert np.isnan(slope_of((U > 0).astype(float), U)(weights)).all()  # nothing is steep enough
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.0105, 0.1, 8.0])
+def test_a_slope_and_its_interval_don_t_depend_on_how_sure_the_head_is(scale):
+    """Heads that hardly dare and heads that are far too sure: log-odds times anything."""
+    truth, subject = TRUTH.astype(float), np.arange(N).astype(str)
+    slope = Metric("calibration_slope", "slope", slope_of, "multiclass", higher=False)
+    found = [
+        intervals([slope], truth, U * k, subject, n=200, rng=np.random.default_rng(0))[slope.name]
+        for k in (1.0, scale)
+    ]
+    for end in ("value", "ci_low", "ci_high"):
+        assert found[1][end] * scale == pytest.approx(found[0][end], rel=1e-4)
+    model = LogisticRegression(C=np.inf, tol=1e-12, max_iter=10_000).fit(U[:, None], TRUTH)
+    assert found[1]["value"] * scale == pytest.approx(model.coef_[0, 0], rel=1e-5)
+
+
+def test_an_interval_of_no_defined_draw_is_none():
+    def scorer(y, p):
+        """Defined where all count alike, as in the score itself, and in no resample."""
+        return lambda w: np.where(np.ptp(w, axis=1) == 0, 0.5, np.nan)
+
+    odd = Metric("odd", "odd", scorer, "multiclass")
+    how = {"n": 100, "rng": np.random.default_rng(0)}
+    found = intervals([odd], TRUTH.astype(float), U, np.arange(N).astype(str), **how)["odd"]
+    assert found == {"value": 0.5, "ci_low": None, "ci_high": None}
 
 
 def test_a_temperature_is_that_of_the_least_log_loss():
