@@ -143,6 +143,20 @@ def test_sets_hold_the_label_as_often_as_is_wanted_with_subjects(level):
     assert level - 0.01 < np.mean(held) < level + 0.035
 
 
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_sets_of_patients_have_a_limit_that_was_chosen_on_patients(tmp_path, how):
+    """Six noisy images of a patient say together more than one: an image's limit is too low."""
+    own, S, per = np.random.default_rng(4), 400, 6
+    y = own.integers(0, 2, S).repeat(per)
+    hard = 0.5 * own.normal(size=(S, 3)).repeat(per, 0)
+    X = hard + own.normal(size=(S * per, 3)) + np.where(y, 0.5, -0.5)[:, None]
+    subject = np.arange(S).repeat(per).astype(str)
+    store = make_store(tmp_path / "made" / "b.h5", X, make_manifest(y, subject=subject))
+    options = ProbeOptions(C=(0.01,), folds=5, outer=5, bootstrap=100, conformal=0.8, aggregate=how)
+    found = probe(store, out=tmp_path / "out", settings=options).conformal
+    assert abs(found["coverage"]["value"] - 0.8) < 3 * np.sqrt(0.8 * 0.2 / S)
+
+
 def test_too_few_subjects_give_sets_of_all_classes():
     p = softmax(rng.normal(size=(6, 3)), axis=1)
     t = conformal.threshold(p, np.zeros(6, dtype=int), np.arange(6), level=0.9)
