@@ -46,6 +46,7 @@ from probe.score.predictions import column
 from probe.solve.path import HeadProgress
 from probe.solve.sources import MIN_CHUNK_ROWS, Source
 
+FAR = 1e15  # times the median distance: a number beyond is no measurement
 MOST = 20  # values of a column of texts
 # What a result of columns alone is of, whatever store they were read from.
 FEATURE = "columns/values"
@@ -99,7 +100,7 @@ def covariates(manifest: Manifest, names: Sequence[str], rows: NDArray[np.intege
         found = sorted(set(given[known].tolist()))
         numbers = _numbers(given[known]) if len(found) > MAX_VALUES else None
         if numbers is not None:
-            table[known, k] = numbers
+            table[known, k] = _about_their_median(numbers, f"--with {name}: {manifest.dataset}")
             values.append(None)
             continue
         if len(found) < 2 and (known.all() or not len(found)):
@@ -114,6 +115,25 @@ def covariates(manifest: Manifest, names: Sequence[str], rows: NDArray[np.intege
         table[known, k] = [place[value] for value in given[known].tolist()]
         values.append(tuple(found))
     return Covariates(tuple(names), tuple(values), table)
+
+
+def _about_their_median(numbers: NDArray[np.float64], where: str) -> NDArray[np.float64]:
+    """Return numbers (n,) less their median, by their median distance to it.
+
+    What heads read is coded by mean and deviation and so isn't changed by this, and float32, which
+    holds seven digits, keeps what tells times or dates apart. ProbeError for one that is too far.
+    """
+    middle = np.median(numbers)
+    with np.errstate(over="ignore"):
+        apart = numbers - middle
+    distance = np.median(np.abs(apart)) or np.abs(apart).max()
+    farthest = int(np.abs(apart).argmax())
+    if not abs(apart[farthest]) <= FAR * distance:
+        raise ProbeError(
+            f"{where} has the value {numbers[farthest]:g}, and the median is {middle:g}: mend it, or "
+            "leave the cell empty"
+        )
+    return np.asarray(apart / distance)
 
 
 def _numbers(given: NDArray[Any]) -> NDArray[np.float64] | None:

@@ -254,6 +254,32 @@ def test_missing_values_unseen_ones_and_features_left_in_the_file(tmp_path, monk
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
+def test_times_and_dates_tell_as_much_as_what_they_stand_for(tmp_path):
+    """Seconds since 1970 have ten digits, float32 has seven."""
+    minutes, y = np.arange(N) // 2 * 1.0, np.arange(N) // 2 % 2
+    risk = minutes + 40 * y
+    scores = []
+    for start in (0, 1_700_000_000):
+        known = {"time": (start + risk).astype(str)}
+        manifest = replace(make_manifest(y, subject=SUBJECT), columns=known)
+        store = make_store(tmp_path / str(start) / "b.h5", np.zeros((N, 2)), manifest)
+        how = {"out": tmp_path / f"o{start}", "columns": ("time",)}
+        options = ProbeOptions(C=(1.0,), folds=3, outer=4, metric="auroc", bootstrap=100)
+        alone = probe_all(store, settings=options, **how)[0]
+        scores.append(read_predictions(how["out"] / alone.predictions).probabilities)
+    assert scores[0].std() > 0.05
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+
+
+def test_a_number_that_is_no_measurement_is_named(tmp_path):
+    values = np.arange(N).astype("<U8")
+    for odd in ("1e300", "-1.7e308"):
+        known = {"age": np.where(np.arange(N) == 3, odd, values)}
+        manifest = replace(make_manifest(np.arange(N) % 2, subject=SUBJECT), columns=known)
+        with pytest.raises(ProbeError, match=r"--with age: made has the value -?1(\.7)?e\+30"):
+            covariates.covariates(manifest, ("age",), np.arange(N))
+
+
 def test_columns_that_can_t_be_used_are_said(tmp_path):
     manifest, _, X, _ = made(tmp_path)
     more = {
