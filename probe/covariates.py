@@ -130,8 +130,8 @@ def _about_their_median(numbers: NDArray[np.float64], where: str) -> NDArray[np.
     farthest = int(np.abs(apart).argmax())
     if not abs(apart[farthest]) <= FAR * distance:
         raise ProbeError(
-            f"{where} has the value {numbers[farthest]:g}, and the median is {middle:g}: mend it, or "
-            "leave the cell empty"
+            f"{where} has the value {numbers[farthest]:g}, and the median is {middle:g}: mend "
+            "it, or leave the cell empty"
         )
     return np.asarray(apart / distance)
 

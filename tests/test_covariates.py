@@ -331,3 +331,15 @@ def test_the_command_says_what_the_image_adds_and_so_does_the_report(tmp_path):
     for wrong in ("age,,sex", ","):
         bad = CliRunner().invoke(cli, ["probe", str(store), "--with", wrong])
         assert bad.exit_code == 2 and "--with" in bad.output
+
+
+def test_the_head_of_the_image_is_tested_elsewhere_and_those_of_columns_are_not(tmp_path):
+    manifest, store, X, _ = made(tmp_path)
+    there = replace(manifest, dataset="there", id=np.array([f"there{i}" for i in range(N)]))
+    other = make_store(tmp_path / "there" / "b.h5", X, there)
+    words = ["probe", str(store), "-o", str(tmp_path / "out"), "--with", "age", "--C", "1"]
+    done = CliRunner().invoke(cli, [*words, "--folds", "3", "--test-on", str(other)])
+    assert done.exit_code == 0, done.output
+    assert "heads of columns are not kept" in done.stderr
+    tested = [r for r in results_of(tmp_path / "out") if r.identity.trained_on]
+    assert [(r.dataset, r.identity.inputs) for r in tested] == [("there", "image")]
