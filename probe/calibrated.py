@@ -7,19 +7,20 @@ measured on the tested images. With outer folds each fold has a map, and a thres
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ProbeError
+from features.manifest import Manifest
 from probe.choose import Selection
-from probe.score import conformal, log_odds, metrics
+from probe.score import conformal, metrics
 from probe.score.calibration import intercept_of, slope_of
 from probe.score.intervals import OF_FOLDS, intervals
 from probe.score.metrics import METRICS, Metric
-from probe.score.predictions import LabelledPredictions, Scoring
+from probe.score.predictions import LabelledPredictions, Scoring, labelled_predictions
 from probe.score.ranking import totals
 from probe.score.recalibration import Recalibration, fit
 from probe.trials import Trial
@@ -103,34 +104,39 @@ def _interval(
 
 @dataclass(frozen=True)
 class Held:
-    """What a training set's folds held out: labels (n,), log-odds (n, K) and subjects (n,)."""
+    """What a training set's folds held out: labels (n,), log-odds (n, K), and which rows (n,)."""
 
     y: NDArray[Any]
     z: NDArray[np.float64]
-    subject: NDArray[Any]
+    rows: NDArray[np.int64]
 
 
 def held_by(
     trial: Trial, selections: Sequence[Selection], maps: Sequence[Recalibration | None],
-    subject: NDArray[Any],
+    rows: NDArray[np.int64],
 ) -> list[Held]:  # fmt: skip
-    """Return what each training set held out, recalibrated; subject (n,) of the training rows."""
+    """Return what each training set held out, recalibrated; rows (n,) of the training images."""
     held = []
     for subset, selection, recalibrate in zip(trial.training_sets, selections, maps, strict=True):
         y, z = selection.held_out()
-        rows = [subset.rows[mask] for mask in subset.folds.held_out]
-        own = subject[np.concatenate(rows)] if rows else subject[: len(y)]
+        parts = [subset.rows[mask] for mask in subset.folds.held_out]
+        own = rows[np.concatenate(parts)] if parts else rows[: len(y)]
         held.append(Held(y, recalibrate(z, classes=y.ndim == 1) if recalibrate else z, own))
     return held
 
 
 def sets_of(
-    level: float, held: Sequence[Held], predictions: LabelledPredictions, settings: Scoring
+    level: float,
+    held: Sequence[Held],
+    manifest: Manifest,
+    predictions: LabelledPredictions,
+    settings: Scoring,
 ) -> dict[str, Any]:
     """Return what a result says of its prediction sets: coverage, size, and by class.
 
-    held: of the kept head, then of each outer fold. Raises ProbeError for several findings per
-    image, and where nothing was held out.
+    held: of the kept head, then of each outer fold; limits are chosen on units where units are what
+    is tested. Raises ProbeError for several findings per image, for units of several classes, and
+    where nothing was held out.
     """
     y, p = predictions.y, predictions.p
     if y.ndim == 2:
@@ -139,10 +145,9 @@ def sets_of(
         )
     if not len(held[0].y):
         raise ProbeError("nothing was held out that --conformal could be fitted to: give --folds")
-    limits = [
-        conformal.threshold(log_odds.probabilities(one.z), one.y, one.subject, level=level)
-        for one in held
-    ]
+    alike = replace(settings, by=())
+    scored = [labelled_predictions(manifest, one.rows, one.y, one.z, alike) for one in held]
+    limits = [conformal.threshold(one.p, one.y, one.subjects, level=level) for one in scored]
     limit = np.array(limits[1:])[predictions.fold] if predictions.fold is not None else limits[0]
     found = conformal.sets(p, limit)
     right, ones = found[np.arange(len(y)), y].astype(float), np.ones(len(y))

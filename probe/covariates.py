@@ -46,6 +46,7 @@ from probe.score.predictions import column
 from probe.solve.path import HeadProgress
 from probe.solve.sources import MIN_CHUNK_ROWS, Source
 
+FAR = 1e15  # times the median distance: a number beyond is no measurement
 MOST = 20  # values of a column of texts
 # What a result of columns alone is of, whatever store they were read from.
 FEATURE = "columns/values"
@@ -99,7 +100,7 @@ def covariates(manifest: Manifest, names: Sequence[str], rows: NDArray[np.intege
         found = sorted(set(given[known].tolist()))
         numbers = _numbers(given[known]) if len(found) > MAX_VALUES else None
         if numbers is not None:
-            table[known, k] = numbers
+            table[known, k] = _about_their_median(numbers, f"--with {name}: {manifest.dataset}")
             values.append(None)
             continue
         if len(found) < 2 and (known.all() or not len(found)):
@@ -114,6 +115,25 @@ def covariates(manifest: Manifest, names: Sequence[str], rows: NDArray[np.intege
         table[known, k] = [place[value] for value in given[known].tolist()]
         values.append(tuple(found))
     return Covariates(tuple(names), tuple(values), table)
+
+
+def _about_their_median(numbers: NDArray[np.float64], where: str) -> NDArray[np.float64]:
+    """Return numbers (n,) less their median, by their median distance to it.
+
+    What heads read is coded by mean and deviation and so isn't changed by this, and float32, which
+    holds seven digits, keeps what tells times or dates apart. ProbeError for one that is too far.
+    """
+    middle = np.median(numbers)
+    with np.errstate(over="ignore"):
+        apart = numbers - middle
+    distance = np.median(np.abs(apart)) or np.abs(apart).max()
+    farthest = int(np.abs(apart).argmax())
+    if not abs(apart[farthest]) <= FAR * distance:
+        raise ProbeError(
+            f"{where} has the value {numbers[farthest]:g}, and the median is {middle:g}: mend "
+            "it, or leave the cell empty"
+        )
+    return np.asarray(apart / distance)
 
 
 def _numbers(given: NDArray[Any]) -> NDArray[np.float64] | None:
@@ -333,7 +353,8 @@ def _selection(
 ) -> Selection:
     """Return what scores (J, F) of the folds' heads chose; y (n,) or (n, L)."""
     coding, heads = whole
-    loss, masks = metrics.METRICS[metric.task, "log_loss"], subset.folds.held_out
+    held_out = subset.folds.held_out
+    loss = metrics.METRICS[metric.task, "log_loss"]
 
     def said(one: Head, code: Callable[[torch.Tensor], torch.Tensor], X: torch.Tensor) -> Any:
         return one.log_odds(code(X.cpu().to(torch.float32)))
@@ -343,13 +364,15 @@ def _selection(
         return torch.cat([said(mine, code, X) for X in features.take(held).chunks()])
 
     def losses(j: int) -> list[float]:
+        """Return the log-loss of strength j on each fold."""
         return [
-            scores_of(loss, y[held], of_rows(f, held, j)[None])[0] for f, held in enumerate(masks)
+            scores_of(loss, y[held], of_rows(f, held, j)[None])[0]
+            for f, held in enumerate(held_out)
         ]
 
     best = int(heads.C.log().abs().argmin())
     if len(of_folds):
-        best = best_of(scores, metric, int(masks.sum()), losses)
+        best = best_of(scores, metric, int(held_out.sum()), losses)
     head: Head = heads.head(classes, best)
     converged = torch.stack([one.converged.flatten(1).all(1) for _, one in (whole, *of_folds)], 1)
     gap = [one.gap.flatten(1).amax(1).tolist() for _, one in of_folds]

@@ -182,6 +182,9 @@ def _home(of: Elsewhere) -> LabelledPredictions | str:
         return "the predictions of its own result are gone"
     outputs = [said.classes.index(name) for name in of.matched.manifest.classes]
     labels = said.labels if said.labels.ndim == 1 else said.labels[:, outputs]
+    fold, together = said.fold, False
+    if of.row.outer and fold is None:  # ranked together, and no less tested in folds
+        fold, together = np.zeros(len(labels), dtype=np.int64), True
     return LabelledPredictions(
         ids=np.asarray(said.ids),
         subjects=np.asarray(said.subjects),
@@ -189,7 +192,8 @@ def _home(of: Elsewhere) -> LabelledPredictions | str:
         z=said.log_odds[:, outputs],
         columns={},
         has_subjects=of.row.subjects_known,
-        fold=said.fold,
+        fold=fold,
+        ranked_together=together,
     )
 
 

@@ -278,7 +278,7 @@ class _Problem:
         maps = recalibrations(settings.calibrate, selections)
         before = self._predictions(trial, selections, settings)
         predictions = self._predictions(trial, selections, settings, maps)
-        held = held_by(trial, selections, maps, manifest.subject[data.rows[data.train]])
+        held = held_by(trial, selections, maps, data.rows[data.train])
         subset = trial.training_sets[0]
         evaluation = evaluate(
             manifest,
@@ -293,7 +293,7 @@ class _Problem:
         shown = self._taught(subset)
         notes = remarks(dealt, shown, predictions, evaluation, settings, uncertain)
         level = settings.conformal
-        sets = sets_of(level, held, predictions, settings) if level else {}
+        sets = sets_of(level, held, manifest, predictions, settings) if level else {}
         shuffled = None
         if control:
             answers = self._predictions(trial, control, settings)

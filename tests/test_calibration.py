@@ -21,6 +21,8 @@ from probe.results import load, read_predictions
 from probe.score import conformal, log_odds
 from probe.score.calibration import intercept_of, slope_of
 from probe.score.decisions import THRESHOLDS, net_benefit
+from probe.score.intervals import intervals
+from probe.score.metrics import Metric
 from probe.score.recalibration import Recalibration, fit
 from probe.sweep import ProbeOptions, probe
 
@@ -42,6 +44,32 @@ def test_slope_and_intercept_are_those_of_logistic_regression_under_any_weights(
         # b solves the score equation: the mean probability is the mean of the labels.
         assert np.average(expit(U + b), weights=w) == pytest.approx(np.average(TRUTH, weights=w))
     assert np.isnan(slope_of((U > 0).astype(float), U)(weights)).all()  # nothing is steep enough
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.0105, 0.1, 8.0])
+def test_a_slope_and_its_interval_don_t_depend_on_how_sure_the_head_is(scale):
+    """Heads that hardly dare and heads that are far too sure: log-odds times anything."""
+    truth, subject = TRUTH.astype(float), np.arange(N).astype(str)
+    slope = Metric("calibration_slope", "slope", slope_of, "multiclass", higher=False)
+    found = [
+        intervals([slope], truth, U * k, subject, n=200, rng=np.random.default_rng(0))[slope.name]
+        for k in (1.0, scale)
+    ]
+    for end in ("value", "ci_low", "ci_high"):
+        assert found[1][end] * scale == pytest.approx(found[0][end], rel=1e-4)
+    model = LogisticRegression(C=np.inf, tol=1e-12, max_iter=10_000).fit(U[:, None], TRUTH)
+    assert found[1]["value"] * scale == pytest.approx(model.coef_[0, 0], rel=1e-5)
+
+
+def test_an_interval_of_no_defined_draw_is_none():
+    def scorer(y, p):
+        """Defined where all count alike, as in the score itself, and in no resample."""
+        return lambda w: np.where(np.ptp(w, axis=1) == 0, 0.5, np.nan)
+
+    odd = Metric("odd", "odd", scorer, "multiclass")
+    how = {"n": 100, "rng": np.random.default_rng(0)}
+    found = intervals([odd], TRUTH.astype(float), U, np.arange(N).astype(str), **how)["odd"]
+    assert found == {"value": 0.5, "ci_low": None, "ci_high": None}
 
 
 def test_a_temperature_is_that_of_the_least_log_loss():
@@ -113,6 +141,20 @@ def test_sets_hold_the_label_as_often_as_is_wanted_with_subjects(level):
         share = np.bincount(subject[~first] - 80, sets) / np.bincount(subject[~first] - 80)
         held.append(share.mean())  # each subject counts once
     assert level - 0.01 < np.mean(held) < level + 0.035
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_sets_of_patients_have_a_limit_that_was_chosen_on_patients(tmp_path, how):
+    """Six noisy images of a patient say together more than one: an image's limit is too low."""
+    own, S, per = np.random.default_rng(4), 400, 6
+    y = own.integers(0, 2, S).repeat(per)
+    hard = 0.5 * own.normal(size=(S, 3)).repeat(per, 0)
+    X = hard + own.normal(size=(S * per, 3)) + np.where(y, 0.5, -0.5)[:, None]
+    subject = np.arange(S).repeat(per).astype(str)
+    store = make_store(tmp_path / "made" / "b.h5", X, make_manifest(y, subject=subject))
+    options = ProbeOptions(C=(0.01,), folds=5, outer=5, bootstrap=100, conformal=0.8, aggregate=how)
+    found = probe(store, out=tmp_path / "out", settings=options).conformal
+    assert abs(found["coverage"]["value"] - 0.8) < 3 * np.sqrt(0.8 * 0.2 / S)
 
 
 def test_too_few_subjects_give_sets_of_all_classes():

@@ -433,3 +433,17 @@ def test_data_of_one_class_are_scored_by_what_is_defined(two, tmp_path):
     assert result.external["calibration"]["malignant"]["intercept"]["value"] is None
     done = call("test", head, store, "-o", tmp_path / "out", "--metric", "auroc")
     assert done.exit_code == 2 and "auroc is not defined" in done.output
+
+
+@pytest.mark.parametrize("outer", [None, 4, "subject"])
+def test_the_score_at_home_has_the_interval_of_its_own_result(tmp_path, two, outer):
+    """Folds make it longer, also where all subjects are ranked together."""
+    a, b = (tmp_path / name for name in ("a.h5", "b.h5"))
+    home = probe(a, out=tmp_path / "o", settings=replace(QUICK, outer=outer))
+    here = test(
+        tmp_path / "o" / home.heads, b, out=tmp_path / "o", settings=ExternalOptions(bootstrap=200)
+    )
+    for name, drop in here.external["drop"].items():
+        wanted = independent_difference(home.metrics[name], here.metrics[name])
+        for key, value in wanted.items():
+            assert drop[key] == pytest.approx(value, abs=1e-9), (name, key)

@@ -176,7 +176,10 @@ def elsewhere(
     settings = external_of(given)
     by = columns_of(given["test_on"], given["by"])
     others = {path: replace(settings, by=by[path]) for path in given["test_on"]}
-    found = test_each(results, out, others, **provenance())
+    saved = [result for result in results if "columns" not in result.settings]
+    if len(saved) < len(results):
+        echo("  heads of columns are not kept: that of the image is tested on the others", err=True)
+    found = test_each(saved, out, others, **provenance())
     for result in found:
         if not quiet:
             say_external(result)

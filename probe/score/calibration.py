@@ -69,10 +69,18 @@ def intercept_of(truth: Array, z: Array) -> Callable[[Array], Array]:
 
 
 def _line(truth: Array, z: Array, weights: Array, *, slope: bool) -> tuple[Array, Array]:
-    """Return a and b (B,) of each weighting (B, N) by Newton's method; a is 1 without `slope`."""
+    """Return a and b (B,) of each weighting (B, N) by Newton's method; a is 1 without `slope`.
+
+    With it z is standardised for the steps, whose length is bounded, and they begin at 0: a slope
+    of .01 or of 1000 is found like one of 1.
+    """
     known = ~np.isnan(truth)
     t, x, w = truth[known], np.clip(z[known], -35, 35), weights[:, known]
-    a, b = np.ones(len(w)), np.zeros(len(w))
+    centre, spread = 0.0, 1.0
+    if slope and len(x):
+        centre, spread = x.mean(), x.std() or 1.0
+    x = (x - centre) / spread
+    a, b = np.full(len(w), 0.0 if slope else 1.0), np.zeros(len(w))
     for _ in range(STEPS):
         p = expit(a[:, None] * x + b[:, None])
         off, curved = w * (t - p), w * p * (1 - p)
@@ -91,7 +99,7 @@ def _line(truth: Array, z: Array, weights: Array, *, slope: bool) -> tuple[Array
     with np.errstate(invalid="ignore"):
         lost = ~((np.abs(da) < NEAR) & (np.abs(db) < NEAR))
     a[lost], b[lost] = np.nan, np.nan
-    return a, b
+    return a / spread, b - a * (centre / spread)
 
 
 def reliability(y: Array, p: Array) -> list[dict[str, float]]:

@@ -162,8 +162,14 @@ class Scale:
 
 
 def ends(scores: Array, factor: float) -> tuple[float, float]:
-    """Return the 95 % quantiles of draws (B,), their distances to the median times a factor."""
-    low, middle, high = np.quantile(scores[np.isfinite(scores)], [ENDS[0], 0.5, ENDS[1]])
+    """Return the 95 % quantiles of draws (B,), their distances to the median times a factor.
+
+    NaN where no draw is defined.
+    """
+    defined = scores[np.isfinite(scores)]
+    if not len(defined):
+        return np.nan, np.nan
+    low, middle, high = np.quantile(defined, [ENDS[0], 0.5, ENDS[1]])
     return float(middle + factor * (low - middle)), float(middle + factor * (high - middle))
 
 
