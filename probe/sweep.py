@@ -316,7 +316,7 @@ class _Problem:
             settings=head_of | (rows.settings() if rows else {}),
         )
         said = to_predictions(predictions, manifest.classes)
-        about = [settings.protocol.note, rows.note if rows else ""]
+        about = [settings.protocol.note, rows.note if rows else "", trial.note]
         own = dict.fromkeys(note for one in selections for note in (one.note,) if note)
         result = results.result_of(
             identity,
