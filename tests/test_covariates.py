@@ -128,7 +128,7 @@ def test_three_results_are_scikit_learn_s_nested_cross_validation(tmp_path, K):
     found = probe_all(
         store,
         out=tmp_path / "out",
-        settings=ProbeOptions(C=C, folds=3, outer=4, tol=1e-9, bootstrap=200, metric="log_loss"),
+        settings=ProbeOptions(C=C, folds=3, outer=4, tol=1e-9, bootstrap=200),
         columns=NAMES,
     )
     assert [r.identity.inputs for r in found] == [
