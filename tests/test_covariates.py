@@ -184,7 +184,7 @@ def test_an_image_of_noise_adds_nothing(tmp_path):
     _, store, *_ = made(tmp_path, image=0.0)
     options = ProbeOptions(C=C, folds=3, outer=4, metric="auroc", bootstrap=300)
     alone, _, both = probe_all(store, out=tmp_path / "o", settings=options, columns=NAMES)
-    assert alone.ci_low > 0.6
+    assert alone.ci_low > 0.55
     assert both.gain["ci_low"] < 0.02 and both.value > alone.value - 0.06
 
 
