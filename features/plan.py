@@ -154,6 +154,22 @@ def plan(
         if settings.overwrite == "never":
             raise
         return planned
+    return _compared(planned, stored, stored_features, other, manifest, settings.overwrite)
+
+
+def _compared(
+    planned: Plan,
+    stored: dict[str, Any],
+    stored_features: dict[str, tuple[int, ...]],
+    other: Manifest,
+    manifest: Manifest,
+    overwrite: str,
+) -> Plan:
+    """Return the plan of a store that is there, made from `stored` of the images of `other`.
+
+    Raises StaleStoreError where it was made from something else, and may not be overwritten.
+    """
+    asked, shapes, path = planned.fingerprint, planned.shapes, planned.path
     united = asked | {"features": sorted(shapes | stored_features)}
     if "views" not in asked and "views" in stored:
         united["views"] = stored["views"]
@@ -163,7 +179,7 @@ def plan(
     if not differ:
         missing = tuple(name for name in shapes if name not in stored_features)
         return replace(planned, missing=missing, new=False, fingerprint=united, grows=grows)
-    if settings.overwrite == "never":
+    if overwrite == "never":
         images = all(line.startswith("images") for line in differ)
         remedy = of_other_images(other, manifest, has_all=has_all) if images else REMEDY
         raise StaleStoreError(f"{path} was made from something else: {'; '.join(differ)}. {remedy}")

@@ -64,22 +64,8 @@ class ProbeOptions(Scoring):
         if head == "zero-shot":
             protocol = protocols.find(head)
             self._check_untrained()
-        shots, seeds = self.shots or protocol.shots, self.seeds or protocol.seeds
         outer = self._outer_folds()
-        if outer is not None:
-            if shots != (None,):
-                raise ProbeError(
-                    "--shots draws training images, and --outer trains on all but a fold: leave one"
-                    " of them out"
-                )
-            if self.repeats and not isinstance(outer, int):
-                raise ProbeError(
-                    f"--repeats deals outer folds anew, and each {outer} is a fold of its own: "
-                    "leave --repeats out"
-                )
-            seeds = self.repeats or 1
-        elif self.repeats:
-            raise ProbeError("--repeats deals outer folds anew: give --outer too")
+        shots, seeds = self._draws(protocol, outer)
         by = self.by  # each value that is left out is scored apart
         if self.leave_out and self.leave_out != "subject" and self.leave_out not in by:
             by = (*by, self.leave_out)
@@ -106,6 +92,27 @@ class ProbeOptions(Scoring):
             device=self.device,
             tol=self.tol,
         )
+
+    def _draws(
+        self, protocol: Protocol, outer: int | str | None
+    ) -> tuple[tuple[int | None, ...], int]:
+        """Return the numbers of shots, and of draws of each, or of deals of the outer folds."""
+        shots, seeds = self.shots or protocol.shots, self.seeds or protocol.seeds
+        if outer is None:
+            if self.repeats:
+                raise ProbeError("--repeats deals outer folds anew: give --outer too")
+            return shots, seeds
+        if shots != (None,):
+            raise ProbeError(
+                "--shots draws training images, and --outer trains on all but a fold: leave one"
+                " of them out"
+            )
+        if self.repeats and not isinstance(outer, int):
+            raise ProbeError(
+                f"--repeats deals outer folds anew, and each {outer} is a fold of its own: "
+                "leave --repeats out"
+            )
+        return shots, self.repeats or 1
 
     def _outer_folds(self) -> int | str | None:
         """Return the outer folds asked for: a number, "subject", or another column."""

@@ -80,10 +80,7 @@ def probe_all(
     """
     asked = settings or ProbeOptions()
     resolved = asked.resolve()
-    if (resolved.head == HEAD) != (text is not None):
-        raise ProbeError("prompts (--prompts) and --head zero-shot go together: give both, or none")
-    if columns:
-        covariates.check_settings(resolved)
+    _check(resolved, text, columns)
     found: list[results.Result] = []
     alone: dict[int | None, list[results.Result]] = {}  # of columns, by shots
     with FeatureStore.open(path) as store:
@@ -121,6 +118,14 @@ def probe_all(
                     both = problem.beside(columns, image=True)
                     found += both.run(shots, fit, progress, over=alone[shots])
     return found
+
+
+def _check(settings: ProbeSettings, text: Asked | None, columns: Sequence[str]) -> None:
+    """Raise ProbeError for prompts or columns that don't go with the head."""
+    if (settings.head == HEAD) != (text is not None):
+        raise ProbeError("prompts (--prompts) and --head zero-shot go together: give both, or none")
+    if columns:
+        covariates.check_settings(settings)
 
 
 def _used(manifest: Manifest, settings: ProbeSettings) -> tuple[Manifest, tuple[str, ...]]:
@@ -288,38 +293,11 @@ class _Problem:
             chosen_on=subset.folds.kind,
             settings=settings,
         )
-        uncertain = settings.uncertain if manifest.task == "multilabel" else ""
-        dealt = replace(manifest, split_from=trial.outer) if trial.outer else manifest
-        shown = self._taught(subset)
-        notes = remarks(dealt, shown, predictions, evaluation, settings, uncertain)
         level = settings.conformal
         sets = sets_of(level, held, manifest, predictions, settings) if level else {}
-        shuffled = None
-        if control:
-            answers = self._predictions(trial, control, settings)
-            score = scored([self.metric], answers, settings)[self.metric.name]
-            shuffled = {"kind": settings.control, "C": control[0].C} | score
-        of = data_of(self.store, manifest, settings.uncertain, outer=bool(trial.outer))
-        rows, head_of = self.with_columns, self.text.settings() if self.text else None
-        if head_of is None:
-            head_of = settings.of_head(settings.strengths(data.features, manifest.classes))
-        identity = Identity(
-            **(of if rows is None or rows.image else of | covariates.NO_BACKBONE),
-            scenario=f"frozen-{settings.head}",
-            head=settings.head,
-            feature=self.feature if rows is None or rows.image else covariates.FEATURE,
-            protocol=settings.protocol.name,
-            metric=self.metric.name,
-            scored_by=settings.scored_by,
-            shots=subset.shots,
-            seed=trial.seed,
-            settings=head_of | (rows.settings() if rows else {}),
-        )
         said = to_predictions(predictions, manifest.classes)
-        about = [settings.protocol.note, trial.note, rows.note if rows else ""]
-        own = dict.fromkeys(note for one in selections for note in (one.note,) if note)
         result = results.result_of(
-            identity,
+            self._identity(trial, settings),
             evaluation,
             C=kept.C,
             folds=kept.folds,
@@ -335,8 +313,8 @@ class _Problem:
             converged=all(one.converged for one in selections),
             seconds=round(seconds + time.perf_counter() - started, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=[*own, *filter(None, about), *self.left_out, *notes],
-            control=shuffled,
+            notes=self._notes(trial, selections, predictions, evaluation, settings),
+            control=self._shuffled(trial, control, settings) if control else None,
             gain=covariates.gain(self.metric, said, over, self.out, settings) if over else {},
             audit=self.audit,
             **self.provenance,
@@ -346,6 +324,52 @@ class _Problem:
         kept_about |= {"conformal": {k: sets[k] for k in ("level", "threshold")}} if sets else {}
         save = partial(self._save, kept.head, kept_about) if kept.head else None
         return results.record(self.out, result, said, save)
+
+    def _identity(self, trial: Trial, settings: ProbeSettings) -> Identity:
+        """Return what tells the result from others."""
+        manifest, data = self.manifest, self.data
+        of = data_of(self.store, manifest, settings.uncertain, outer=bool(trial.outer))
+        rows, head_of = self.with_columns, self.text.settings() if self.text else None
+        if head_of is None:
+            head_of = settings.of_head(settings.strengths(data.features, manifest.classes))
+        return Identity(
+            **(of if rows is None or rows.image else of | covariates.NO_BACKBONE),
+            scenario=f"frozen-{settings.head}",
+            head=settings.head,
+            feature=self.feature if rows is None or rows.image else covariates.FEATURE,
+            protocol=settings.protocol.name,
+            metric=self.metric.name,
+            scored_by=settings.scored_by,
+            shots=trial.training_sets[0].shots,
+            seed=trial.seed,
+            settings=head_of | (rows.settings() if rows else {}),
+        )
+
+    def _notes(
+        self,
+        trial: Trial,
+        selections: list[Selection],
+        predictions: LabelledPredictions,
+        evaluation: results.Evaluation,
+        settings: ProbeSettings,
+    ) -> list[str]:
+        """Return what a reader of the number must know."""
+        manifest, rows = self.manifest, self.with_columns
+        uncertain = settings.uncertain if manifest.task == "multilabel" else ""
+        dealt = replace(manifest, split_from=trial.outer) if trial.outer else manifest
+        shown = self._taught(trial.training_sets[0])
+        notes = remarks(dealt, shown, predictions, evaluation, settings, uncertain)
+        own = dict.fromkeys(one.note for one in selections)
+        about = [*own, settings.protocol.note, trial.note, rows.note if rows else ""]
+        return [*filter(None, about), *self.left_out, *notes]
+
+    def _shuffled(
+        self, trial: Trial, control: list[Selection], settings: ProbeSettings
+    ) -> dict[str, Any]:
+        """Return the score of heads that were fitted to shuffled labels."""
+        answers = self._predictions(trial, control, settings)
+        score = scored([self.metric], answers, settings)[self.metric.name]
+        return {"kind": settings.control, "C": control[0].C} | score
 
     def _predictions(
         self,

@@ -14,6 +14,7 @@ from features.parsing import parse_window
 
 if TYPE_CHECKING:
     from features.audit import Audit
+    from features.presence import Presence
     from probe.confounders import Confounder
 
 
@@ -111,9 +112,18 @@ def audit(
                 progress=lambda done, of: show(done, of, ""),
             )
         report = run(manifest, hashes=hashes, pixel_hashes=pixels, bad=bad)
+    say(report, files, found if predict else None, json_=json_)
+    if report.leaks:
+        click.get_current_context().exit(1)
+
+
+def say(
+    report: Audit, files: Presence | None, found: list[Confounder] | None, *, json_: bool
+) -> None:
+    """Print what was found, of columns too where they were asked for."""
     if json_:
         document = report.to_json() | ({"files": files.to_json()} if files else {})
-        if predict:
+        if found is not None:
             document["confounders"] = [
                 asdict(one) | {"flagged": one.flagged, "line": one.line()} for one in found
             ]
@@ -122,9 +132,7 @@ def audit(
         if files:
             echo(f"{report.dataset}: {files.line()}")
         show_audit(report)
-        show_confounders(found)
-    if report.leaks:
-        click.get_current_context().exit(1)
+        show_confounders(found or [])
 
 
 def confounding(
