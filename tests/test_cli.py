@@ -323,7 +323,7 @@ def test_control_characters_in_names_reach_no_terminal(tmp_path):
 def test_options_that_do_nothing_or_can_t_be_followed_are_refused_before_any_fit(
     tmp_path, monkeypatch
 ):
-    from probe import sweep
+    from probe.problem import Problem
 
     y = np.arange(80) % 2
     subject = np.array([f"p{i // 4}" for i in range(80)])  # of both classes each
@@ -331,7 +331,7 @@ def test_options_that_do_nothing_or_can_t_be_followed_are_refused_before_any_fit
         y, subject=subject, split=np.where(np.arange(80) // 4 % 4, "train", "test")
     )
     store = str(make_store(tmp_path / "b.h5", rng.standard_normal((80, 4)), manifest))
-    monkeypatch.setattr(sweep._Problem, "choose", lambda *_, **__: pytest.fail("heads were fitted"))
+    monkeypatch.setattr(Problem, "choose", lambda *_, **__: pytest.fail("heads were fitted"))
     for words, said in (
         (["--by", "nosuch"], "has no column 'nosuch'"),
         (["--aggregate", "max"], "have different classes"),
