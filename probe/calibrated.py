@@ -25,6 +25,7 @@ from probe.score.ranking import totals
 from probe.score.recalibration import Recalibration, fit
 from probe.trials import Trial
 
+MOST = 1e6  # of a slope or an intercept that is said
 SHARE = Metric("coverage", "coverage", lambda y, p: _share(y, p), "sets")
 
 
@@ -66,7 +67,16 @@ def _scores(predictions: LabelledPredictions, settings: Scoring) -> dict[str, di
     for metric in chosen:
         p = predictions.z if metric.name.startswith("calibration") else predictions.p
         found |= _interval(metric, predictions.y, p, predictions, settings)
-    return found
+    return {name: _said(score) for name, score in found.items()}
+
+
+def _said(score: dict[str, Any]) -> dict[str, Any]:
+    """Return a score without ends beyond MOST, and without all where its value is.
+
+    Log-odds that hardly differ, of a head that is penalised much, have a slope of millions.
+    """
+    kept = {k: v if v is not None and abs(v) <= MOST else None for k, v in score.items()}
+    return kept if kept["value"] is not None else dict.fromkeys(kept)
 
 
 def _of_outputs(

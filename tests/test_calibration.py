@@ -207,6 +207,18 @@ def test_recalibrated_heads_say_what_they_mean_and_predict_says_the_same(tmp_pat
         np.testing.assert_allclose(again, said.probabilities[:, 1], rtol=1e-9)
 
 
+def test_a_head_that_is_penalised_away_has_a_result_that_can_be_read(tmp_path):
+    """Its log-odds hardly differ: a slope of a thousand millions is none."""
+    own = np.random.default_rng(3)
+    y = own.integers(0, 2, 60)
+    X = (1e-3 * (own.normal(size=(60, 4)) + y[:, None])).astype(np.float32)
+    store = make_store(tmp_path / "made" / "b.h5", X, make_manifest(y))
+    probe(store, out=tmp_path / "out", settings=ProbeOptions(C=(1e-6,), bootstrap=200))
+    [result] = load(tmp_path / "out")
+    slope = result.calibration["scores"]["calibration_slope"]
+    assert slope == {"value": None, "ci_low": None, "ci_high": None}
+
+
 def test_the_command_says_it_and_refuses_what_it_can_t(tmp_path):
     store, _, _ = overconfident(tmp_path)
     words = ["probe", str(store), "-o", str(tmp_path / "cli"), "--C", "1e4", "--bootstrap", "200"]
