@@ -18,7 +18,7 @@ from features.manifest import Manifest
 from probe.choose import Selection
 from probe.score import conformal, metrics
 from probe.score.calibration import intercept_of, slope_of
-from probe.score.intervals import OF_FOLDS, intervals
+from probe.score.intervals import intervals, length_factor
 from probe.score.metrics import METRICS, Metric
 from probe.score.predictions import LabelledPredictions, Scoring, labelled_predictions
 from probe.score.ranking import totals
@@ -29,13 +29,34 @@ MOST = 1e6  # of a slope or an intercept that is said
 SHARE = Metric("coverage", "coverage", lambda y, p: _share(y, p), "sets")
 
 
-def recalibrations(
-    method: str | None, selections: Sequence[Selection]
-) -> list[Recalibration | None]:
-    """Return each training set's map, fitted to what its folds held out; None without a method."""
-    if method is None:
-        return [None] * len(selections)
-    return [fit(method, *selection.held_out()) for selection in selections]
+@dataclass(frozen=True)
+class Held:
+    """What a training set's folds held out: labels (n,), log-odds (n, K), and which rows (n,)."""
+
+    y: NDArray[Any]
+    z: NDArray[np.float64]
+    rows: NDArray[np.int64]
+
+    def by(self, recalibrate: Recalibration | None) -> Held:
+        """Return it with recalibrated log-odds."""
+        if recalibrate is None:
+            return self
+        return replace(self, z=recalibrate(self.z, classes=self.y.ndim == 1))
+
+
+def held_by(trial: Trial, selections: Sequence[Selection], rows: NDArray[np.int64]) -> list[Held]:
+    """Return what each training set held out; rows (n,) are those of the training images."""
+    held = []
+    for subset, selection in zip(trial.training_sets, selections, strict=True):
+        y, z = selection.held_out()
+        parts = [subset.rows[mask] for mask in subset.folds.held_out]
+        held.append(Held(y, z, rows[np.concatenate(parts)] if parts else rows[: len(y)]))
+    return held
+
+
+def recalibrations(method: str | None, held: Sequence[Held]) -> list[Recalibration | None]:
+    """Return each training set's map, fitted to what it held out; None without a method."""
+    return [None if method is None else fit(method, one.y, one.z) for one in held]
 
 
 def calibration_of(
@@ -108,31 +129,8 @@ def _interval(
         n=settings.bootstrap,
         rng=np.random.default_rng(settings.seed),
         method=settings.interval,
-        longer=OF_FOLDS if predictions.fold is not None else 1.0,
+        longer=length_factor(predictions.fold),
     )
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a training set's folds held out: labels (n,), log-odds (n, K), and which rows (n,)."""
-
-    y: NDArray[Any]
-    z: NDArray[np.float64]
-    rows: NDArray[np.int64]
-
-
-def held_by(
-    trial: Trial, selections: Sequence[Selection], maps: Sequence[Recalibration | None],
-    rows: NDArray[np.int64],
-) -> list[Held]:  # fmt: skip
-    """Return what each training set held out, recalibrated; rows (n,) of the training images."""
-    held = []
-    for subset, selection, recalibrate in zip(trial.training_sets, selections, maps, strict=True):
-        y, z = selection.held_out()
-        parts = [subset.rows[mask] for mask in subset.folds.held_out]
-        own = rows[np.concatenate(parts)] if parts else rows[: len(y)]
-        held.append(Held(y, recalibrate(z, classes=y.ndim == 1) if recalibrate else z, own))
-    return held
 
 
 def sets_of(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from features.errors import ContradictedError
 from probe.results import Predictions, Result, read_predictions
 from probe.score import metrics
-from probe.score.intervals import OF_FOLDS, interval_of_mean
+from probe.score.intervals import interval_of_mean, length_factor
 from probe.score.paired import Difference, compare, delong_test
 from probe.score.ranks import holm
 from probe.score.winner import Winner, choose
@@ -157,5 +157,5 @@ def interval_of_seeds(
         return None
     y, subjects = np.asarray(seeds[0].labels), np.asarray(seeds[0].subjects)
     scores, rng = [p.scores(metric) for p in seeds], np.random.default_rng(seed)
-    longer = 1.0 if seeds[0].fold is None else OF_FOLDS
+    longer = length_factor(seeds[0].fold)
     return interval_of_mean(metric, y, scores, subjects, n=n, rng=rng, longer=longer)

@@ -99,7 +99,8 @@ class Problem:
         if self.text:
             tested_by = np.where(data.train, UNTESTED, 0)
             return [Trial((self.text.training_set(settings.seed),), tested_by)]
-        return trials_of(self.manifest, data, settings, shots, self.store.hashes())
+        hashes = None if settings.outer is None else self.store.hashes()
+        return trials_of(self.manifest, data, settings, shots, hashes)
 
     def choose(
         self,
@@ -177,10 +178,12 @@ class Problem:
         started = time.perf_counter()
         manifest, data, kept = self.manifest, self.data, selections[0]
         settings = replace(self.settings, seed=trial.seed)
-        maps = recalibrations(settings.calibrate, selections)
-        before = self._predictions(trial, selections, settings)
-        predictions = self._predictions(trial, selections, settings, maps)
-        held = held_by(trial, selections, maps, data.rows[data.train])
+        held = held_by(trial, selections, data.rows[data.train])
+        maps = recalibrations(settings.calibrate, held)
+        held = [one.by(recalibrate) for one, recalibrate in zip(held, maps, strict=True)]
+        before = predictions = self._predictions(trial, selections, settings)
+        if settings.calibrate:
+            predictions = self._predictions(trial, selections, settings, maps)
         subset = trial.training_sets[0]
         evaluation = evaluate(
             manifest,

@@ -17,7 +17,7 @@ from features.store import DONE, FeatureStore
 from probe.results import Evaluation, Predictions
 from probe.score import evaluation, metrics
 from probe.score.caveats import caveat
-from probe.score.intervals import OF_FOLDS, intervals
+from probe.score.intervals import intervals, length_factor
 from probe.score.metrics import Metric
 from probe.score.predictions import LabelledPredictions, Scoring
 from probe.score.thresholds import Frozen, HeldOut
@@ -213,7 +213,7 @@ def scored(
             n=settings.bootstrap,
             rng=np.random.default_rng(settings.seed),
             method=settings.interval,
-            longer=OF_FOLDS if predictions.fold is not None else 1.0,
+            longer=length_factor(predictions.fold),
         )
     return {metric.name: found[metric.name] for metric in wanted}
 

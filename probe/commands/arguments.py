@@ -18,19 +18,7 @@ if TYPE_CHECKING:
 POSITIVE = click.IntRange(min=1)
 SHARE = click.FloatRange(0, 1, min_open=True)
 
-scoring_options = together(  # what is scored, and how; of any head
-    click.option(
-        "--metric",
-        help="The metric that chooses C and heads the report (docs/metrics.md). The default "
-        "is the data set's own.",
-    ),
-    click.option(
-        "--uncertain",
-        type=click.Choice(["zeros", "ones", "ignore"]),
-        default="zeros",
-        show_default=True,
-        help="What -1 counts as. With ignore, empty cells are left out too.",
-    ),
+resampling_options = together(  # how intervals are made
     click.option(
         "--bootstrap",
         type=click.IntRange(min=100),
@@ -46,6 +34,9 @@ scoring_options = together(  # what is scored, and how; of any head
         help="The kind of bootstrap interval, of 95 %. The last two are too short where "
         "subjects are few.",
     ),
+)
+
+grouping_options = together(  # what one score is of
     click.option(
         "--by",
         multiple=True,
@@ -64,6 +55,23 @@ scoring_options = together(  # what is scored, and how; of any head
         show_default=True,
         help="The column whose images --aggregate joins. Images without a value are scored alone.",
     ),
+)
+
+scoring_options = together(  # what is scored, and how; of any head
+    click.option(
+        "--metric",
+        help="The metric that chooses C and heads the report (docs/metrics.md). The default "
+        "is the data set's own.",
+    ),
+    click.option(
+        "--uncertain",
+        type=click.Choice(["zeros", "ones", "ignore"]),
+        default="zeros",
+        show_default=True,
+        help="What -1 counts as. With ignore, empty cells are left out too.",
+    ),
+    resampling_options,
+    grouping_options,
     click.option(
         "--threshold",
         type=click.Choice(["youden", "f1"]),
@@ -84,6 +92,34 @@ scoring_options = together(  # what is scored, and how; of any head
         help="The first seed: of folds, draws and training.",
     ),
     click.option("--strict-splits", is_flag=True, help="Refuse splits that leak."),
+)
+
+applying_options = together(  # of a saved head, to a store or to images
+    click.option(
+        "--weights",
+        metavar="FILE",
+        help="The backbone's weights, where the head was fitted on weights of a file.",
+    ),
+    click.option(
+        "--features",
+        "stores",
+        type=FILE,
+        default="features",
+        show_default=True,
+        help="The folder in which the store of a DATASET's features is made or completed.",
+    ),
+    click.option(
+        "--name",
+        "dataset_name",
+        metavar="NAME",
+        help="The name of a DATASET, which its store is called by.",
+    ),
+    click.option(
+        "--path-col",
+        default="path",
+        show_default=True,
+        help="The column of a table (csv:FILE) that holds the images' paths.",
+    ),
 )
 
 results_option = click.option(

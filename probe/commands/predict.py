@@ -9,6 +9,7 @@ import click
 
 from features.console import FILE, FaultFound, bar, device_option, echo, images_per_second
 from features.files import write_whole
+from probe.commands.arguments import applying_options
 
 if TYPE_CHECKING:
     from features.extract import ExtractionReport
@@ -22,31 +23,7 @@ HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
 @click.argument("head", metavar="HEAD|RESULTS", type=FILE)
 @click.argument("source", metavar="STORE|DATASET|IMAGE")
 @click.option("-o", "out", type=FILE, help="The CSV file to write; default standard output.")
-@click.option(
-    "--weights",
-    metavar="FILE",
-    help="The backbone's weights, where the head was fitted on weights of a file.",
-)
-@click.option(
-    "--features",
-    "stores",
-    type=FILE,
-    default="features",
-    show_default=True,
-    help="The folder in which the store of a DATASET's features is made or completed.",
-)
-@click.option(
-    "--name",
-    "dataset_name",
-    metavar="NAME",
-    help="The name of a DATASET, which its store is called by.",
-)
-@click.option(
-    "--path-col",
-    default="path",
-    show_default=True,
-    help="The column of a table (csv:FILE) that holds the images' paths.",
-)
+@applying_options
 @click.option(
     "--threshold",
     "at_threshold",

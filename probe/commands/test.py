@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from features.console import FILE, as_json, device_option, json_option, provenance
-from probe.commands.arguments import external_options, results_option, say_added
+from probe.commands.arguments import (
+    applying_options,
+    external_options,
+    grouping_options,
+    resampling_options,
+    results_option,
+    say_added,
+)
 from probe.commands.predict import extracting, is_store
 from probe.commands.said import say_external
 from probe.commands.settings import external_of
@@ -42,65 +49,12 @@ from probe.commands.settings import external_of
     help="What -1 counts as. With ignore, empty cells are left out too. The default is what it"
     " counted as where the head was trained.",
 )
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=100),
-    default=1000,
-    show_default=True,
-    help="The number of resamples of the subjects.",
-)
-@click.option(
-    "--interval",
-    type=click.Choice(["bayesian", "percentile", "bca"]),
-    default="bayesian",
-    show_default=True,
-    help="The kind of bootstrap interval, of 95 %.",
-)
-@click.option(
-    "--by",
-    multiple=True,
-    metavar="COLUMN",
-    help="Score each group of a column too, such as sex; may be repeated.",
-)
-@click.option(
-    "--aggregate",
-    type=click.Choice(["mean", "max"]),
-    help="Score the images of a unit together, by the mean or the largest of their probabilities.",
-)
-@click.option(
-    "--unit",
-    default="subject",
-    show_default=True,
-    help="The column whose images --aggregate joins.",
-)
+@resampling_options
+@grouping_options
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The bootstrap's seed."
 )
-@click.option(
-    "--weights",
-    metavar="FILE",
-    help="The backbone's weights, where the head was fitted on weights of a file.",
-)
-@click.option(
-    "--features",
-    "stores",
-    type=FILE,
-    default="features",
-    show_default=True,
-    help="The folder in which the store of a DATASET's features is made or completed.",
-)
-@click.option(
-    "--name",
-    "dataset_name",
-    metavar="NAME",
-    help="The name of a DATASET, which its store is called by.",
-)
-@click.option(
-    "--path-col",
-    default="path",
-    show_default=True,
-    help="The column of a table (csv:FILE) with the images' paths.",
-)
+@applying_options
 @click.option(
     "--label-col",
     default="label",

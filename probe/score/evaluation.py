@@ -10,7 +10,7 @@ import numpy as np
 from probe.score.calibration import reliability
 from probe.score.caveats import few
 from probe.score.groups import subgroups
-from probe.score.intervals import OF_FOLDS, SAID, intervals
+from probe.score.intervals import OF_FOLDS, SAID, intervals, length_factor
 from probe.score.metrics import METRICS, Metric, per_output, scores_for
 from probe.score.predictions import LabelledPredictions, Scoring
 from probe.score.thresholds import Frozen, HeldOut, at_thresholds
@@ -33,7 +33,7 @@ def extras(
         "n": settings.bootstrap,
         "seed": settings.seed,
         "method": settings.interval,
-        "longer": OF_FOLDS if predictions.fold is not None else 1.0,
+        "longer": length_factor(predictions.fold),
     }
     rule = settings.threshold
     return {

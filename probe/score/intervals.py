@@ -57,6 +57,11 @@ BOUNDS = dict.fromkeys(("kappa", "quadratic_kappa", "mcc"), (-1.0, 1.0)) | {
 }
 
 
+def length_factor(fold: NDArray[Any] | None) -> float:
+    """Return by which intervals are lengthened, of predictions whose rows are of outer folds."""
+    return 1.0 if fold is None else OF_FOLDS
+
+
 def intervals(
     metrics: Sequence[Metric],
     y: NDArray[Any],
